@@ -1,0 +1,88 @@
+"""What every Llama has: its configuration, its initialisation, and how its checkpoints are read."""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from config import LlamaConfig
+from utils import InputError
+
+__all__ = ["LlamaConfig", "LlamaPreTrainedModel", "canonical_state_dict", "read_checkpoint"]
+
+
+class LlamaPreTrainedModel(nn.Module):
+    """Base class that holds the configuration and draws the initial weights."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw a Linear's or Embedding's weight from N(0, 0.02); for `self.apply`."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Load a file that `torch.save` wrote, without ever running code that it holds.
+
+    Returns:
+        the saved dict, its tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file is not a dict of tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `bash setup.sh` fetches stories42M.pt")
+    with path.open("rb") as file:
+        start = file.read(512).lstrip()
+    again = "delete it and run `bash setup.sh` to fetch it again"
+    if not start:
+        raise InputError(f"{path}: an empty file, not a checkpoint; {again}")
+    if start.startswith(b"<"):
+        raise InputError(f"{path}: a web page, not a checkpoint; {again}")
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        size = path.stat().st_size
+        raise InputError(f"{path}: incomplete, only its first {size:,} bytes are here; {again}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: refused, it is not a checkpoint of tensors and plain values, "
+            "and loading anything else could run code"
+        ) from error
+    except Exception as error:  # whatever a reader trips over in a damaged file
+        raise InputError(f"{path}: a damaged checkpoint; {again}") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path}: a {type(checkpoint).__name__}, expected a checkpoint's dict")
+    return checkpoint
+
+
+_OTHER_NAMES = {
+    "attention.wq.": "attention.compute_query.",
+    "attention.wk.": "attention.compute_key.",
+    "attention.wv.": "attention.compute_value.",
+    "attention.wo.": "attention.compute_output.",
+}
+
+
+def canonical_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the tensors this repository's names.
+
+    Takes off the prefix `_orig_mod.` that `torch.compile` leaves, and translates llama2.c's
+    `wq, wk, wv, wo`.
+    """
+
+    def canonical(name: str) -> str:
+        name = name.removeprefix("_orig_mod.")
+        return re.sub(r"attention\.w[qkvo]\.", lambda match: _OTHER_NAMES[match[0]], name)
+
+    return {canonical(name): tensor for name, tensor in state_dict.items()}

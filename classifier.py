@@ -1,0 +1,115 @@
+"""Two sentence classifiers over a Llama: by prompting, and with a trained head."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llama import load_pretrained
+from tokenizer import Tokenizer
+from utils import InputError
+
+
+class LlamaZeroShotClassifier(nn.Module):
+    """Asks which label's name continues a prompt best. Nothing is trained.
+
+    Args:
+        config: any object with `pretrained_model_path` and `num_labels`, and optionally `causal`
+            to override the checkpoint's.
+        tokenizer: turns the label names into ids.
+        label_names: one name per label.
+    """
+
+    def __init__(self, config: Any, tokenizer: Tokenizer, label_names: Sequence[str]):
+        super().__init__()
+        if len(label_names) != config.num_labels:
+            raise InputError(f"{len(label_names)} label names for {config.num_labels} labels")
+        self.num_labels = config.num_labels
+        self.llama = load_pretrained(
+            config.pretrained_model_path, causal=getattr(config, "causal", None)
+        )
+        self.llama.requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.label_name_ids = [tokenizer.encode(name, bos=False, eos=False) for name in label_names]
+
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Score every label.
+
+        Args:
+            input_ids: right-padded prompts `(batch, seqlen)`.
+            lengths: the prompts' lengths `(batch,)`, or None.
+
+        Returns:
+            `(batch, num_labels)`. With lengths, log p(label | prompt) over all of a label's tokens,
+            which needs causal attention. Without, the assignment's score: the sum of the
+            log-probabilities that the last column gives each of the label's tokens.
+        """
+        if lengths is None:
+            logits, _ = self.llama(input_ids)
+            log_probs = F.log_softmax(logits[:, -1, :], dim=-1)
+            scores = [log_probs[:, ids].sum(dim=-1) for ids in self.label_name_ids]
+        else:
+            scores = self._log_likelihoods(input_ids, lengths)
+        return torch.stack(scores, dim=-1)
+
+    def _log_likelihoods(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> list:
+        """For each label Σ_j log p(label_j | prompt, label_<j), `(batch,)`.
+
+        Labels that differ only in their last token are scored by one pass.
+        """
+        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
+        passes: dict[tuple[int, ...], torch.Tensor] = {}
+        scores = []
+        for ids in self.label_name_ids:
+            *beginning, _ = ids
+            # Positions whose next token belongs to the label: the prompt's last and what follows.
+            positions = lengths[:, None] - 1 + torch.arange(len(ids), device=input_ids.device)
+            if tuple(beginning) not in passes:
+                extended = F.pad(input_ids, (0, len(beginning)))
+                extended[rows, positions[:, 1:]] = input_ids.new_tensor(beginning)
+                hidden = self.llama.hidden_states(extended)[rows, positions]
+                passes[tuple(beginning)] = F.log_softmax(self.llama.output(hidden), dim=-1)
+            log_probs = passes[tuple(beginning)]
+            steps = torch.arange(len(ids), device=input_ids.device)
+            scores.append(log_probs[:, steps, input_ids.new_tensor(ids)].sum(dim=-1))
+        return scores
+
+
+class LlamaEmbeddingClassifier(nn.Module):
+    """A linear head on a sentence's last hidden state.
+
+    Args:
+        config: any object with `pretrained_model_path`, `num_labels`, `hidden_dropout_prob`, and
+            `option`: "finetune" trains Llama and head, "pretrain" (the assignment's old word)
+            freezes Llama and trains the head. Optionally `causal` overrides the checkpoint's.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.num_labels = config.num_labels
+        self.llama = load_pretrained(
+            config.pretrained_model_path, causal=getattr(config, "causal", None)
+        )
+        self.llama.requires_grad_(config.option != "pretrain")
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier_head = nn.Linear(self.llama.config.dim, self.num_labels)
+
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Classify each row by the hidden state of its last token.
+
+        Args:
+            input_ids: right-padded sentences `(batch, seqlen)`.
+            lengths: the sentences' lengths `(batch,)`; None reads the last column, as the
+                assignment does, padding or not.
+
+        Returns:
+            log-probabilities `(batch, num_labels)`.
+        """
+        hidden_states = self.llama.hidden_states(input_ids)
+        if lengths is None:
+            last = hidden_states[:, -1, :]
+        else:
+            last = hidden_states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        return F.log_softmax(self.classifier_head(self.dropout(last)), dim=-1)

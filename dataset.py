@@ -1,0 +1,217 @@
+"""Labelled sentences: files of `label ||| sentence` lines, read, tokenized and batched."""
+
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from tokenizer import Tokenizer
+from utils import InputError
+
+SEPARATOR = " ||| "
+
+Example = tuple[str, int, list[int]]  # sentence, label, token ids
+
+
+def read_labelled(filename: str | Path) -> list[tuple[int, str]]:
+    """Read a file of `label ||| sentence` lines, one `(label, sentence)` for each.
+
+    UTF-8, with or without a byte order mark; lines may end as on Unix or on Windows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: a line is not as it should be, or there is none; the message has its number.
+    """
+    if not Path(filename).is_file():
+        raise FileNotFoundError(
+            f"{filename}: no such file; `bash setup.sh` fetches the data into data/"
+        )
+    content = Path(filename).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{filename}, line {number}: not UTF-8 text; save it as UTF-8") from error
+    examples = []
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        label, separator, sentence = line.partition(SEPARATOR)
+        if not separator:
+            raise InputError(
+                f"{filename}, line {number}: expected 'label ||| sentence', found {line[:40]!r}"
+            )
+        try:
+            examples.append((int(label), sentence.strip()))
+        except ValueError:
+            raise InputError(
+                f"{filename}, line {number}: expected an integer label before '|||', "
+                f"found {label[:40]!r}"
+            ) from None
+    if not examples:
+        raise InputError(f"{filename}, line 1: expected 'label ||| sentence', found an empty file")
+    return examples
+
+
+def check_labels(filename: str | Path, num_labels: int) -> None:
+    """Read a file only to see that every label is one of 0, …, `num_labels` - 1.
+
+    Raises:
+        InputError: one is not, or `read_labelled` cannot read the file.
+    """
+    for number, (label, _) in enumerate(read_labelled(filename), start=1):
+        if not 0 <= label < num_labels:
+            raise InputError(
+                f"{filename}, line {number}: expected a label from 0 to {num_labels - 1} "
+                f"(there are {num_labels} label names), found {label}"
+            )
+
+
+def load_label_names(filename: str | Path) -> list[str]:
+    """Read a JSON list of label names; a name's place in it is its label.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no list of two or more different names.
+    """
+    if not Path(filename).is_file():
+        raise FileNotFoundError(
+            f"{filename}: no such file; `bash setup.sh` fetches the data into data/"
+        )
+    try:
+        names = json.loads(Path(filename).read_bytes())
+    except ValueError as error:
+        raise InputError(f"{filename}: not JSON: {error}") from error
+    if (
+        not isinstance(names, list)
+        or len(names) < 2
+        or not all(isinstance(name, str) and name.strip() for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise InputError(
+            f'{filename}: expected a JSON list of two or more names, all different: ["bad", "good"]'
+        )
+    return names
+
+
+def create_data(
+    filename: str | Path,
+    tokenizer: Tokenizer,
+    flag: str = "train",
+    lower: bool = False,
+    eos: bool = True,
+    prompt_suffix: str | None = None,
+) -> list[Example] | tuple[list[Example], int]:
+    """Read and tokenize a file of labelled sentences.
+
+    Args:
+        flag: "train" returns the number of different labels too.
+        lower: turn the sentences into lower case.
+        eos: end each row of ids with EOS. All begin with BOS.
+        prompt_suffix: text that follows each sentence after a space.
+
+    Returns:
+        `[(sentence, label, ids)]`, in the file's order.
+    """
+    data = []
+    labels = set()
+    for label, sentence in read_labelled(filename):
+        if lower:
+            sentence = sentence.lower()
+        if prompt_suffix is not None:
+            sentence = f"{sentence} {prompt_suffix}"
+        data.append((sentence, label, tokenizer.encode(sentence, bos=True, eos=eos)))
+        labels.add(label)
+    print(f"load {len(data)} data from {filename}")
+    return (data, len(labels)) if flag == "train" else data
+
+
+def append_text(data: Sequence[Example], text: str, tokenizer: Tokenizer) -> list[Example]:
+    """Let a text follow each sentence after a space, however short the sentence was cut."""
+    ids = tokenizer.encode(text, bos=False, eos=False)
+    return [(f"{sentence} {text}", label, tokens + ids) for sentence, label, tokens in data]
+
+
+def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[list[Example]]:
+    """Cut rows of more than `max_len` ids to BOS and their first or last tokens.
+
+    One warning counts the rows that were cut.
+
+    Args:
+        keep: "first" or "last".
+    """
+    window = slice(1, max_len) if keep == "first" else slice(1 - max_len, None)
+    n_cut = sum(len(tokens) > max_len for data in splits for _, _, tokens in data)
+    if n_cut:
+        total = sum(len(data) for data in splits)
+        warnings.warn(
+            f"{n_cut} of {total} rows are longer than the context of {max_len} tokens "
+            f"and were cut to their {keep} tokens",
+            stacklevel=2,
+        )
+
+    def fit(tokens: list[int]) -> list[int]:
+        return tokens if len(tokens) <= max_len else [tokens[0], *tokens[window]]
+
+    return [[(sentence, label, fit(tokens)) for sentence, label, tokens in d] for d in splits]
+
+
+class LlamaDataset(Dataset):
+    """Rows of `create_data`, with the collate function that pads them into batches.
+
+    A row keeps the ids that it was created with; sentences are not tokenized again.
+
+    Args:
+        dataset: `[(sentence, label, ids)]`.
+        args: any object with `max_sentence_len`, and optionally `tokenizer_path`.
+        eos: whether rows end with EOS.
+        with_lengths: whether batches carry the rows' lengths, for causal models.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Example],
+        args: Any,
+        eos: bool = False,
+        *,
+        with_lengths: bool = False,
+    ):
+        self.dataset = dataset
+        self.p = args
+        self.tokenizer = Tokenizer(args.max_sentence_len, getattr(args, "tokenizer_path", None))
+        self.eos = eos
+        self.with_lengths = with_lengths
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, idx: int) -> Example:
+        return self.dataset[idx]
+
+    def collate_fn(self, all_data: Sequence[Example]) -> dict[str, Any]:
+        """Pad rows on the right to the longest.
+
+        Returns:
+            `token_ids` `(batch, seqlen)`, `labels` `(batch,)`, the list `sents`, and where asked
+            for `lengths` `(batch,)`.
+        """
+        rows = [torch.tensor(self._with_eos(tokens)) for _, _, tokens in all_data]
+        batch = {
+            "token_ids": pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_id),
+            "labels": torch.tensor([label for _, label, _ in all_data]),
+            "sents": [sentence for sentence, _, _ in all_data],
+        }
+        if self.with_lengths:
+            batch["lengths"] = torch.tensor([len(row) for row in rows])
+        return batch
+
+    def _with_eos(self, tokens: list[int]) -> list[int]:
+        """End a row with EOS if `self.eos` says so, and without it otherwise."""
+        has_eos = tokens[-1] == self.tokenizer.eos_id
+        if self.eos and not has_eos:
+            return [*tokens, self.tokenizer.eos_id]
+        return tokens[:-1] if has_eos and not self.eos else tokens

@@ -1,0 +1,311 @@
+"""Llama 2 (arXiv 2307.09288), top down: the model, a layer, its two sub-layers, the norm."""
+
+import math
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from base_llama import LlamaPreTrainedModel, canonical_state_dict, read_checkpoint
+from config import LlamaConfig
+from rope import apply_rotary_emb
+from utils import InputError
+
+STOP_IDS = (1, 2)  # BOS and EOS of every Llama 2 tokenizer
+
+
+class Llama(LlamaPreTrainedModel):
+    """A decoder-only transformer whose input embedding and output head share one matrix.
+
+    `config.causal` says whether a position attends to those after it. The assignment attends
+    without a mask; language models, these checkpoints among them, are trained with one.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config)
+        self.params = config
+        self.vocab_size = config.vocab_size
+        self.n_layers = config.n_layers
+
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            LlamaLayer(layer_id, config) for layer_id in range(config.n_layers)
+        )
+        self.norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.tok_embeddings.weight = self.output.weight
+
+        self.apply(self._init_weights)
+        # The assignment's choice of matrices; GPT-2 scales those that write to the residual stream.
+        for name, parameter in self.named_parameters():
+            if name.endswith(("w3.weight", "compute_output.weight")):
+                nn.init.normal_(parameter, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layers))
+
+    def forward(
+        self, tokens: torch.Tensor, targets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            tokens: ids `(batch, seqlen)`.
+            targets: anything but None asks for the logits of all positions.
+
+        Returns:
+            logits `(batch, 1, vocab_size)` of the last position, or `(batch, seqlen, vocab_size)`;
+            hidden states after the final norm, `(batch, seqlen, dim)`.
+        """
+        h = self.hidden_states(tokens)
+        logits = self.output(h if targets is not None else h[:, [-1], :])
+        return logits, h
+
+    def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            tokens: ids `(batch, seqlen)`.
+
+        Returns:
+            the states after the final norm, `(batch, seqlen, dim)`.
+        """
+        h = self.dropout(self.tok_embeddings(tokens))
+        for layer in self.layers:
+            h = layer(h)
+        return self.norm(h)
+
+    @torch.inference_mode()
+    def generate(
+        self, idx: torch.Tensor, max_new_tokens: int, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """Continue each row, one token at a time.
+
+        A context longer than `max_seq_len` is cropped to its last tokens. With causal attention a
+        row ends at BOS or EOS: it is filled up with EOS while others go on, and generation stops
+        when all have ended. Without a mask it never stops early.
+
+        Args:
+            idx: ids `(batch, seqlen)`.
+            max_new_tokens: number of tokens to add.
+            temperature: 0 takes the likeliest token; otherwise tokens are drawn from
+                softmax(logits / temperature) with the global generator.
+
+        Returns:
+            prompt and continuation, ids `(batch, seqlen + new)`.
+        """
+        stop_ids = torch.tensor(STOP_IDS, device=idx.device)
+        ended = torch.zeros(idx.shape[0], dtype=torch.bool, device=idx.device)
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx[:, -self.config.max_seq_len :])
+            next_ids = sample(logits[:, -1, :], temperature)
+            if self.config.causal:
+                ended |= torch.isin(next_ids[:, 0], stop_ids)
+                if ended.all():
+                    break
+                next_ids[ended] = STOP_IDS[1]
+            idx = torch.cat((idx, next_ids), dim=1)
+        return idx
+
+
+def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Choose one token per row: `(batch, vocab_size)` to ids `(batch, 1)`."""
+    if temperature == 0.0:
+        return logits.argmax(dim=-1, keepdim=True)
+    probabilities = F.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(probabilities, num_samples=1)
+
+
+class LlamaLayer(nn.Module):
+    """One pre-norm transformer layer; each sub-layer adds to the residual stream."""
+
+    def __init__(self, layer_id: int, config: LlamaConfig):
+        super().__init__()
+        self.layer_id = layer_id
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(
+            dim=config.dim,
+            hidden_dim=config.hidden_dim,
+            multiple_of=config.multiple_of,
+            dropout=config.dropout,
+        )
+        self.attention_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, seqlen, dim)` to the same shape."""
+        h = x + self.attention(self.attention_norm(x))
+        return h + self.feed_forward(self.ffn_norm(h))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (arXiv 2305.13245) with rotary position embedding.
+
+    Raises:
+        ValueError: `dim` does not split among the heads, or the heads among the groups.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.n_local_heads = config.n_heads
+        self.n_local_kv_heads = config.n_kv_heads or config.n_heads
+        if config.dim % self.n_local_heads:
+            raise ValueError(f"dim {config.dim} is no multiple of n_heads {self.n_local_heads}")
+        if self.n_local_heads % self.n_local_kv_heads:
+            raise ValueError(
+                f"n_heads {self.n_local_heads} is no multiple of n_kv_heads {self.n_local_kv_heads}"
+            )
+        self.n_rep = self.n_local_heads // self.n_local_kv_heads
+        self.head_dim = config.dim // self.n_local_heads
+        kv_dim = self.n_local_kv_heads * self.head_dim
+        self.compute_query = nn.Linear(config.dim, config.dim, bias=False)
+        self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
+        self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
+        self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, seqlen, dim)` to the same shape."""
+        query = self.compute_query(x).unflatten(-1, (self.n_local_heads, self.head_dim))
+        key = self.compute_key(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
+        value = self.compute_value(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
+        query, key = apply_rotary_emb(query, key, self.head_dim, self.config.max_seq_len)
+        output = self.compute_query_key_value_scores(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        )
+        return self.resid_dropout(self.compute_output(output.transpose(1, 2).flatten(2)))
+
+    def compute_query_key_value_scores(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """softmax(query · keyᵀ / √head_dim) · value (arXiv 1706.03762, equation 1).
+
+        Args:
+            query: `(batch, n_local_heads, seqlen, head_dim)`.
+            key, value: the same, or with `n_local_kv_heads`, each then serving `n_rep` queries.
+
+        Returns:
+            `(batch, n_local_heads, seqlen, head_dim)`.
+        """
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            dropout_p=self.config.dropout if self.training else 0.0,
+            is_causal=self.config.causal,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+
+
+class FeedForward(nn.Module):
+    """The SwiGLU feed-forward layer (arXiv 2002.05202, equation 6).
+
+    Args:
+        dim: width of input and output.
+        hidden_dim: inner width; None takes 2/3 · 4 · dim, rounded up to a multiple of
+            `multiple_of`.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int | None, multiple_of: int, dropout: float):
+        super().__init__()
+        if hidden_dim is None:
+            hidden_dim = math.ceil(int(2 * 4 * dim / 3) / multiple_of) * multiple_of
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def SwiGLU(self, x: torch.Tensor) -> torch.Tensor:
+        """silu(w1 x) * w3 x: `(…, dim)` to `(…, hidden_dim)`."""
+        return F.silu(self.w1(x)) * self.w3(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, dim)` to the same shape."""
+        return self.dropout(self.w2(self.SwiGLU(x)))
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm (arXiv 1910.07467, equation 4), computed in float32."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def _norm(self, x: torch.Tensor) -> torch.Tensor:
+        """x / √(mean(x²) + eps) over the last dimension, unscaled."""
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, dim)` to the same shape."""
+        return self._norm(x.float()).type_as(x) * self.weight
+
+
+def load_pretrained(checkpoint: str | Path, *, causal: bool | None = None) -> Llama:
+    """Build the Llama that a checkpoint describes and load its weights.
+
+    The initial weights are drawn before they are replaced, as in the assignment, so that what is
+    drawn afterwards (a new head, the order of the batches) is the same for the same seed.
+
+    Args:
+        checkpoint: a file like `stories42M.pt`: a dict with the tensors as `model` and the
+            arguments of `LlamaConfig` as `model_args`. llama2.c's tensor names are understood.
+        causal: overrides the checkpoint's `model_args["causal"]`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no such checkpoint; the message names the tensors that are missing,
+            unexpected or of another shape.
+    """
+    saved = read_checkpoint(checkpoint)
+    for key in ("model_args", "model"):
+        if not isinstance(saved.get(key), dict):
+            raise InputError(f"{checkpoint}: no dict {key!r} in it, so it is no Llama checkpoint")
+    config = LlamaConfig(**saved["model_args"])
+    if causal is not None:
+        config.causal = causal
+    state_dict = tie_embeddings(canonical_state_dict(saved["model"]), checkpoint)
+    check_layout(state_dict, config, checkpoint)
+    model = Llama(config)
+    model.load_state_dict(state_dict)
+    return model
+
+
+def tie_embeddings(state_dict: dict, checkpoint: str | Path) -> dict:
+    """Make input embedding and output head one tensor, whichever of them the checkpoint has."""
+    embedding, head = state_dict.get("tok_embeddings.weight"), state_dict.get("output.weight")
+    if embedding is None and head is None:
+        return state_dict
+    if embedding is not None and head is not None and not torch.equal(embedding, head):
+        warnings.warn(
+            f"{checkpoint}: tok_embeddings.weight differs from output.weight; "
+            "output.weight is used for both",
+            stacklevel=3,
+        )
+    shared = embedding if head is None else head
+    return state_dict | {"tok_embeddings.weight": shared, "output.weight": shared}
+
+
+def check_layout(state_dict: dict, config: LlamaConfig, checkpoint: str | Path) -> None:
+    """Compare names and shapes with those of a Llama of this configuration.
+
+    Raises:
+        InputError: they differ, or there can be no such Llama.
+    """
+    try:
+        with torch.device("meta"):
+            expected = Llama(config).state_dict()
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{checkpoint}: model_args describe no Llama: {error}") from error
+    complaints = []
+    for name in sorted(expected.keys() - state_dict.keys()):
+        complaints.append(f"{name} is missing")
+    for name in sorted(state_dict.keys() - expected.keys()):
+        complaints.append(f"{name} is unexpected")
+    for name in sorted(expected.keys() & state_dict.keys()):
+        shape, wanted = tuple(getattr(state_dict[name], "shape", ())), tuple(expected[name].shape)
+        if shape != wanted:
+            complaints.append(f"{name} has shape {shape}, expected {wanted}")
+    if complaints:
+        raise InputError(
+            f"{checkpoint}: not the tensors of its model_args: {'; '.join(complaints)}"
+        )

@@ -1,0 +1,64 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864)."""
+
+import functools
+
+import torch
+
+
+@functools.lru_cache(maxsize=8)
+def rotary_table(
+    head_dim: int, max_seq_len: int, theta: float, device: torch.device
+) -> torch.Tensor:
+    """The rotation of every position and pair, exp(i · pos / theta^(2j/head_dim)).
+
+    Computed once for each set of arguments. The result, shared by all layers, must not be written
+    to.
+
+    Returns:
+        complex64, `(max_seq_len, head_dim / 2)`.
+    """
+    # Tensors made in inference mode could not take part in a later backward pass.
+    with torch.inference_mode(False):
+        exponents = torch.arange(0, head_dim, 2, device=device).float() / head_dim
+        positions = torch.arange(max_seq_len, device=device).float()
+        angles = torch.outer(positions, theta**-exponents)
+        return torch.polar(torch.ones_like(angles), angles)
+
+
+def apply_rotary_emb(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    head_dim: int,
+    max_seq_len: int,
+    theta: float = 10000.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate each pair of neighbouring elements (0 and 1, 2 and 3, …) by its position's angle.
+
+    Equation 34 of the paper, in the interleaved order of the Llama 2 weights. A pair is taken as
+    one complex number, so that the rotation is one product.
+
+    Args:
+        query: `(batch, seqlen, n_heads, head_dim)`.
+        key: `(batch, seqlen, n_kv_heads, head_dim)`.
+        head_dim: an even number.
+        max_seq_len: the number of positions the table is made for.
+        theta: base of the geometric progression of wavelengths.
+
+    Returns:
+        query and key, rotated; shapes and types as given.
+
+    Raises:
+        ValueError: `head_dim` is odd, or the sequence is longer than `max_seq_len`.
+    """
+    seqlen = query.shape[1]
+    if head_dim % 2:
+        raise ValueError(f"head_dim is {head_dim}; rotary embedding needs an even number")
+    if seqlen > max_seq_len:
+        raise ValueError(f"{seqlen} tokens do not fit the context of {max_seq_len}")
+    rotation = rotary_table(head_dim, max_seq_len, theta, query.device)[:seqlen, None, :]
+
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * rotation).flatten(-2).type_as(x)
+
+    return rotate(query), rotate(key)

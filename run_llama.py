@@ -1,0 +1,162 @@
+"""The command line: generate text, classify by prompting, or fine-tune a classifier."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from dataset import LlamaDataset, create_data
+from evaluation import model_eval, write_predictions_to_file
+from finetune import save_model, test, train
+from generation import generate_sentence
+from prompting import test_with_prompting
+from tokenizer import TOKENIZER_MODEL
+from utils import ArgumentParser, check_writable, run_script, seed_everything
+
+__all__ = [
+    "LlamaDataset",
+    "create_data",
+    "generate_sentence",
+    "get_args",
+    "model_eval",
+    "save_model",
+    "seed_everything",
+    "test",
+    "test_with_prompting",
+    "train",
+    "write_predictions_to_file",
+]
+
+PREFIX = (
+    "I have wanted to see this thriller for a while, and it didn't disappoint. "
+    "Keanu Reeves, playing the hero John Wick, is"
+)
+
+
+def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
+    """An argparse type: an int or a finite float from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high or value == float("inf"):
+            limit = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {limit}")
+        return value
+
+    parse.__name__ = kind.__name__  # what argparse calls the type in its errors
+    return parse
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--train", default="data/cfimdb-train.txt", help="labelled sentences to train on")
+    add("--dev", default="data/cfimdb-dev.txt", help="labelled sentences to choose by")
+    add("--test", default="data/cfimdb-test.txt", help="labelled sentences to test on")
+    add(
+        "--label-names",
+        default="data/cfimdb-label-mapping.json",
+        help="JSON list of the labels' names; prompting needs it, fine-tuning checks against it",
+    )
+    add("--pretrained-model-path", default="stories42M.pt", help="the checkpoint to start from")
+    add("--max_sentence_len", type=number(int, 1), help="keep this many tokens of a sentence")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=1337)
+    add("--epochs", type=number(int, 1), default=5, help="passes over train")
+    add(
+        "--option",
+        choices=("generate", "prompt", "finetune"),
+        default="generate",
+        help="what to do",
+    )
+    add("--use_gpu", action="store_true", help="run on CUDA, or else MPS")
+    add(
+        "--generated_sentence_low_temp_out",
+        default="generated-sentence-temp-0.txt",
+        help="file for the text generated at temperature 0",
+    )
+    add(
+        "--generated_sentence_high_temp_out",
+        default="generated-sentence-temp-1.txt",
+        help="file for the text generated at temperature 1",
+    )
+    out_help = "file for the predictions on {}; by default named for the data and the option"
+    add("--dev_out", default="cfimdb-dev-prompting-output.txt", help=out_help.format("dev"))
+    add("--test_out", default="cfimdb-test-prompting-output.txt", help=out_help.format("test"))
+    add("--batch_size", type=number(int, 1), default=8, help="sentences per batch")
+    add("--hidden_dropout_prob", type=number(float, 0, 1), default=0.3, help="before the new head")
+    add("--lr", type=number(float, 0), default=2e-5, help="learning rate")
+    add(
+        "--causal",
+        action=argparse.BooleanOptionalAction,
+        help="attend only to what came before, or to everything; by default as the checkpoint says",
+    )
+    add(
+        "--tokenizer-path",
+        help=f"SentencePiece model; by default {TOKENIZER_MODEL} beside the checkpoint, else here",
+    )
+    add("--prefix", default=PREFIX, help="the text to continue")
+    add("--max_new_tokens", type=number(int, 0), default=75, help="number of tokens to generate")
+    return parser
+
+
+def get_args() -> argparse.Namespace:
+    """Parse the command line, fill in what depends on other flags, and print the result.
+
+    The assignment's flags are always printed, those that it does not have where they were given.
+
+    Returns:
+        every flag, and besides `given`, the names of those on the command line, and `filepath`,
+        where fine-tuning keeps its best weights.
+    """
+    parser = make_parser()
+    args = parser.parse_args()
+    # Parsing into a namespace that has every name leaves those alone that the user did not give.
+    unset = object()
+    probe = parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(args), unset)))
+    given = frozenset(name for name, value in vars(probe).items() if value is not unset)
+
+    if args.tokenizer_path is None:
+        beside = Path(args.pretrained_model_path).parent / TOKENIZER_MODEL
+        args.tokenizer_path = str(beside) if beside.is_file() else TOKENIZER_MODEL
+    if args.option != "generate" and given.isdisjoint({"dev_out", "test_out"}):
+        name_out_files(args)
+    unsaid = {"causal", "tokenizer_path", "prefix", "max_new_tokens"} - given
+    shown = {name: value for name, value in vars(args).items() if name not in unsaid}
+    print(f"args: {shown}")
+    args.given = given
+    args.filepath = f"finetune-{args.epochs}-{args.lr}.pt"
+    return args
+
+
+def name_out_files(args: argparse.Namespace) -> None:
+    """Name the files of predictions for data set and option: data/sst-dev.txt is sst's dev."""
+    kind = {"prompt": "prompting", "finetune": "finetuning"}[args.option]
+    for split in ("dev", "test"):
+        stem = Path(getattr(args, split)).stem
+        dataset = re.sub(f"[-_.]?{split}$", "", stem) or "data"
+        setattr(args, f"{split}_out", f"{dataset}-{split}-{kind}-output.txt")
+
+
+def main() -> None:
+    args = get_args()
+    seed_everything(args.seed)
+    if args.option == "generate":
+        outputs = {
+            0.0: args.generated_sentence_low_temp_out,
+            1.0: args.generated_sentence_high_temp_out,
+        }
+        for outfile in outputs.values():
+            check_writable(outfile)
+        for temperature, outfile in outputs.items():
+            generate_sentence(args, args.prefix, outfile, args.max_new_tokens, temperature)
+    elif args.option == "prompt":
+        test_with_prompting(args)
+    else:
+        train(args)
+        test(args)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,82 @@
+"""The SentencePiece tokenizer of Llama 2."""
+
+import struct
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from utils import InputError, atomic_write
+
+TOKENIZER_MODEL = "tokenizer.model"
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        max_len: keep only this many ids of a text, not counting BOS and EOS; None keeps all.
+        tokenizer_model: a SentencePiece model; None takes `tokenizer.model` in the working folder.
+
+    Attributes:
+        n_words: number of pieces.
+        bos_id, eos_id: the ids that begin and end a text.
+        pad_id: the piece `<0x00>`, a byte that no text holds (without it, the unknown piece).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no SentencePiece model.
+    """
+
+    def __init__(self, max_len: int | None = None, tokenizer_model: str | Path | None = None):
+        self.model_path = Path(tokenizer_model or TOKENIZER_MODEL)
+        if not self.model_path.is_file():
+            raise FileNotFoundError(
+                f"{self.model_path}: no such file; `bash setup.sh` fetches tokenizer.model"
+            )
+        self.sp_model = SentencePieceProcessor()
+        try:
+            self.sp_model.LoadFromSerializedProto(self.model_path.read_bytes())
+        except RuntimeError as error:
+            raise InputError(f"{self.model_path}: not a SentencePiece model") from error
+        self.n_words = self.sp_model.vocab_size()
+        self.bos_id = self.sp_model.bos_id()
+        self.eos_id = self.sp_model.eos_id()
+        self.pad_id = self.sp_model.piece_to_id("<0x00>")
+        self.max_len = max_len
+
+    def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
+        """The ids of a text, cut to `max_len`, then with BOS before and EOS behind if asked for."""
+        ids = self.sp_model.encode(s)[: self.max_len]
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def decode(self, ids: list[int]) -> str:
+        return self.sp_model.decode(ids)
+
+    def export(self) -> None:
+        """Write the pieces in llama2.c's format, beside the model with the suffix `.bin`.
+
+        The file holds the longest piece's byte length, then for each piece its score (float32), its
+        byte length (int32) and its bytes.
+        """
+        texts = []
+        for i in range(self.n_words):
+            piece = self.sp_model.id_to_piece(i)
+            if i in (self.bos_id, self.eos_id):
+                piece = f"\n{piece}\n"
+            texts.append(piece.replace("▁", " ").encode())
+        with atomic_write(self.model_path.with_suffix(".bin"), "wb") as file:
+            file.write(struct.pack("<i", max(len(text) for text in texts)))
+            for i, text in enumerate(texts):
+                file.write(struct.pack("<fi", self.sp_model.get_score(i), len(text)) + text)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, checkpoint: str | Path) -> None:
+    """
+    Raises:
+        InputError: the tokenizer is another model's.
+    """
+    if tokenizer.n_words != vocab_size:
+        raise InputError(
+            f"{tokenizer.model_path}: its {tokenizer.n_words} pieces do not match the vocabulary "
+            f"of {vocab_size} in {checkpoint}; name that model's own with --tokenizer-path"
+        )

@@ -1,0 +1,111 @@
+"""What the scripts share: seeds, devices, whole-file writes, and errors as one line."""
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, NoReturn
+
+import numpy as np
+import torch
+
+
+class InputError(ValueError):
+    """Something is wrong with what the user gave; its text says what, where and what to do."""
+
+
+def seed_everything(seed: int = 11711) -> None:
+    """Seed the generators of `random`, numpy and PyTorch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def pick_device(use_gpu: bool) -> torch.device:
+    """CUDA or else MPS where a GPU is asked for, otherwise the CPU.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if not use_gpu:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    raise InputError("--use_gpu: PyTorch finds neither a CUDA nor an MPS device; leave it out")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
+    """Open a file for writing that takes its name only once it is whole.
+
+    On an error what stood there before remains. Text is UTF-8. A device such as `/dev/null` is
+    written to directly.
+    """
+    path = Path(os.path.realpath(path))
+    encoding = None if "b" in mode else "utf-8"
+    if path.exists() and not path.is_file():
+        with path.open(mode, encoding=encoding) as file:
+            yield file
+        return
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, encoding=encoding) as file:
+            yield file
+        if path.exists():
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def check_writable(path: str | Path) -> None:
+    """
+    Raises:
+        InputError: no file can be written there.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; give the name of a file to write")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent} to write it in; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path}: not writable; choose another place")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with errors as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help lists all flags\n")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Call `main`, ending errors of the user's with one line and exit code 2."""
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+    try:
+        main()
+    except InputError as error:
+        sys.exit(_complain(str(error)))
+    except OSError as error:
+        named = error.filename is not None and error.strerror is not None
+        sys.exit(_complain(f"{error.filename}: {error.strerror}" if named else str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
