@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -9,9 +10,15 @@ import torch
 from torch import nn
 
 from config import LlamaConfig
-from utils import InputError
+from utils import InputError, atomic_write
 
-__all__ = ["LlamaConfig", "LlamaPreTrainedModel", "canonical_state_dict", "read_checkpoint"]
+__all__ = [
+    "LlamaConfig",
+    "LlamaPreTrainedModel",
+    "canonical_state_dict",
+    "read_checkpoint",
+    "write_checkpoint",
+]
 
 
 class LlamaPreTrainedModel(nn.Module):
@@ -53,7 +60,9 @@ def read_checkpoint(path: str | Path) -> dict:
         size = path.stat().st_size
         raise InputError(f"{path}: incomplete, only its first {size:,} bytes are here; {again}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles, which are refused below anyway
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: refused, it is not a checkpoint of tensors and plain values, "
@@ -64,6 +73,22 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: a {type(checkpoint).__name__}, expected a checkpoint's dict")
     return checkpoint
+
+
+def write_checkpoint(saved: dict, path: str | Path) -> None:
+    """Save a dict of tensors and plain values so that `read_checkpoint` can load it.
+
+    Raises:
+        OSError: it could not be written; what stood there before remains.
+    """
+    with atomic_write(path, "wb") as file:
+        try:
+            torch.save(saved, file)
+        except RuntimeError as error:
+            # A failed write makes PyTorch's zip writer fail once more when it closes.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 _OTHER_NAMES = {

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from base_llama import read_checkpoint
+from base_llama import read_checkpoint, write_checkpoint
 from classifier import LlamaEmbeddingClassifier
 from dataset import (
     LlamaDataset,
@@ -28,7 +28,7 @@ from dataset import (
 from evaluation import check_out_files, inputs_of, model_eval, write_predictions_to_file
 from optimizer import AdamW
 from tokenizer import Tokenizer, check_vocabulary
-from utils import InputError, atomic_write, check_writable, pick_device
+from utils import InputError, check_writable, pick_device
 
 
 def train(args: argparse.Namespace) -> None:
@@ -143,8 +143,7 @@ def save_model(
         "numpy_rng": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch_rng": torch.random.get_rng_state(),
     }
-    with atomic_write(filepath, "wb") as file:
-        torch.save(saved, file)
+    write_checkpoint(saved, filepath)
     print(f"save the model to {filepath}")
 
 

@@ -1,6 +1,6 @@
 """Compute `rotary_embedding_actual.data` and `optimizer_test.npy` from the formulas, in float64.
 
-    .venv/bin/python tests/make_fixtures.py FOLDER
+.venv/bin/python tests/make_fixtures.py FOLDER
 """
 
 import argparse

@@ -49,7 +49,9 @@ def llama_forward(weights: dict, tokens: np.ndarray, args: dict) -> tuple[np.nda
                 scores = np.array([q[i] @ k[j] for j in visible]) / np.sqrt(head_dim)
                 probabilities = np.exp(scores - scores.max())
                 probabilities /= probabilities.sum()
-                rows.append(sum(p * value[j, shared] for p, j in zip(probabilities, visible)))
+                rows.append(
+                    sum(p * value[j, shared] for p, j in zip(probabilities, visible, strict=True))
+                )
             heads.append(np.stack(rows))
         return np.concatenate(heads, axis=1) @ weights[f"{prefix}.compute_output.weight"].T
 

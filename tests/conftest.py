@@ -1,0 +1,145 @@
+"""Models, tokenizers and data for the tests: made here, or real where `MINLLAMA_ASSETS` has them.
+
+`MINLLAMA_ASSETS` names the folder that `setup.sh` may fetch from. Where folders `stories260K`,
+`tinystories` and `expected` stand beside it, the tests on real weights run too.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import sentencepiece
+import torch
+
+import run_llama
+from config import LlamaConfig
+from llama import Llama
+from tokenizer import Tokenizer
+from utils import run_script
+
+ROOT = Path(__file__).parent.parent
+SENTENCES = [
+    "a warm and funny film that never loses its way",
+    "the plot is thin and the jokes are old",
+    "neither good nor bad , it simply ends",
+    "an excellent cast in an awful story",
+    "I would gladly see this one again",
+    "two hours that I will never get back",
+]
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder `MINLLAMA_ASSETS`, absolute."""
+    folder = os.environ.get("MINLLAMA_ASSETS", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MINLLAMA_ASSETS names no folder")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def real_assets(assets) -> Callable[[str], Path]:
+    """Finds a folder beside `MINLLAMA_ASSETS`, or skips."""
+
+    def find(name: str) -> Path:
+        folder = assets.parent / name
+        if not folder.is_dir():
+            pytest.skip(f"no folder {name} beside MINLLAMA_ASSETS")
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory) -> Path:
+    """A SentencePiece model of 320 pieces with byte fallback, trained on sentences of ours."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=320,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_path) -> Tokenizer:
+    return Tokenizer(tokenizer_model=tokenizer_path)
+
+
+MODEL_ARGS = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "vocab_size": 320,
+    "multiple_of": 32,
+    "max_seq_len": 64,
+}
+
+
+def make_llama(seed: int = 0, scale: float = 5.0, **changes) -> Llama:
+    """A small Llama whose random weights are large enough for attention to matter."""
+    torch.manual_seed(seed)
+    llama = Llama(LlamaConfig(**(MODEL_ARGS | changes))).eval()
+    with torch.no_grad():
+        for name, parameter in llama.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.mul_(scale)
+    return llama
+
+
+def save_llama(llama: Llama, path: Path, **changes) -> Path:
+    """Save in the layout of `stories42M.pt`; `changes` go into `model_args`."""
+    args = {name: getattr(llama.config, name) for name in MODEL_ARGS}
+    weights = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    torch.save({"model": weights, "model_args": args | changes, "iter_num": 1}, path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, tokenizer_path) -> SimpleNamespace:
+    """A working folder with a model, its tokenizer and three labels' data, made the current one.
+
+    Its `flags` name all of that on the command line.
+    """
+    monkeypatch.chdir(tmp_path)
+    save_llama(make_llama(), tmp_path / "model.pt")
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
+    (tmp_path / "data").mkdir()
+    for split, n_lines in (("train", 12), ("dev", 6), ("test", 6)):
+        lines = [f"{i % 3} ||| {SENTENCES[i % 6]} .\n" for i in range(n_lines)]
+        (tmp_path / f"data/toy-{split}.txt").write_text("".join(lines))
+    (tmp_path / "data/toy-label-mapping.json").write_text('["bad", "fair", "good"]')
+    flags = ["--pretrained-model-path", "model.pt", "--batch_size", "4", "--epochs", "1"]
+    for split in ("train", "dev", "test"):
+        flags += [f"--{split}", f"data/toy-{split}.txt"]
+    flags += ["--label-names", "data/toy-label-mapping.json"]
+    return SimpleNamespace(path=tmp_path, flags=flags)
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys) -> Callable:
+    """Runs `run_llama.py` in this process: flags to (exit code, stdout, stderr)."""
+
+    def run(*flags: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["run_llama.py", *flags])
+        code = 0
+        try:
+            run_script(run_llama.main)
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

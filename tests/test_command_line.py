@@ -1,0 +1,361 @@
+"""The whole program: what a completed copy of the assignment writes, flags, files, bad input."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, SENTENCES, make_llama, save_llama
+
+import run_llama
+from base_llama import read_checkpoint
+
+PROMPT = "Is this movie bad, fair, or good? This movie is"
+
+
+def expected_outputs(log):
+    """The files that a log's run wrote."""
+    return re.findall(r"_out': '([^']+)'", log)
+
+
+@pytest.mark.parametrize(
+    ("option", "flags", "files"),
+    [
+        ("generate", [], ["generated-sentence-temp-0.txt", "generated-sentence-temp-1.txt"]),
+        (
+            "prompt",
+            ["--batch_size", "10"],
+            ["sst-dev-prompting-output.txt", "sst-test-prompting-output.txt"],
+        ),
+        (
+            "finetune",
+            ["--epochs", "4", "--lr", "1e-2", "--batch_size", "16"],
+            ["sst-dev-finetuning-output.txt", "sst-test-finetuning-output.txt"],
+        ),
+    ],
+)
+def test_logs_and_files_are_the_references(real_assets, assets, tmp_path, option, flags, files):
+    """Every random draw has its part in these, and every printed character."""
+    expected = real_assets("expected")
+    for name in ("tiny.pt", "data"):
+        (tmp_path / name).symlink_to(expected / name)
+    (tmp_path / "tokenizer.model").symlink_to(assets / "tokenizer.model")
+    if option != "generate":
+        for split in ("train", "dev", "test"):
+            flags = [*flags, f"--{split}", f"data/sst-{split}.txt"]
+        flags = [*flags, "--label-names", "data/sst-label-mapping.json"]
+        flags = [*flags, "--dev_out", files[0], "--test_out", files[1]]
+    flags = ["--option", option, "--pretrained-model-path", "tiny.pt", *flags]
+    done = subprocess.run(
+        [sys.executable, ROOT / "run_llama.py", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.strip() == (expected / f"{option}.log").read_text().strip()
+    for name in files:
+        assert (tmp_path / name).read_text() == (expected / name).read_text()
+
+
+def test_generate_prints_and_writes_the_same_text(project, run_cli):
+    code, out, _ = run_cli(
+        "--pretrained-model-path", "model.pt", "--prefix", "a warm", "--max_new_tokens", "6"
+    )
+    assert code == 0
+    low = (project.path / "generated-sentence-temp-0.txt").read_text()
+    high = (project.path / "generated-sentence-temp-1.txt").read_text()
+    assert low.startswith("a warm") and high.startswith("a warm") and low != high
+    lines = "load model from model.pt\nTemperature is {}\n{}\n---------------\n"
+    lines += "Wrote generated sentence to generated-sentence-temp-{}.txt.\n"
+    assert out.split("\n", 1)[1] == lines.format(0.0, low, 0) + lines.format(1.0, high, 1)
+
+
+def test_generation_reads_the_flags(project, run_cli):
+    def low(*flags):
+        assert run_cli("--pretrained-model-path", "model.pt", *flags)[0] == 0
+        return (project.path / "generated-sentence-temp-0.txt").read_text()
+
+    assert low("--max_new_tokens", "0") == run_llama.PREFIX
+    assert low("--max_new_tokens", "0", "--max_sentence_len", "4") == "I ha"
+    assert low("--prefix", "", "--max_new_tokens", "0") == ""
+    assert low("--prefix", "a", "--causal") != low("--prefix", "a", "--no-causal")
+    assert low("--prefix", "a") == low("--prefix", "a", "--no-causal")
+
+
+def test_prompting_unmasked_cuts_sentence_and_question_together(project, run_cli):
+    code, out, _ = run_cli("--option", "prompt", *project.flags, "--max_sentence_len", "5")
+    assert code == 0
+    assert re.search(
+        r"load 12 data from data/toy-train.txt\nload 6 data from data/toy-dev.txt\n"
+        r"load 6 data from data/toy-test.txt\ndev acc :: 0.\d{3}\ntest acc :: 0.\d{3}\n$",
+        out,
+    )
+    lines = (project.path / "toy-dev-prompting-output.txt").read_text().splitlines()
+    assert [line.split(" ||| ")[1] for line in lines] == [f"{s} . {PROMPT} " for s in SENTENCES]
+
+
+def test_prompting_causally_scores_whole_labels_behind_a_whole_question(
+    project, run_cli, tokenizer
+):
+    """Predictions equal those of scoring each label after each prompt, one by one."""
+    code, _, _ = run_cli(
+        "--option", "prompt", "--causal", *project.flags, "--max_sentence_len", "5"
+    )
+    assert code == 0
+    llama = make_llama(causal=True)
+    lines = (project.path / "toy-dev-prompting-output.txt").read_text().splitlines()
+    for line, sentence in zip(lines, SENTENCES, strict=True):
+        prompt = [1, *tokenizer.encode(f"{sentence} .", bos=False, eos=False)[:5]]
+        prompt += tokenizer.encode(PROMPT, bos=False, eos=False)
+        scores = []
+        for name in ("bad", "fair", "good"):
+            label = tokenizer.encode(name, bos=False, eos=False)
+            ids = torch.tensor([prompt + label])
+            log_probs = llama(ids, targets=ids)[0][0].log_softmax(-1)
+            scores.append(sum(log_probs[len(prompt) - 1 + j, t] for j, t in enumerate(label)))
+        assert line == f"{scores.index(max(scores))} ||| {sentence} . {PROMPT}"
+
+
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+def test_finetuning_learns_saves_its_best_epoch_and_evaluates_that(project, run_cli, causal):
+    flags = [*project.flags, "--epochs", "8", "--lr", "1e-3", causal]
+    code, out, _ = run_cli("--option", "finetune", *flags)
+    assert code == 0
+    rows = re.findall(
+        r"(save the model to \S+\n)?epoch (\d): train loss :: ([\d.]+), "
+        r"train acc :: ([\d.]+), dev acc :: ([\d.]+)\n",
+        out,
+    )
+    assert [int(row[1]) for row in rows] == list(range(8))
+    losses, dev_accs = [float(row[2]) for row in rows], [float(row[4]) for row in rows]
+    assert losses[-1] < 0.7 * losses[0]
+    for i, row in enumerate(rows):
+        assert bool(row[0]) == (dev_accs[i] > max(dev_accs[:i], default=-1))
+    assert f"\ndev acc :: {max(dev_accs):.3f}\n" in out
+    saved = read_checkpoint("finetune-8-0.001.pt")
+    assert {"model", "optim", "args", "model_config", "torch_rng"} <= saved.keys()
+    lines = (project.path / "toy-test-finetuning-output.txt").read_text().splitlines()
+    assert [line.split(" ||| ")[1] for line in lines] == [f"{s} ." for s in SENTENCES]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(project, run_cli):
+    def losses(seed):
+        out = run_cli("--option", "finetune", *project.flags, "--seed", seed)[1]
+        return re.findall(r"train loss :: ([\d.]+)", out)
+
+    assert losses("1") == losses("1") != losses("2")
+
+
+def test_args_of_the_assignments_own_making_work(project, capsys):
+    """Only the reference's attributes, as code written against it would pass."""
+    args = SimpleNamespace(
+        train="data/toy-train.txt",
+        dev="data/toy-dev.txt",
+        test="data/toy-test.txt",
+        label_names="data/toy-label-mapping.json",
+        pretrained_model_path="model.pt",
+        max_sentence_len=None,
+        epochs=1,
+        option="finetune",
+        use_gpu=False,
+        dev_out="toy-dev-finetuning-output.txt",
+        test_out="toy-test-finetuning-output.txt",
+        batch_size=8,
+        hidden_dropout_prob=0.3,
+        lr=1e-4,
+        filepath="best.pt",
+    )
+    run_llama.seed_everything(3)
+    run_llama.train(args)
+    run_llama.test(args)
+    args.dev_out, args.test_out = "toy-dev-prompting-output.txt", "toy-test-prompting-output.txt"
+    run_llama.test_with_prompting(args)
+    run_llama.generate_sentence(args, "a warm", "g.txt", max_new_tokens=3)
+    assert capsys.readouterr().out.count("dev acc ::") == 3
+    assert (project.path / "g.txt").exists()
+
+
+def test_out_files_are_named_for_data_and_option_unless_given(project, run_cli):
+    def names(*flags):
+        out = run_cli(*flags, "--pretrained-model-path", "absent.pt")[1]
+        return expected_outputs(out.splitlines()[0])[2:]
+
+    assert names("--option", "prompt") == [
+        "cfimdb-dev-prompting-output.txt",
+        "cfimdb-test-prompting-output.txt",
+    ]
+    data = ["--dev", "data/toy-dev.txt", "--test", "elsewhere/sst-test.txt"]
+    assert names("--option", "finetune", *data) == [
+        "toy-dev-finetuning-output.txt",
+        "sst-test-finetuning-output.txt",
+    ]
+    assert names("--option", "finetune", *data, "--dev_out", "x-dev-finetuning-output.txt") == [
+        "x-dev-finetuning-output.txt",
+        "cfimdb-test-prompting-output.txt",
+    ]
+
+
+def test_out_file_names_are_checked_before_any_work(project, run_cli):
+    for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
+        code, out, err = run_cli("--option", option, *project.flags, "--dev_out", "dev.txt")
+        assert code == 2 and out.count("\n") == 1  # the args alone
+        assert f"must end in dev-{kind}-output.txt" in err
+        code, out, err = run_cli(
+            *["--option", option, *project.flags],
+            *["--dev_out", f"absent/x-dev-{kind}-output.txt"],
+            *["--test_out", f"x-test-{kind}-output.txt"],
+        )
+        assert code == 2 and out.count("\n") == 1 and "there is no folder" in err
+    code, out, err = run_cli(
+        "--pretrained-model-path", "model.pt", "--generated_sentence_high_temp_out", "absent/x"
+    )
+    assert code == 2 and "there is no folder" in err
+    assert not (project.path / "generated-sentence-temp-0.txt").exists()
+
+
+BAD_FLAGS = [
+    (["--epochs", "0"], "--epochs"),
+    (["--batch_size", "-1"], "--batch_size"),
+    (["--batch_size", "2.5"], "--batch_size"),
+    (["--lr", "nan"], "--lr"),
+    (["--lr", "inf"], "--lr"),
+    (["--hidden_dropout_prob", "1.5"], "--hidden_dropout_prob"),
+    (["--seed", "-1"], "--seed"),
+    (["--seed", str(2**32)], "--seed"),
+    (["--max_sentence_len", "0"], "--max_sentence_len"),
+    (["--max_new_tokens", "-1"], "--max_new_tokens"),
+    (["--option", "sing"], "--option"),
+    (["--unknown", "1"], "--unknown"),
+    (["--tokenizer-path", "absent.model"], "absent.model"),
+    (["--option", "prompt", "--train", "absent.txt"], "absent.txt"),
+    (["--option", "prompt", "--label-names", "absent.json"], "absent.json"),
+    (["--option", "finetune", "--test", "absent.txt"], "absent.txt"),
+    (["--option", "prompt", "--dev", "data"], "data"),
+]
+
+
+@pytest.mark.parametrize(("flags", "named"), BAD_FLAGS)
+def test_bad_flags_are_one_line(project, run_cli, flags, named):
+    before = sorted(os.listdir(project.path))
+    code, _, err = run_cli(*project.flags, *flags)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and named in err
+    assert sorted(os.listdir(project.path)) == before
+
+
+@pytest.mark.parametrize("option", ["prompt", "finetune"])
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_bad_data_is_found_before_any_work(project, run_cli, option, split):
+    path = project.path / f"data/toy-{split}.txt"
+    path.write_text(path.read_text() + "3 ||| a label too many\n")
+    code, out, err = run_cli("--option", option, *project.flags)
+    n_lines = 13 if split == "train" else 7
+    assert code == 2 and out.count("\n") == 1
+    assert err == (
+        f"error: data/toy-{split}.txt, line {n_lines}: expected a label from 0 to 2 "
+        "(there are 3 label names), found 3\n"
+    )
+
+
+def test_without_a_mapping_finetuning_counts_the_labels_of_train(project, run_cli):
+    flags = project.flags[:-2]  # the default mapping, of another data set, is not there
+    code, _, _ = run_cli("--option", "finetune", *flags)
+    assert code == 0
+    saved = read_checkpoint("finetune-1-2e-05.pt")
+    assert saved["model_config"]["num_labels"] == 3
+
+
+def test_a_mapping_counts_labels_that_train_lacks(project, run_cli):
+    train = project.path / "data/toy-train.txt"
+    train.write_text(train.read_text().replace("2 |||", "1 |||"))
+    assert run_cli("--option", "finetune", *project.flags)[0] == 0
+    assert read_checkpoint("finetune-1-2e-05.pt")["model_config"]["num_labels"] == 3
+
+
+def test_another_models_tokenizer_is_refused(project, run_cli):
+    save_llama(make_llama(vocab_size=100), project.path / "model.pt")
+    for option in ("generate", "prompt", "finetune"):
+        code, _, err = run_cli("--option", option, *project.flags)
+        assert code == 2
+        assert "its 320 pieces do not match the vocabulary of 100 in model.pt" in err
+
+
+def test_the_tokenizer_beside_the_checkpoint_comes_first(project, run_cli):
+    folder = project.path / "models"
+    folder.mkdir()
+    for name in ("model.pt", "tokenizer.model"):
+        (project.path / name).rename(folder / name)
+    (project.path / "tokenizer.model").write_text("not a tokenizer")
+    flags = ["--pretrained-model-path", "models/model.pt", "--max_new_tokens", "2"]
+    assert run_cli(*flags)[0] == 0
+    assert run_cli(*flags, "--tokenizer-path", "tokenizer.model")[0] == 2
+
+
+@pytest.mark.parametrize("option", ["prompt", "finetune"])
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+def test_rows_longer_than_the_context_are_cut_with_a_count(project, run_cli, option, causal):
+    save_llama(make_llama(max_seq_len=24), project.path / "model.pt")
+    dev = project.path / "data/toy-dev.txt"
+    dev.write_text(dev.read_text() + f"0 ||| {SENTENCES[0] * 20}\n")
+    with pytest.warns(UserWarning, match=r"\d+ of \d+ rows are longer than the context of"):
+        code, out, _ = run_cli("--option", option, causal, *project.flags)
+    assert code == 0 and "load 7 data from data/toy-dev.txt" in out
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_best(project, run_cli):
+    assert run_cli("--option", "finetune", *project.flags, "--lr", "1e30")[0] == 2
+    code, _, err = run_cli("--option", "finetune", *project.flags, "--lr", "1e30", "--epochs", "3")
+    assert code == 2
+    assert re.search(r"error: the loss is (nan|inf) in epoch \d, step \d; lower --lr\n", err)
+
+
+def test_absent_default_weights_say_what_to_run(project, run_cli):
+    code, _, err = run_cli()
+    assert code == 2
+    assert err.startswith("error: stories42M.pt: no such file") and "bash setup.sh" in err
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("rope_test.py", "Rotary embedding test passed!"),
+        ("optimizer_test.py", "Optimizer test passed!"),
+        ("sanity_check.py", "Your Llama implementation is correct!"),
+    ],
+)
+def test_the_three_checks(script, line):
+    if script == "sanity_check.py" and not (ROOT / "stories42M.pt").exists():
+        pytest.skip("stories42M.pt is not here")
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, line + "\n"), done.stderr
+
+
+def test_the_sanity_check_fails_a_wrong_model(tmp_path, assets):
+    """The official data and the 42M shape, but random weights."""
+    from config import LlamaConfig
+
+    torch.manual_seed(0)
+    save_llama(make_llama(), tmp_path / "small.pt")
+    llama = make_llama(
+        **{k: v for k, v in vars(LlamaConfig()).items() if k in ("dim", "n_layers", "n_heads")},
+        n_kv_heads=8,
+        vocab_size=32000,
+    )
+    save_llama(llama, tmp_path / "stories42M.pt")
+    (tmp_path / "sanity_check.data").symlink_to(assets / "sanity_check.data")
+    done = subprocess.run(
+        [sys.executable, ROOT / "sanity_check.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "logits differ" in done.stderr
+
+
+def test_json_lists_of_two_names_ask_with_or():
+    from prompting import question
+
+    assert question(json.loads('["bad", "good"]')) == "Is this movie bad or good? This movie is "
