@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llama import load_pretrained
+from llama import last_column, load_pretrained
 from tokenizer import Tokenizer
 from utils import InputError
 
@@ -47,8 +47,8 @@ class LlamaZeroShotClassifier(nn.Module):
             log-probabilities that the last column gives each of the label's tokens.
         """
         if lengths is None:
-            logits, _ = self.llama(input_ids)
-            log_probs = F.log_softmax(logits[:, -1, :], dim=-1)
+            hidden = self.llama.hidden_states(input_ids, last_column(input_ids))
+            log_probs = F.log_softmax(self.llama.output(hidden[:, 0]), dim=-1)
             scores = [log_probs[:, ids].sum(dim=-1) for ids in self.label_name_ids]
         else:
             scores = self._log_likelihoods(input_ids, lengths)
@@ -69,7 +69,7 @@ class LlamaZeroShotClassifier(nn.Module):
             if tuple(beginning) not in passes:
                 extended = F.pad(input_ids, (0, len(beginning)))
                 extended[rows, positions[:, 1:]] = input_ids.new_tensor(beginning)
-                hidden = self.llama.hidden_states(extended)[rows, positions]
+                hidden = self.llama.hidden_states(extended, positions)
                 passes[tuple(beginning)] = F.log_softmax(self.llama.output(hidden), dim=-1)
             log_probs = passes[tuple(beginning)]
             steps = torch.arange(len(ids), device=input_ids.device)
@@ -107,9 +107,6 @@ class LlamaEmbeddingClassifier(nn.Module):
         Returns:
             log-probabilities `(batch, num_labels)`.
         """
-        hidden_states = self.llama.hidden_states(input_ids)
-        if lengths is None:
-            last = hidden_states[:, -1, :]
-        else:
-            last = hidden_states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        positions = last_column(input_ids) if lengths is None else lengths[:, None] - 1
+        last = self.llama.hidden_states(input_ids, positions)[:, 0]
         return F.log_softmax(self.classifier_head(self.dropout(last)), dim=-1)

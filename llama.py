@@ -60,18 +60,24 @@ class Llama(LlamaPreTrainedModel):
         logits = self.output(h if targets is not None else h[:, [-1], :])
         return logits, h
 
-    def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """
+    def hidden_states(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The states after the final norm, without the logits.
+
         Args:
             tokens: ids `(batch, seqlen)`.
+            positions: the only positions of each row that are wanted, `(batch, n)`. The last layer
+                then computes no others.
 
         Returns:
-            the states after the final norm, `(batch, seqlen, dim)`.
+            `(batch, seqlen, dim)`, or `(batch, n, dim)`.
         """
         h = self.dropout(self.tok_embeddings(tokens))
-        for layer in self.layers:
+        *layers, last_layer = self.layers
+        for layer in layers:
             h = layer(h)
-        return self.norm(h)
+        return self.norm(last_layer(h, positions))
 
     @torch.inference_mode()
     def generate(
@@ -95,8 +101,9 @@ class Llama(LlamaPreTrainedModel):
         stop_ids = torch.tensor(STOP_IDS, device=idx.device)
         ended = torch.zeros(idx.shape[0], dtype=torch.bool, device=idx.device)
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -self.config.max_seq_len :])
-            next_ids = sample(logits[:, -1, :], temperature)
+            context = idx[:, -self.config.max_seq_len :]
+            hidden = self.hidden_states(context, last_column(context))
+            next_ids = sample(self.output(hidden[:, 0]), temperature)
             if self.config.causal:
                 ended |= torch.isin(next_ids[:, 0], stop_ids)
                 if ended.all():
@@ -104,6 +111,17 @@ class Llama(LlamaPreTrainedModel):
                 next_ids[ended] = STOP_IDS[1]
             idx = torch.cat((idx, next_ids), dim=1)
         return idx
+
+
+def last_column(tokens: torch.Tensor) -> torch.Tensor:
+    """The position of each row's last token, padding or not: `(batch, seqlen)` to `(batch, 1)`."""
+    return torch.full((len(tokens), 1), tokens.shape[1] - 1, device=tokens.device)
+
+
+def select(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Of each row the given positions: `(batch, seqlen, …)` and `(batch, n)` to `(batch, n, …)`."""
+    rows = torch.arange(len(x), device=x.device)[:, None]
+    return x[rows, positions]
 
 
 def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -130,9 +148,10 @@ class LlamaLayer(nn.Module):
         self.attention_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
         self.ffn_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(batch, seqlen, dim)` to the same shape."""
-        h = x + self.attention(self.attention_norm(x))
+    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """`(batch, seqlen, dim)` to the same shape, or to `(batch, n, dim)` for n positions."""
+        residual = x if positions is None else select(x, positions)
+        h = residual + self.attention(self.attention_norm(x), positions)
         return h + self.feed_forward(self.ffn_norm(h))
 
 
@@ -163,35 +182,49 @@ class Attention(nn.Module):
         self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(batch, seqlen, dim)` to the same shape."""
+    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """`(batch, seqlen, dim)` to the same shape, or to `(batch, n, dim)` for n positions."""
         query = self.compute_query(x).unflatten(-1, (self.n_local_heads, self.head_dim))
         key = self.compute_key(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
         value = self.compute_value(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
         query, key = apply_rotary_emb(query, key, self.head_dim, self.config.max_seq_len)
+        mask = None
+        if positions is not None:
+            query = select(query, positions)
+            if self.config.causal:
+                mask = positions[:, None, :, None] >= torch.arange(x.shape[1], device=x.device)
         output = self.compute_query_key_value_scores(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask
         )
         return self.resid_dropout(self.compute_output(output.transpose(1, 2).flatten(2)))
 
     def compute_query_key_value_scores(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """softmax(query · keyᵀ / √head_dim) · value (arXiv 1706.03762, equation 1).
 
         Args:
-            query: `(batch, n_local_heads, seqlen, head_dim)`.
-            key, value: the same, or with `n_local_kv_heads`, each then serving `n_rep` queries.
+            query: `(batch, n_local_heads, n, head_dim)`.
+            key, value: `(batch, n_local_heads, seqlen, head_dim)`, or with `n_local_kv_heads`, each
+                then serving `n_rep` queries.
+            mask: which keys each query sees, broadcastable to `(batch, n_local_heads, n, seqlen)`.
+                None is the configuration's: all of them or, if causal and n = seqlen, those up to
+                its own.
 
         Returns:
-            `(batch, n_local_heads, seqlen, head_dim)`.
+            `(batch, n_local_heads, n, head_dim)`.
         """
         return F.scaled_dot_product_attention(
             query,
             key,
             value,
+            attn_mask=mask,
             dropout_p=self.config.dropout if self.training else 0.0,
-            is_causal=self.config.causal,
+            is_causal=self.config.causal and mask is None,
             enable_gqa=key.shape[1] != query.shape[1],
         )
 
@@ -263,9 +296,12 @@ def load_pretrained(checkpoint: str | Path, *, causal: bool | None = None) -> Ll
     config = LlamaConfig(**saved["model_args"])
     if causal is not None:
         config.causal = causal
+    try:
+        model = Llama(config)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{checkpoint}: model_args describe no Llama: {error}") from error
     state_dict = tie_embeddings(canonical_state_dict(saved["model"]), checkpoint)
-    check_layout(state_dict, config, checkpoint)
-    model = Llama(config)
+    check_layout(state_dict, model.state_dict(), checkpoint)
     model.load_state_dict(state_dict)
     return model
 
@@ -285,17 +321,12 @@ def tie_embeddings(state_dict: dict, checkpoint: str | Path) -> dict:
     return state_dict | {"tok_embeddings.weight": shared, "output.weight": shared}
 
 
-def check_layout(state_dict: dict, config: LlamaConfig, checkpoint: str | Path) -> None:
-    """Compare names and shapes with those of a Llama of this configuration.
+def check_layout(state_dict: dict, expected: dict, checkpoint: str | Path) -> None:
+    """Compare names and shapes.
 
     Raises:
-        InputError: they differ, or there can be no such Llama.
+        InputError: they differ.
     """
-    try:
-        with torch.device("meta"):
-            expected = Llama(config).state_dict()
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{checkpoint}: model_args describe no Llama: {error}") from error
     complaints = []
     for name in sorted(expected.keys() - state_dict.keys()):
         complaints.append(f"{name} is missing")
