@@ -29,7 +29,7 @@ COLLATE = dataset.LlamaDataset.collate_fn
 def forward_everything(
     self: Llama, tokens: torch.Tensor, positions: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`Llama.hidden_states`, but every layer computes all positions, and the logits come with it."""
+    """`Llama.hidden_states`, but all layers compute all positions, and logits come with it."""
     hidden = HIDDEN_STATES(self, tokens)
     self.output(hidden[:, [-1], :])
     return hidden if positions is None else select(hidden, positions)
