@@ -1,7 +1,6 @@
-"""What every Llama has: its configuration, its initialisation, and how its checkpoints are read."""
+"""The base class of Llama, reading and writing checkpoints, and the names of their tensors."""
 
 import pickle
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -10,12 +9,12 @@ import torch
 from torch import nn
 
 from config import LlamaConfig
-from utils import InputError, atomic_write
+from utils import InputError, atomic_write, missing_file
 
 __all__ = [
     "LlamaConfig",
     "LlamaPreTrainedModel",
-    "canonical_state_dict",
+    "canonical_name",
     "read_checkpoint",
     "write_checkpoint",
 ]
@@ -48,17 +47,17 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; `bash setup.sh` fetches stories42M.pt")
+        raise missing_file(path)
     with path.open("rb") as file:
         start = file.read(512).lstrip()
-    again = "delete it and run `bash setup.sh` to fetch it again"
+    again = "; `bash setup.sh` fetches it again" if path.name == "stories42M.pt" else ""
     if not start:
-        raise InputError(f"{path}: an empty file, not a checkpoint; {again}")
+        raise InputError(f"{path}: an empty file, not a checkpoint{again}")
     if start.startswith(b"<"):
-        raise InputError(f"{path}: a web page, not a checkpoint; {again}")
+        raise InputError(f"{path}: a web page, not a checkpoint{again}")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         size = path.stat().st_size
-        raise InputError(f"{path}: incomplete, only its first {size:,} bytes are here; {again}")
+        raise InputError(f"{path}: incomplete, only its first {size:,} bytes are here{again}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles, which are refused below anyway
@@ -68,8 +67,10 @@ def read_checkpoint(path: str | Path) -> dict:
             f"{path}: refused, it is not a checkpoint of tensors and plain values, "
             "and loading anything else could run code"
         ) from error
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # whatever a reader trips over in a damaged file
-        raise InputError(f"{path}: a damaged checkpoint; {again}") from error
+        raise InputError(f"{path}: a damaged checkpoint{again}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: a {type(checkpoint).__name__}, expected a checkpoint's dict")
     return checkpoint
@@ -91,7 +92,7 @@ def write_checkpoint(saved: dict, path: str | Path) -> None:
             raise
 
 
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "attention.wq.": "attention.compute_query.",
     "attention.wk.": "attention.compute_key.",
     "attention.wv.": "attention.compute_value.",
@@ -99,15 +100,9 @@ _OTHER_NAMES = {
 }
 
 
-def canonical_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give the tensors this repository's names.
-
-    Takes off the prefix `_orig_mod.` that `torch.compile` leaves, and translates llama2.c's
-    `wq, wk, wv, wo`.
-    """
-
-    def canonical(name: str) -> str:
-        name = name.removeprefix("_orig_mod.")
-        return re.sub(r"attention\.w[qkvo]\.", lambda match: _OTHER_NAMES[match[0]], name)
-
-    return {canonical(name): tensor for name, tensor in state_dict.items()}
+def canonical_name(name: str) -> str:
+    """This repository's name of a tensor: without `torch.compile`'s prefix, and not llama2.c's."""
+    name = name.removeprefix("_orig_mod.")
+    for theirs, ours in OTHER_NAMES.items():
+        name = name.replace(theirs, ours)
+    return name

@@ -1,5 +1,6 @@
 """The shape of a Llama: the numbers that a checkpoint carries as `model_args`."""
 
+import math
 from typing import Any
 
 
@@ -53,6 +54,31 @@ class LlamaConfig:
         self.causal = causal
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: there is no Llama of this configuration; the message says why.
+        """
+        counts = ["vocab_size", "dim", "n_layers", "n_heads", "max_seq_len", "multiple_of"]
+        counts += [name for name in ("n_kv_heads", "hidden_dim") if getattr(self, name) is not None]
+        for name in counts:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a positive integer")
+        for name, low, high in (("dropout", 0.0, 1.0), ("layer_norm_eps", 0.0, math.inf)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not low <= value < high:
+                raise ValueError(f"{name} is {value!r}, expected a number of at least {low}")
+        if type(self.causal) is not bool:
+            raise ValueError(f"causal is {self.causal!r}, expected True or False")
+        n_kv_heads = self.n_kv_heads or self.n_heads
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
+        if self.n_heads % n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is no multiple of n_kv_heads {n_kv_heads}")
+        if self.dim // self.n_heads % 2:
+            raise ValueError(f"dim / n_heads is {self.dim // self.n_heads}, expected an even one")
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())

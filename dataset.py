@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from tokenizer import Tokenizer
-from utils import InputError
+from utils import InputError, missing_file
 
 SEPARATOR = " ||| "
 
@@ -29,9 +29,7 @@ def read_labelled(filename: str | Path) -> list[tuple[int, str]]:
         InputError: a line is not as it should be, or there is none; the message has its number.
     """
     if not Path(filename).is_file():
-        raise FileNotFoundError(
-            f"{filename}: no such file; `bash setup.sh` fetches the data into data/"
-        )
+        raise missing_file(filename)
     content = Path(filename).read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -57,8 +55,11 @@ def read_labelled(filename: str | Path) -> list[tuple[int, str]]:
     return examples
 
 
-def check_labels(filename: str | Path, num_labels: int) -> None:
+def check_labels(filename: str | Path, num_labels: int, known_from: str | Path) -> None:
     """Read a file only to see that every label is one of 0, …, `num_labels` - 1.
+
+    Args:
+        known_from: the file that says how many labels there are, for the message.
 
     Raises:
         InputError: one is not, or `read_labelled` cannot read the file.
@@ -67,7 +68,7 @@ def check_labels(filename: str | Path, num_labels: int) -> None:
         if not 0 <= label < num_labels:
             raise InputError(
                 f"{filename}, line {number}: expected a label from 0 to {num_labels - 1} "
-                f"(there are {num_labels} label names), found {label}"
+                f"({known_from} has {num_labels} labels), found {label}"
             )
 
 
@@ -79,9 +80,7 @@ def load_label_names(filename: str | Path) -> list[str]:
         InputError: it is no list of two or more different names.
     """
     if not Path(filename).is_file():
-        raise FileNotFoundError(
-            f"{filename}: no such file; `bash setup.sh` fetches the data into data/"
-        )
+        raise missing_file(filename)
     try:
         names = json.loads(Path(filename).read_bytes())
     except ValueError as error:
@@ -106,7 +105,7 @@ def create_data(
     eos: bool = True,
     prompt_suffix: str | None = None,
 ) -> list[Example] | tuple[list[Example], int]:
-    """Read and tokenize a file of labelled sentences.
+    """Read and tokenize a file of labelled sentences, and print how many there are.
 
     Args:
         flag: "train" returns the number of different labels too.
@@ -117,17 +116,27 @@ def create_data(
     Returns:
         `[(sentence, label, ids)]`, in the file's order.
     """
+    data = encode_labelled(filename, tokenizer, lower, eos, prompt_suffix)
+    print(f"load {len(data)} data from {filename}")
+    return (data, len({label for _, label, _ in data})) if flag == "train" else data
+
+
+def encode_labelled(
+    filename: str | Path,
+    tokenizer: Tokenizer,
+    lower: bool = False,
+    eos: bool = False,
+    prompt_suffix: str | None = None,
+) -> list[Example]:
+    """What `create_data` returns, without a word."""
     data = []
-    labels = set()
     for label, sentence in read_labelled(filename):
         if lower:
             sentence = sentence.lower()
         if prompt_suffix is not None:
             sentence = f"{sentence} {prompt_suffix}"
         data.append((sentence, label, tokenizer.encode(sentence, bos=True, eos=eos)))
-        labels.add(label)
-    print(f"load {len(data)} data from {filename}")
-    return (data, len(labels)) if flag == "train" else data
+    return data
 
 
 def append_text(data: Sequence[Example], text: str, tokenizer: Tokenizer) -> list[Example]:
@@ -143,7 +152,12 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
 
     Args:
         keep: "first" or "last".
+
+    Raises:
+        InputError: there is no room for BOS and another token.
     """
+    if max_len < 2:
+        raise InputError(f"a context of {max_len} tokens has no room for a sentence behind BOS")
     window = slice(1, max_len) if keep == "first" else slice(1 - max_len, None)
     n_cut = sum(len(tokens) > max_len for data in splits for _, _, tokens in data)
     if n_cut:
@@ -161,9 +175,10 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
 
 
 class LlamaDataset(Dataset):
-    """Rows of `create_data`, with the collate function that pads them into batches.
+    """Labelled sentences, with the collate function that tokenizes them and pads them into batches.
 
-    A row keeps the ids that it was created with; sentences are not tokenized again.
+    As in the assignment a row's sentence counts, not its ids: it is encoded as `args` and `eos`
+    say, once.
 
     Args:
         dataset: `[(sentence, label, ids)]`.
@@ -185,12 +200,20 @@ class LlamaDataset(Dataset):
         self.tokenizer = Tokenizer(args.max_sentence_len, getattr(args, "tokenizer_path", None))
         self.eos = eos
         self.with_lengths = with_lengths
+        self._encoded: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, idx: int) -> Example:
         return self.dataset[idx]
+
+    def token_ids(self, row: Example) -> list[int]:
+        """The ids of a row, BOS in front."""
+        sentence = row[0]
+        if sentence not in self._encoded:
+            self._encoded[sentence] = self.tokenizer.encode(sentence, bos=True, eos=self.eos)
+        return self._encoded[sentence]
 
     def collate_fn(self, all_data: Sequence[Example]) -> dict[str, Any]:
         """Pad rows on the right to the longest.
@@ -199,19 +222,19 @@ class LlamaDataset(Dataset):
             `token_ids` `(batch, seqlen)`, `labels` `(batch,)`, the list `sents`, and where asked
             for `lengths` `(batch,)`.
         """
-        rows = [torch.tensor(self._with_eos(tokens)) for _, _, tokens in all_data]
+        rows = [torch.tensor(self.token_ids(row)) for row in all_data]
         batch = {
             "token_ids": pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_id),
-            "labels": torch.tensor([label for _, label, _ in all_data]),
-            "sents": [sentence for sentence, _, _ in all_data],
+            "labels": torch.tensor([row[1] for row in all_data]),
+            "sents": [row[0] for row in all_data],
         }
         if self.with_lengths:
             batch["lengths"] = torch.tensor([len(row) for row in rows])
         return batch
 
-    def _with_eos(self, tokens: list[int]) -> list[int]:
-        """End a row with EOS if `self.eos` says so, and without it otherwise."""
-        has_eos = tokens[-1] == self.tokenizer.eos_id
-        if self.eos and not has_eos:
-            return [*tokens, self.tokenizer.eos_id]
-        return tokens[:-1] if has_eos and not self.eos else tokens
+
+class EncodedDataset(LlamaDataset):
+    """Rows that keep the ids they came with: cut to the context, or with a prompt behind them."""
+
+    def token_ids(self, row: Example) -> list[int]:
+        return row[2]

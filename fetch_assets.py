@@ -55,9 +55,10 @@ def sources(name: str) -> list[str]:
 
 
 def check(path: Path, name: str) -> None:
-    """
+    """See whether a file is the one that its name says.
+
     Raises:
-        InputError: the file is not the one that its name says.
+        InputError: it is not.
     """
     if name == WEIGHTS:
         config = load_pretrained(path).config
@@ -67,11 +68,11 @@ def check(path: Path, name: str) -> None:
     else:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != SHA256[name]:
-                raise InputError(f"{path}: not the original file, its SHA-256 differs")
+                raise InputError(f"{path}: its SHA-256 is not the original's")
 
 
 def copy_to(source: str, target: Path) -> None:
-    """Copy a file or download a URL, with a progress bar for the weights."""
+    """Copy a file or download a URL, with a progress bar for what takes long."""
     if "://" not in source:
         shutil.copyfile(source, target)
         return
@@ -86,48 +87,53 @@ def copy_to(source: str, target: Path) -> None:
 
 
 def fetch(name: str, unreachable: set[str]) -> str | None:
-    """Bring one file; returns None, or why it could not be brought.
+    """Fetch one file.
 
     Args:
         unreachable: hosts that did not answer before; they are not tried again.
+
+    Returns:
+        None, or why it could not be had.
     """
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    reason = ""
+    reasons = []
     for source in sources(name):
         host = urllib.parse.urlsplit(source).netloc
-        if host in unreachable:
-            reason = reason or f"no answer from {host}"
-            continue
         try:
-            copy_to(source, partial)
-            check(partial, name)
-            partial.replace(path)
-            return None
+            if host not in unreachable:
+                copy_to(source, partial)
+                check(partial, name)
+                partial.replace(path)
+                return None
         except InputError as error:
-            reason = f"{source} gave a wrong file: {error}"
+            reasons.append(f"wrong file at {source}: {str(error).removeprefix(f'{partial}: ')}")
+            continue
         except urllib.error.HTTPError as error:
-            reason = f"{source}: {error}"
-        except (OSError, http.client.HTTPException) as error:
-            reason = f"{source}: {error}"
-            if host:
-                unreachable.add(host)
+            reasons.append(f"{host} says {error.code} {error.reason}")
+            continue
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not host:
+                reasons.append(getattr(error, "strerror", None) or str(error))
+                continue
+            unreachable.add(host)
         finally:
             partial.unlink(missing_ok=True)
-    return reason
+        reasons.append(f"no answer from {host}")
+    return ", ".join(reasons)
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a file is absent, or is a broken copy of the weights. Says so if it is changed."""
+    """Whether a file is to be fetched: it is absent, or it is a broken copy of the weights."""
     path = Path(name)
     if not path.exists():
         return True
     try:
         check(path, name)
-    except InputError as error:
+    except (InputError, OSError):
         if name == WEIGHTS:
-            print(f"{error}\nfetching it again", file=sys.stderr)
+            print(f"{name} is broken and is fetched again", file=sys.stderr)
             return True
         print(f"{name} is not the original; it is left as it is", file=sys.stderr)
     return False
@@ -135,18 +141,18 @@ def is_wanted(name: str) -> bool:
 
 def main() -> None:
     unreachable: set[str] = set()
-    missing = {}
+    missing: dict[str, list[str]] = {}  # by reason
     for name in [*SHA256, WEIGHTS]:
         if is_wanted(name) and (reason := fetch(name, unreachable)):
-            missing[name] = reason
+            missing.setdefault(reason, []).append(name)
     if not missing:
         return
     works = "rope_test.py, optimizer_test.py and the tests"
-    if list(missing) == [WEIGHTS]:
+    if list(missing.values()) == [[WEIGHTS]]:
         works += ", and run_llama.py with another --pretrained-model-path"
+    names = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in missing.items())
     print(
-        f"missing: {', '.join(missing)} ({next(iter(missing.values()))}); "
-        f"{works} work all the same; running setup.sh again tries again",
+        f"missing: {names}; {works} work all the same; running setup.sh again tries again",
         file=sys.stderr,
     )
 

@@ -26,10 +26,10 @@ def generate_sentence(
     """
     device = pick_device(args.use_gpu)
     llama = load_pretrained(args.pretrained_model_path, causal=getattr(args, "causal", None))
-    llama = llama.to(device).eval()
-    print(f"load model from {args.pretrained_model_path}")
     tokenizer = Tokenizer(args.max_sentence_len, getattr(args, "tokenizer_path", None))
     check_vocabulary(tokenizer, llama.vocab_size, args.pretrained_model_path)
+    llama = llama.to(device).eval()
+    print(f"load model from {args.pretrained_model_path}")
 
     ids = tokenizer.encode(prefix, bos=True, eos=False)
     output = llama.generate(torch.tensor([ids], device=device), max_new_tokens, temperature)

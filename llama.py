@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from base_llama import LlamaPreTrainedModel, canonical_state_dict, read_checkpoint
+from base_llama import LlamaPreTrainedModel, canonical_name, read_checkpoint
 from config import LlamaConfig
 from rope import apply_rotary_emb
 from utils import InputError
@@ -47,7 +47,8 @@ class Llama(LlamaPreTrainedModel):
     def forward(
         self, tokens: torch.Tensor, targets: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
+        """The logits and the hidden states.
+
         Args:
             tokens: ids `(batch, seqlen)`.
             targets: anything but None asks for the logits of all positions.
@@ -67,17 +68,22 @@ class Llama(LlamaPreTrainedModel):
 
         Args:
             tokens: ids `(batch, seqlen)`.
-            positions: the only positions of each row that are wanted, `(batch, n)`. The last layer
-                then computes no others.
+            positions: the only positions of each row that are wanted, `(batch, n)`. The last
+                layer's feed-forward then computes no others.
 
         Returns:
             `(batch, seqlen, dim)`, or `(batch, n, dim)`.
         """
         h = self.dropout(self.tok_embeddings(tokens))
-        *layers, last_layer = self.layers
-        for layer in layers:
-            h = layer(h)
-        return self.norm(last_layer(h, positions))
+        if positions is None:
+            for layer in self.layers:
+                h = layer(h)
+        else:
+            *layers, last_layer = self.layers
+            for layer in layers:
+                h = layer(h)
+            h = last_layer(h, positions)
+        return self.norm(h)
 
     @torch.inference_mode()
     def generate(
@@ -113,25 +119,6 @@ class Llama(LlamaPreTrainedModel):
         return idx
 
 
-def last_column(tokens: torch.Tensor) -> torch.Tensor:
-    """The position of each row's last token, padding or not: `(batch, seqlen)` to `(batch, 1)`."""
-    return torch.full((len(tokens), 1), tokens.shape[1] - 1, device=tokens.device)
-
-
-def select(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Of each row the given positions: `(batch, seqlen, …)` and `(batch, n)` to `(batch, n, …)`."""
-    rows = torch.arange(len(x), device=x.device)[:, None]
-    return x[rows, positions]
-
-
-def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Choose one token per row: `(batch, vocab_size)` to ids `(batch, 1)`."""
-    if temperature == 0.0:
-        return logits.argmax(dim=-1, keepdim=True)
-    probabilities = F.softmax(logits / temperature, dim=-1)
-    return torch.multinomial(probabilities, num_samples=1)
-
-
 class LlamaLayer(nn.Module):
     """One pre-norm transformer layer; each sub-layer adds to the residual stream."""
 
@@ -150,8 +137,9 @@ class LlamaLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape, or to `(batch, n, dim)` for n positions."""
-        residual = x if positions is None else select(x, positions)
-        h = residual + self.attention(self.attention_norm(x), positions)
+        h = x + self.attention(self.attention_norm(x))
+        if positions is not None:
+            h = select(h, positions)
         return h + self.feed_forward(self.ffn_norm(h))
 
 
@@ -159,20 +147,15 @@ class Attention(nn.Module):
     """Grouped-query attention (arXiv 2305.13245) with rotary position embedding.
 
     Raises:
-        ValueError: `dim` does not split among the heads, or the heads among the groups.
+        ValueError: there is no attention of this configuration.
     """
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
+        config.check()
         self.config = config
         self.n_local_heads = config.n_heads
         self.n_local_kv_heads = config.n_kv_heads or config.n_heads
-        if config.dim % self.n_local_heads:
-            raise ValueError(f"dim {config.dim} is no multiple of n_heads {self.n_local_heads}")
-        if self.n_local_heads % self.n_local_kv_heads:
-            raise ValueError(
-                f"n_heads {self.n_local_heads} is no multiple of n_kv_heads {self.n_local_kv_heads}"
-            )
         self.n_rep = self.n_local_heads // self.n_local_kv_heads
         self.head_dim = config.dim // self.n_local_heads
         kv_dim = self.n_local_kv_heads * self.head_dim
@@ -182,19 +165,14 @@ class Attention(nn.Module):
         self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """`(batch, seqlen, dim)` to the same shape, or to `(batch, n, dim)` for n positions."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, seqlen, dim)` to the same shape."""
         query = self.compute_query(x).unflatten(-1, (self.n_local_heads, self.head_dim))
         key = self.compute_key(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
         value = self.compute_value(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
         query, key = apply_rotary_emb(query, key, self.head_dim, self.config.max_seq_len)
-        mask = None
-        if positions is not None:
-            query = select(query, positions)
-            if self.config.causal:
-                mask = positions[:, None, :, None] >= torch.arange(x.shape[1], device=x.device)
         output = self.compute_query_key_value_scores(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         )
         return self.resid_dropout(self.compute_output(output.transpose(1, 2).flatten(2)))
 
@@ -203,28 +181,22 @@ class Attention(nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """softmax(query · keyᵀ / √head_dim) · value (arXiv 1706.03762, equation 1).
 
         Args:
-            query: `(batch, n_local_heads, n, head_dim)`.
-            key, value: `(batch, n_local_heads, seqlen, head_dim)`, or with `n_local_kv_heads`, each
-                then serving `n_rep` queries.
-            mask: which keys each query sees, broadcastable to `(batch, n_local_heads, n, seqlen)`.
-                None is the configuration's: all of them or, if causal and n = seqlen, those up to
-                its own.
+            query: `(batch, n_local_heads, seqlen, head_dim)`.
+            key, value: the same, or with `n_local_kv_heads`, each then serving `n_rep` queries.
 
         Returns:
-            `(batch, n_local_heads, n, head_dim)`.
+            `(batch, n_local_heads, seqlen, head_dim)`.
         """
         return F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=mask,
             dropout_p=self.config.dropout if self.training else 0.0,
-            is_causal=self.config.causal and mask is None,
+            is_causal=self.config.causal,
             enable_gqa=key.shape[1] != query.shape[1],
         )
 
@@ -273,6 +245,25 @@ class RMSNorm(nn.Module):
         return self._norm(x.float()).type_as(x) * self.weight
 
 
+def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Choose one token per row: `(batch, vocab_size)` to ids `(batch, 1)`."""
+    if temperature == 0.0:
+        return logits.argmax(dim=-1, keepdim=True)
+    probabilities = F.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(probabilities, num_samples=1)
+
+
+def last_column(tokens: torch.Tensor) -> torch.Tensor:
+    """The position of each row's last token, padding or not: `(batch, seqlen)` to `(batch, 1)`."""
+    return torch.full((len(tokens), 1), tokens.shape[1] - 1, device=tokens.device)
+
+
+def select(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Of each row the given positions: `(batch, seqlen, …)` and `(batch, n)` to `(batch, n, …)`."""
+    rows = torch.arange(len(x), device=x.device)[:, None]
+    return x[rows, positions]
+
+
 def load_pretrained(checkpoint: str | Path, *, causal: bool | None = None) -> Llama:
     """Build the Llama that a checkpoint describes and load its weights.
 
@@ -293,50 +284,54 @@ def load_pretrained(checkpoint: str | Path, *, causal: bool | None = None) -> Ll
     for key in ("model_args", "model"):
         if not isinstance(saved.get(key), dict):
             raise InputError(f"{checkpoint}: no dict {key!r} in it, so it is no Llama checkpoint")
-    config = LlamaConfig(**saved["model_args"])
+    try:
+        config = LlamaConfig(**saved["model_args"])
+        config.check()
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{checkpoint}: model_args describe no Llama: {error}") from error
     if causal is not None:
         config.causal = causal
-    try:
-        model = Llama(config)
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{checkpoint}: model_args describe no Llama: {error}") from error
-    state_dict = tie_embeddings(canonical_state_dict(saved["model"]), checkpoint)
-    check_layout(state_dict, model.state_dict(), checkpoint)
-    model.load_state_dict(state_dict)
+    model = Llama(config)
+    model.load_state_dict(checked_state_dict(saved["model"], model.state_dict(), checkpoint))
     return model
 
 
-def tie_embeddings(state_dict: dict, checkpoint: str | Path) -> dict:
-    """Make input embedding and output head one tensor, whichever of them the checkpoint has."""
-    embedding, head = state_dict.get("tok_embeddings.weight"), state_dict.get("output.weight")
-    if embedding is None and head is None:
-        return state_dict
+def checked_state_dict(tensors: dict, expected: dict, checkpoint: str | Path) -> dict:
+    """A checkpoint's tensors under this repository's names, embedding and head made one.
+
+    Args:
+        expected: the state dict of a model of its configuration.
+
+    Raises:
+        InputError: names or shapes are not as expected; the message names all that differ.
+    """
+    tied = {"tok_embeddings.weight", "output.weight"}
+    state_dict, complaints = {}, []
+    for name, tensor in tensors.items():
+        name = canonical_name(str(name))
+        if name in state_dict:
+            complaints.append(f"{name} is there twice")
+        elif name not in expected:
+            complaints.append(f"{name} is unexpected")
+        elif not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            complaints.append(f"{name} is no tensor of floating-point numbers")
+        elif tensor.shape != expected[name].shape:
+            shapes = tuple(tensor.shape), tuple(expected[name].shape)
+            complaints.append(f"{name} has shape {shapes[0]}, expected {shapes[1]}")
+        state_dict[name] = tensor
+    absent = expected.keys() - state_dict.keys()
+    if len(absent & tied) == 1:
+        absent -= tied  # one of the two is enough
+    complaints += [f"{name} is missing" for name in sorted(absent)]
+    if complaints:
+        complaint = "; ".join(complaints)
+        raise InputError(f"{checkpoint}: not the tensors of its model_args: {complaint}")
+
+    embedding, head = (state_dict.get(name) for name in ("tok_embeddings.weight", "output.weight"))
     if embedding is not None and head is not None and not torch.equal(embedding, head):
         warnings.warn(
             f"{checkpoint}: tok_embeddings.weight differs from output.weight; "
             "output.weight is used for both",
             stacklevel=3,
         )
-    shared = embedding if head is None else head
-    return state_dict | {"tok_embeddings.weight": shared, "output.weight": shared}
-
-
-def check_layout(state_dict: dict, expected: dict, checkpoint: str | Path) -> None:
-    """Compare names and shapes.
-
-    Raises:
-        InputError: they differ.
-    """
-    complaints = []
-    for name in sorted(expected.keys() - state_dict.keys()):
-        complaints.append(f"{name} is missing")
-    for name in sorted(state_dict.keys() - expected.keys()):
-        complaints.append(f"{name} is unexpected")
-    for name in sorted(expected.keys() & state_dict.keys()):
-        shape, wanted = tuple(getattr(state_dict[name], "shape", ())), tuple(expected[name].shape)
-        if shape != wanted:
-            complaints.append(f"{name} has shape {shape}, expected {wanted}")
-    if complaints:
-        raise InputError(
-            f"{checkpoint}: not the tensors of its model_args: {'; '.join(complaints)}"
-        )
+    return state_dict | dict.fromkeys(tied, embedding if head is None else head)

@@ -17,8 +17,8 @@ class AdamW(Optimizer):
         p = p - α·m / (√v + ε),   α = lr·√(1 - β2^t) / (1 - β1^t)
         p = p - lr·weight_decay·p
 
-    This is the efficient form of the bias correction (end of section 2 of Kingma & Ba), so ε
-    weighs as much as there, not as in Algorithm 1. Decay acts on the updated parameter.
+    This is the efficient form of the bias correction (end of section 2 of Kingma & Ba), so ε is
+    not rescaled by the correction, unlike in Algorithm 1. Decay acts on the updated parameter.
 
     All parameters of a group are updated by one pass of PyTorch's multi-tensor operations.
 

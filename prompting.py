@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from classifier import LlamaZeroShotClassifier
 from dataset import (
-    LlamaDataset,
+    EncodedDataset,
     append_text,
     check_labels,
     create_data,
@@ -40,11 +40,9 @@ def test_with_prompting(args: argparse.Namespace) -> None:
     check_out_files(args, "prompting")
     label_names = load_label_names(args.label_names)
     for filename in (args.train, args.dev, args.test):
-        check_labels(filename, len(label_names))
+        check_labels(filename, len(label_names), args.label_names)
     device = pick_device(args.use_gpu)
     tokenizer = Tokenizer(args.max_sentence_len, getattr(args, "tokenizer_path", None))
-    create_data(args.train, tokenizer, "train")  # only for its count, which the assignment prints
-
     config = SimpleNamespace(
         pretrained_model_path=args.pretrained_model_path,
         num_labels=len(label_names),
@@ -52,9 +50,10 @@ def test_with_prompting(args: argparse.Namespace) -> None:
     )
     untruncated = Tokenizer(tokenizer_model=tokenizer.model_path)
     model = LlamaZeroShotClassifier(config, untruncated, label_names).to(device)
-    causal = model.llama.config.causal
     check_vocabulary(tokenizer, model.llama.vocab_size, args.pretrained_model_path)
+    causal = model.llama.config.causal
 
+    create_data(args.train, tokenizer, "train")  # only for its count, which the assignment prints
     suffix = question(label_names)
     if causal:
         dev_data, test_data = (
@@ -69,7 +68,7 @@ def test_with_prompting(args: argparse.Namespace) -> None:
     max_len = model.llama.config.max_seq_len - room_for_label
     results = []
     for data in fit_context(dev_data, test_data, max_len=max_len, keep="last"):
-        dataset = LlamaDataset(data, args, with_lengths=causal)
+        dataset = EncodedDataset(data, args, with_lengths=causal)
         loader = DataLoader(dataset, batch_size=args.batch_size, collate_fn=dataset.collate_fn)
         results.append(model_eval(loader, model, device))
 

@@ -58,7 +58,8 @@ def apply_rotary_emb(
     rotation = rotary_table(head_dim, max_seq_len, theta, query.device)[:seqlen, None, :]
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
-        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        pairs = torch.complex(even, odd)
         return torch.view_as_real(pairs * rotation).flatten(-2).type_as(x)
 
     return rotate(query), rotate(key)

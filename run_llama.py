@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dataset import LlamaDataset, create_data
 from evaluation import model_eval, write_predictions_to_file
@@ -49,9 +50,14 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description="Generate text, classify by prompting, or fine-tune a classifier."
     )
-    add = parser.add_argument
+
+    def add(flag: str, *, help: str, **settings: Any) -> None:
+        if settings.get("default") is not None and "default" not in help:
+            help += " (default: %(default)s)"
+        parser.add_argument(flag, help=help, **settings)
+
     add("--train", default="data/cfimdb-train.txt", help="labelled sentences to train on")
     add("--dev", default="data/cfimdb-dev.txt", help="labelled sentences to choose by")
     add("--test", default="data/cfimdb-test.txt", help="labelled sentences to test on")
@@ -62,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--pretrained-model-path", default="stories42M.pt", help="the checkpoint to start from")
     add("--max_sentence_len", type=number(int, 1), help="keep this many tokens of a sentence")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=1337)
+    add("--seed", type=number(int, 0, 2**32 - 1), default=1337, help="of every random draw")
     add("--epochs", type=number(int, 1), default=5, help="passes over train")
     add(
         "--option",
@@ -125,7 +131,7 @@ def get_args() -> argparse.Namespace:
     unsaid = {"causal", "tokenizer_path", "prefix", "max_new_tokens"} - given
     shown = {name: value for name, value in vars(args).items() if name not in unsaid}
     print(f"args: {shown}")
-    args.given = given
+    args.given = sorted(given)
     args.filepath = f"finetune-{args.epochs}-{args.lr}.pt"
     return args
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from utils import InputError, atomic_write
+from utils import InputError, atomic_write, missing_file
 
 TOKENIZER_MODEL = "tokenizer.model"
 
@@ -30,9 +30,7 @@ class Tokenizer:
     def __init__(self, max_len: int | None = None, tokenizer_model: str | Path | None = None):
         self.model_path = Path(tokenizer_model or TOKENIZER_MODEL)
         if not self.model_path.is_file():
-            raise FileNotFoundError(
-                f"{self.model_path}: no such file; `bash setup.sh` fetches tokenizer.model"
-            )
+            raise missing_file(self.model_path)
         self.sp_model = SentencePieceProcessor()
         try:
             self.sp_model.LoadFromSerializedProto(self.model_path.read_bytes())
@@ -71,9 +69,10 @@ class Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, checkpoint: str | Path) -> None:
-    """
+    """See that a tokenizer is the model's own.
+
     Raises:
-        InputError: the tokenizer is another model's.
+        InputError: its vocabulary size differs from the model's.
     """
     if tokenizer.n_words != vocab_size:
         raise InputError(

@@ -19,6 +19,13 @@ class InputError(ValueError):
     """Something is wrong with what the user gave; its text says what, where and what to do."""
 
 
+def missing_file(path: str | Path) -> FileNotFoundError:
+    """The error for a file that is not there, with the command that may bring it."""
+    return FileNotFoundError(
+        f"{path}: no such file; `bash setup.sh` fetches the assignment's weights and data"
+    )
+
+
 def seed_everything(seed: int = 11711) -> None:
     """Seed the generators of `random`, numpy and PyTorch, on every device."""
     random.seed(seed)
@@ -72,16 +79,18 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 
 def check_writable(path: str | Path) -> None:
-    """
+    """See whether `atomic_write` could write a file there.
+
     Raises:
-        InputError: no file can be written there.
+        InputError: it could not.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise InputError(f"{path}: a folder; give the name of a file to write")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent} to write it in; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    is_device = path.exists() and not path.is_file()
+    if not os.access(path if is_device else path.parent, os.W_OK):
         raise InputError(f"{path}: not writable; choose another place")
 
 
@@ -93,17 +102,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Call `main`, ending errors of the user's with one line and exit code 2."""
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
-    try:
-        main()
-    except InputError as error:
-        sys.exit(_complain(str(error)))
-    except OSError as error:
-        named = error.filename is not None and error.strerror is not None
-        sys.exit(_complain(f"{error.filename}: {error.strerror}" if named else str(error)))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Call `main`, ending user errors with one line and exit code 2."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args: print(f"warning: {message}", file=sys.stderr)
+        try:
+            main()
+        except InputError as error:
+            sys.exit(_complain(str(error)))
+        except OSError as error:
+            named = error.filename is not None and error.strerror is not None
+            sys.exit(_complain(f"{error.filename}: {error.strerror}" if named else str(error)))
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def _complain(message: str) -> int:

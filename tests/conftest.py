@@ -82,7 +82,7 @@ MODEL_ARGS = {
     "n_kv_heads": 2,
     "vocab_size": 320,
     "multiple_of": 32,
-    "max_seq_len": 64,
+    "max_seq_len": 128,
 }
 
 

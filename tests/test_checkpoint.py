@@ -84,12 +84,14 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(saved, tmp_path):
     del saved["model"]["layers.0.ffn_norm.weight"]
     saved["model"]["layers.0.extra.weight"] = torch.zeros(2)
     saved["model"]["layers.1.feed_forward.w2.weight"] = torch.zeros(32, 95)
+    saved["model"]["tok_embeddings.weight"] = torch.zeros(3)
     with pytest.raises(InputError) as error:
         load_pretrained(write(saved, tmp_path))
     message = str(error.value)
     assert "layers.0.ffn_norm.weight is missing" in message
     assert "layers.0.extra.weight is unexpected" in message
     assert "layers.1.feed_forward.w2.weight has shape (32, 95), expected (32, 96)" in message
+    assert "tok_embeddings.weight has shape (3,), expected (320, 32)" in message
 
 
 def test_no_random_numbers_are_drawn_by_the_layout_check(llama, saved, tmp_path):
@@ -133,11 +135,41 @@ def broken_files(saved, folder):
         ),
         "text-dim.pt": (dump(saved | {"model_args": args | {"dim": "32"}}), "model_args"),
         "not-tensors.pt": (dump(saved | {"model": {"norm.weight": 3}}), "norm.weight"),
+        "no-embedding.pt": (
+            dump(saved | {"model": saved["model"] | {"tok_embeddings.weight": [1.0]}}),
+            "tok_embeddings.weight is no tensor",
+        ),
+        "integers.pt": (
+            dump(saved | {"model": {k: v.int() for k, v in saved["model"].items()}}),
+            "norm.weight is no tensor of floating-point numbers",
+        ),
+        "twice.pt": (
+            dump(
+                saved
+                | {"model": saved["model"] | {"layers.0.attention.wq.weight": torch.zeros(32, 32)}}
+            ),
+            "layers.0.attention.compute_query.weight is there twice",
+        ),
+        **{
+            f"odd-{name}.pt": (dump(saved | {"model_args": args | {name: value}}), name)
+            for name, value in [
+                ("n_heads", 0),
+                ("n_layers", -1),
+                ("max_seq_len", None),
+                ("layer_norm_eps", "x"),
+                ("causal", "no"),
+                ("vocab_size", 320.0),
+                ("self", 1),
+            ]
+        },
     }
 
 
-def test_other_files_are_one_line_and_run_nothing(saved, tmp_path, run_cli, monkeypatch):
+def test_other_files_are_one_line_and_run_nothing(
+    saved, tmp_path, run_cli, monkeypatch, tokenizer_path
+):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
     for name, (content, word) in broken_files(saved, tmp_path).items():
         (tmp_path / name).write_bytes(content)
         code, _, err = run_cli("--pretrained-model-path", name)
@@ -145,6 +177,8 @@ def test_other_files_are_one_line_and_run_nothing(saved, tmp_path, run_cli, monk
         assert err.startswith("error: ") and err.count("\n") == 1, err
         assert name in err and word in err, err
     assert not (tmp_path / "attacked").exists()
+    (tmp_path / "stories42M.pt").write_bytes((tmp_path / "truncated.pt").read_bytes())
+    assert "`bash setup.sh` fetches it again" in run_cli()[2]
     code, _, err = run_cli("--pretrained-model-path", "absent.pt")
     assert code == 2 and "absent.pt: no such file" in err and "setup.sh" in err
 

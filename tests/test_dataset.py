@@ -7,6 +7,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from dataset import (
+    EncodedDataset,
     LlamaDataset,
     append_text,
     check_labels,
@@ -60,14 +61,14 @@ def test_windows_files_read_like_others(file):
         (" ||| b\n", 1, "integer label"),
         (b"1 ||| ok\n1 ||| caf\xe9\n", 2, "UTF-8"),
         ("1 ||| a\n".encode("utf-16"), 1, "UTF-8"),
-        ("0 ||| a\n3 ||| b\n", 2, "from 0 to 2"),
+        ("0 ||| a\n3 ||| b\n", 2, "from 0 to 2 (names.json has 3 labels), found 3"),
         ("0 ||| a\n1 ||| b\n-1 ||| b\n", 3, "from 0 to 2"),
     ],
 )
 def test_bad_lines_are_named(file, content, line, expected):
     path = file(content)
     with pytest.raises(InputError) as error:
-        check_labels(path, 3)
+        check_labels(path, 3, "names.json")
     assert f"{path}, line {line}: " in str(error.value)
     assert expected in str(error.value)
 
@@ -92,11 +93,10 @@ def args(tokenizer_path):
     return SimpleNamespace(max_sentence_len=None, tokenizer_path=str(tokenizer_path))
 
 
-@pytest.mark.parametrize("created_with_eos", [True, False])
 @pytest.mark.parametrize("eos", [True, False])
-def test_batches_are_padded_on_the_right(file, tokenizer, args, created_with_eos, eos):
+def test_batches_are_padded_on_the_right(file, tokenizer, args, eos):
     path = file("1 ||| a film\n0 ||| the plot is thin\n")
-    data, _ = create_data(path, tokenizer, eos=created_with_eos)
+    data, _ = create_data(path, tokenizer)
     dataset = LlamaDataset(data, args, eos, with_lengths=True)
     batch = dataset.collate_fn([dataset[0], dataset[1]])
     rows = [tokenizer.encode(s, bos=True, eos=eos) for s in ("a film", "the plot is thin")]
@@ -107,6 +107,27 @@ def test_batches_are_padded_on_the_right(file, tokenizer, args, created_with_eos
     assert batch["sents"] == ["a film", "the plot is thin"]
     plain = LlamaDataset(data, args).collate_fn(list(data))
     assert set(plain) == {"token_ids", "labels", "sents"}
+
+
+def test_the_assignments_dataset_encodes_sentences_and_ours_keeps_ids(tokenizer, args):
+    args.max_sentence_len = 2
+    row = ("the plot is thin", 1, [1, 9, 8, 7])
+    whole = tokenizer.encode(row[0], bos=True, eos=False)
+    dataset = LlamaDataset([row], args)
+    assert dataset.collate_fn([row])["token_ids"].tolist() == [whole[:3]]
+    assert EncodedDataset([row], args).collate_fn([row])["token_ids"].tolist() == [[1, 9, 8, 7]]
+
+
+def test_sentences_are_encoded_once(tokenizer, args, monkeypatch):
+    dataset = LlamaDataset([("a film", 0, [])], args)
+    calls = []
+    encode = dataset.tokenizer.encode
+    monkeypatch.setattr(
+        dataset.tokenizer, "encode", lambda *a, **k: calls.append(a) or encode(*a, **k)
+    )
+    for _ in range(3):
+        dataset.collate_fn([dataset[0]])
+    assert len(calls) == 1
 
 
 def test_works_in_a_shuffling_loader(file, tokenizer, args):
@@ -126,6 +147,11 @@ def test_long_rows_keep_bos_and_one_end_with_one_warning():
     with pytest.warns(UserWarning, match="their last tokens"):
         (last,) = fit_context(rows, max_len=3, keep="last")
     assert [row[2] for row in last] == [[1, 12, 13], [1, 11, 12]]
+
+
+def test_a_context_without_room_is_refused():
+    with pytest.raises(InputError, match="no room"):
+        fit_context([("a", 0, [1, 10])], max_len=1, keep="last")
 
 
 @pytest.mark.filterwarnings("error")

@@ -38,10 +38,10 @@ def test_equals_float64_numpy(weight_decay, correct_bias):
 def test_equals_torch_where_the_definitions_agree():
     """Without decay, with a vanishing epsilon and with bias correction."""
     results = []
-    for cls, eps in ((AdamW, 1e-12), (torch.optim.AdamW, 1e-12)):
+    for cls in (AdamW, torch.optim.AdamW):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-        optimizer = cls(model.parameters(), lr=0.02, eps=eps, weight_decay=0.0)
+        optimizer = cls(model.parameters(), lr=0.02, eps=1e-12, weight_decay=0.0)
         for _ in range(50):
             x = torch.randn(16, 6)
             optimizer.zero_grad()
@@ -61,7 +61,7 @@ def test_decay_is_not_lost_in_float32_rounding():
         optimizer.step()
     expected = start.double() * (1 - 1e-7) ** 10
     error = (p.detach().double() - expected).mean() / (start.double() - expected).mean()
-    assert abs(error) < 0.25
+    assert abs(error) < 0.1
 
 
 def test_groups_keep_their_own_settings_and_late_gradients_their_own_step():
@@ -131,9 +131,12 @@ def test_sparse_gradients_are_refused():
         AdamW(embedding.parameters()).step()
 
 
-def test_committed_fixture_is_the_formula_and_agrees_with_the_official_one(assets):
+def test_committed_fixture_is_the_formula():
+    assert np.allclose(np.load(ROOT / "optimizer_test.npy"), optimizer_fixture(), atol=1e-7)
+
+
+def test_committed_fixture_agrees_with_the_official_one(assets):
     committed = np.load(ROOT / "optimizer_test.npy")
     official = np.load(assets / "optimizer_test.npy")
-    assert np.allclose(committed, optimizer_fixture(), atol=1e-7)
     assert np.allclose(committed, official, atol=1e-5, rtol=1e-3)
     assert np.allclose(train_linear().numpy(), official, atol=1e-5, rtol=1e-3)
