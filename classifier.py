@@ -46,6 +46,8 @@ class LlamaZeroShotClassifier(nn.Module):
             which needs causal attention. Without, the assignment's score: the sum of the
             log-probabilities that the last column gives each of the label's tokens.
         """
+        if lengths is not None and not self.llama.config.causal:
+            raise ValueError("only a causal model can score prompts by their lengths")
         if lengths is None:
             hidden = self.llama.hidden_states(input_ids, last_column(input_ids))
             log_probs = F.log_softmax(self.llama.output(hidden[:, 0]), dim=-1)

@@ -6,48 +6,41 @@ from unittest import mock
 
 import torch
 
-import dataset
 import evaluation
-import finetune
-import prompting
 import rope
+from dataset import EncodedDataset, LlamaDataset
 from llama import Llama, select
 
-
-def tokenize_at_every_use(self: dataset.LlamaDataset, all_data: list) -> dict:
-    """`LlamaDataset.collate_fn`, but it encodes the sentences of each batch anew."""
-    rows = [
-        (sentence, label, self.tokenizer.encode(sentence, bos=True, eos=self.eos))
-        for sentence, label, _ in all_data
-    ]
-    return COLLATE(self, rows)
+hidden_states = Llama.hidden_states
+model_eval = evaluation.model_eval
 
 
-COLLATE = dataset.LlamaDataset.collate_fn
+def tokenize_at_every_use(self: LlamaDataset, row: tuple) -> list[int]:
+    """`LlamaDataset.token_ids`, but it encodes the sentence anew."""
+    return self.tokenizer.encode(row[0], bos=True, eos=self.eos)
 
 
-def forward_everything(
+def all_hidden_states(
     self: Llama, tokens: torch.Tensor, positions: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`Llama.hidden_states`, but all layers compute all positions, and logits come with it."""
-    hidden = HIDDEN_STATES(self, tokens)
-    self.output(hidden[:, [-1], :])
+    """`Llama.hidden_states`, but all layers compute all positions."""
+    hidden = hidden_states(self, tokens)
     return hidden if positions is None else select(hidden, positions)
-
-
-HIDDEN_STATES = Llama.hidden_states
 
 
 @contextlib.contextmanager
 def reference_way() -> Iterator[None]:
-    """Autograd on in evaluation, rotary tables rebuilt in every layer, tokenization at every use,
-    and all states and logits computed where only the last state is read.
+    """Rotary tables rebuilt in every layer, tokenization at every use, and all states computed
+    where only the last one is read.
     """
     with (
-        mock.patch.object(finetune, "model_eval", evaluation.model_eval.__wrapped__),
-        mock.patch.object(prompting, "model_eval", evaluation.model_eval.__wrapped__),
         mock.patch.object(rope, "rotary_table", rope.rotary_table.__wrapped__),
-        mock.patch.object(Llama, "hidden_states", forward_everything),
-        mock.patch.object(dataset.LlamaDataset, "collate_fn", tokenize_at_every_use),
+        mock.patch.object(EncodedDataset, "token_ids", tokenize_at_every_use),
+        mock.patch.object(Llama, "hidden_states", all_hidden_states),
     ):
         yield
+
+
+def model_eval_with_autograd(*args) -> tuple:
+    """`evaluation.model_eval` as the reference calls it while it fine-tunes."""
+    return model_eval.__wrapped__(*args)
