@@ -83,7 +83,7 @@ def load_label_names(filename: str | Path) -> list[str]:
         raise missing_file(filename)
     try:
         names = json.loads(Path(filename).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{filename}: not JSON: {error}") from error
     if (
         not isinstance(names, list)
@@ -163,8 +163,8 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
     if n_cut:
         total = sum(len(data) for data in splits)
         warnings.warn(
-            f"{n_cut} of {total} rows are longer than the context of {max_len} tokens "
-            f"and were cut to their {keep} tokens",
+            f"{n_cut} of {total} rows are longer than the {max_len} tokens that fit the context "
+            f"and were cut to their {keep} ones",
             stacklevel=2,
         )
 

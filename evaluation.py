@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils import InputError, atomic_write, check_writable
+from utils import InputError, atomic_write, check_outputs
 
 
 @torch.inference_mode()
@@ -46,12 +46,13 @@ def write_predictions_to_file(
         file.writelines(f"{p} ||| {s}\n" for p, s in zip(pred, sents, strict=True))
 
 
-def check_out_files(args: argparse.Namespace, kind: str) -> None:
-    """See, before any work, that the predictions can be written where they are wanted.
+def check_out_files(args: argparse.Namespace, kind: str, *outputs: str) -> None:
+    """See, before any work, that all results can be written where they are wanted.
 
     Args:
-        args: has `dev_out` and `test_out`.
+        args: the command line's.
         kind: "prompting" or "finetuning".
+        outputs: what is written besides the predictions.
 
     Raises:
         InputError: a name does not end as the assignment has it, or no file can be written there.
@@ -59,8 +60,9 @@ def check_out_files(args: argparse.Namespace, kind: str) -> None:
     for split in ("dev", "test"):
         outfile = getattr(args, f"{split}_out")
         ending = f"{split}-{kind}-output.txt"
-        if not outfile.endswith(ending):
+        if not str(outfile).endswith(ending):
             raise InputError(
                 f"--{split}_out {outfile}: the name must end in {ending}, as in sst-{ending}"
             )
-        check_writable(outfile)
+    inputs = [args.train, args.dev, args.test, args.label_names, args.pretrained_model_path]
+    check_outputs([args.dev_out, args.test_out, *outputs], inputs)

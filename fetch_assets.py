@@ -100,8 +100,9 @@ def fetch(name: str, unreachable: set[str]) -> str | None:
     partial = path.with_name(f".{path.name}.part")
     reasons = []
     for source in sources(name):
-        host = urllib.parse.urlsplit(source).netloc
+        host = ""
         try:
+            host = urllib.parse.urlsplit(source).netloc
             if host not in unreachable:
                 copy_to(source, partial)
                 check(partial, name)
@@ -135,7 +136,10 @@ def is_wanted(name: str) -> bool:
         if name == WEIGHTS:
             print(f"{name} is broken and is fetched again", file=sys.stderr)
             return True
-        print(f"{name} is not the original; it is left as it is", file=sys.stderr)
+        print(
+            f"{name} is not the original and is left as it is; delete it to fetch that",
+            file=sys.stderr,
+        )
     return False
 
 

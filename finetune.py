@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from dataset import (
 from evaluation import check_out_files, inputs_of, model_eval, write_predictions_to_file
 from optimizer import AdamW
 from tokenizer import Tokenizer, check_vocabulary
-from utils import InputError, check_writable, pick_device
+from utils import InputError, pick_device
 
 Loss = Callable[[dict, nn.Module], torch.Tensor]  # of a batch and a model, a scalar
 
@@ -44,8 +44,6 @@ def train(args: argparse.Namespace) -> None:
     After every epoch the train loss (mean over batches) and the accuracies on train and dev are
     printed. `args.test` is only checked, so that a mistake in it shows before the training.
     """
-    check_out_files(args, "finetuning")
-    check_writable(args.filepath)
     num_labels, known_from = count_labels(args)
     for filename in (args.train, args.dev, args.test):
         check_labels(filename, num_labels, known_from)
@@ -67,7 +65,7 @@ def train(args: argparse.Namespace) -> None:
     train_data, dev_data, _ = fit_sentences(model, train_data, dev_data, test_data)
     train_loader = make_loader(train_data, model, args, shuffle=True)
     dev_loader = make_loader(dev_data, model, args)
-    optimizer = AdamW(model.parameters(), lr=args.lr)
+    optimizer = AdamW(model.parameters(), lr=float(args.lr))
     loss = functools.partial(classification_loss, batch_size=args.batch_size)
 
     best_dev_acc = -1.0
@@ -155,7 +153,9 @@ def save_model(
 
 def plain(value: Any) -> Any:
     """A value that can be saved without pickling a class; what is none becomes its text."""
-    return value if isinstance(value, bool | int | float | str | list | None) else str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if type(value) in (bool, int, float, str, list, NoneType) else str(value)
 
 
 def test(args: argparse.Namespace) -> None:

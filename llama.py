@@ -10,10 +10,11 @@ from torch import nn
 
 from base_llama import LlamaPreTrainedModel, canonical_name, read_checkpoint
 from config import LlamaConfig
+from decoding import STOP_IDS, KVCache, decode, decode_unmasked
 from rope import apply_rotary_emb
 from utils import InputError
 
-STOP_IDS = (1, 2)  # BOS and EOS of every Llama 2 tokenizer
+EOS_ID = STOP_IDS[1]
 
 
 class Llama(LlamaPreTrainedModel):
@@ -62,60 +63,59 @@ class Llama(LlamaPreTrainedModel):
         return logits, h
 
     def hidden_states(
-        self, tokens: torch.Tensor, positions: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> torch.Tensor:
         """The states after the final norm, without the logits.
 
         Args:
             tokens: ids `(batch, seqlen)`.
-            positions: the only positions of each row that are wanted, `(batch, n)`. The last
+            positions: the only columns of each row that are wanted, `(batch, n)`. The last
                 layer's feed-forward then computes no others.
+            cache: what came before the tokens, for causal models; they are added to it.
 
         Returns:
             `(batch, seqlen, dim)`, or `(batch, n, dim)`.
         """
+        # What is None is not passed on: a replaced layer may have the assignment's signature.
+        options = {}
+        if cache is not None:
+            if not self.config.causal:
+                raise ValueError("without a causal mask, nothing can be cached")
+            cache.begin(tokens.shape[1])
+            options["cache"] = cache
         h = self.dropout(self.tok_embeddings(tokens))
-        if positions is None:
-            for layer in self.layers:
-                h = layer(h)
-        else:
-            *layers, last_layer = self.layers
-            for layer in layers:
-                h = layer(h)
-            h = last_layer(h, positions)
+        *layers, last_layer = self.layers
+        for layer in layers:
+            h = layer(h, **options)
+        if positions is not None:
+            options["positions"] = positions
+        h = last_layer(h, **options)
+        if cache is not None:
+            cache.end(tokens.shape[1])
         return self.norm(h)
 
-    @torch.inference_mode()
     def generate(
         self, idx: torch.Tensor, max_new_tokens: int, temperature: float = 1.0
     ) -> torch.Tensor:
-        """Continue each row, one token at a time.
-
-        A context longer than `max_seq_len` is cropped to its last tokens. With causal attention a
-        row ends at BOS or EOS: it is filled up with EOS while others go on, and generation stops
-        when all have ended. Without a mask it never stops early.
+        """Continue each row, as `decoding.decode` and `decoding.decode_unmasked` say.
 
         Args:
             idx: ids `(batch, seqlen)`.
-            max_new_tokens: number of tokens to add.
+            max_new_tokens: number of tokens to add. With a causal model fewer come if all rows
+                end or the context is full; rows that end before others are filled with EOS.
             temperature: 0 takes the likeliest token; otherwise tokens are drawn from
                 softmax(logits / temperature) with the global generator.
 
         Returns:
             prompt and continuation, ids `(batch, seqlen + new)`.
         """
-        stop_ids = torch.tensor(STOP_IDS, device=idx.device)
-        ended = torch.zeros(idx.shape[0], dtype=torch.bool, device=idx.device)
-        for _ in range(max_new_tokens):
-            context = idx[:, -self.config.max_seq_len :]
-            hidden = self.hidden_states(context, last_column(context))
-            next_ids = sample(self.output(hidden[:, 0]), temperature)
-            if self.config.causal:
-                ended |= torch.isin(next_ids[:, 0], stop_ids)
-                if ended.all():
-                    break
-                next_ids[ended] = STOP_IDS[1]
-            idx = torch.cat((idx, next_ids), dim=1)
+        steps = decode if self.config.causal else decode_unmasked
+        for ids in steps(self, idx.tolist(), max_new_tokens, temperature):
+            column = [EOS_ID if token is None else token for token in ids]
+            idx = torch.cat((idx, idx.new_tensor(column)[:, None]), dim=1)
         return idx
 
 
@@ -125,7 +125,7 @@ class LlamaLayer(nn.Module):
     def __init__(self, layer_id: int, config: LlamaConfig):
         super().__init__()
         self.layer_id = layer_id
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer_id)
         self.feed_forward = FeedForward(
             dim=config.dim,
             hidden_dim=config.hidden_dim,
@@ -135,9 +135,15 @@ class LlamaLayer(nn.Module):
         self.attention_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
         self.ffn_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape, or to `(batch, n, dim)` for n positions."""
-        h = x + self.attention(self.attention_norm(x))
+        normed = self.attention_norm(x)
+        h = x + (self.attention(normed) if cache is None else self.attention(normed, cache))
         if positions is not None:
             h = select(h, positions)
         return h + self.feed_forward(self.ffn_norm(h))
@@ -146,12 +152,16 @@ class LlamaLayer(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention (arXiv 2305.13245) with rotary position embedding.
 
+    Args:
+        layer_id: which of a cache's layers is this one's.
+
     Raises:
         ValueError: there is no attention of this configuration.
     """
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, layer_id: int = 0):
         super().__init__()
+        self.layer_id = layer_id
         config.check()
         self.config = config
         self.n_local_heads = config.n_heads
@@ -165,15 +175,25 @@ class Attention(nn.Module):
         self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
         query = self.compute_query(x).unflatten(-1, (self.n_local_heads, self.head_dim))
         key = self.compute_key(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
         value = self.compute_value(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
-        query, key = apply_rotary_emb(query, key, self.head_dim, self.config.max_seq_len)
-        output = self.compute_query_key_value_scores(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        query, key = apply_rotary_emb(
+            query,
+            key,
+            self.head_dim,
+            self.config.max_seq_len,
+            start=0 if cache is None else cache.start,
         )
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(self.layer_id, key, value)
+        if cache is None or cache.mask is None:
+            output = self.compute_query_key_value_scores(query, key, value)
+        else:
+            output = self.compute_query_key_value_scores(query, key, value, cache.mask)
         return self.resid_dropout(self.compute_output(output.transpose(1, 2).flatten(2)))
 
     def compute_query_key_value_scores(
@@ -181,22 +201,31 @@ class Attention(nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """softmax(query · keyᵀ / √head_dim) · value (arXiv 1706.03762, equation 1).
 
         Args:
-            query: `(batch, n_local_heads, seqlen, head_dim)`.
-            key, value: the same, or with `n_local_kv_heads`, each then serving `n_rep` queries.
+            query: `(batch, n_local_heads, n, head_dim)`, of the last n of seqlen positions.
+            key, value: `(batch, n_local_heads, seqlen, head_dim)`, or with `n_local_kv_heads`, each
+                then serving `n_rep` queries.
+            mask: which keys each query sees, broadcastable to `(batch, n_local_heads, n, seqlen)`;
+                None is as the configuration says, all of them or those up to its own position.
 
         Returns:
-            `(batch, n_local_heads, seqlen, head_dim)`.
+            `(batch, n_local_heads, n, head_dim)`.
         """
+        n, seqlen = query.shape[2], key.shape[2]
+        if mask is None and self.config.causal and 1 < n < seqlen:
+            mask = torch.ones(n, seqlen, dtype=torch.bool, device=query.device)
+            mask = mask.tril(diagonal=seqlen - n)
         return F.scaled_dot_product_attention(
             query,
             key,
             value,
+            attn_mask=mask,
             dropout_p=self.config.dropout if self.training else 0.0,
-            is_causal=self.config.causal,
+            is_causal=self.config.causal and mask is None and n == seqlen,
             enable_gqa=key.shape[1] != query.shape[1],
         )
 
@@ -243,14 +272,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
         return self._norm(x.float()).type_as(x) * self.weight
-
-
-def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Choose one token per row: `(batch, vocab_size)` to ids `(batch, 1)`."""
-    if temperature == 0.0:
-        return logits.argmax(dim=-1, keepdim=True)
-    probabilities = F.softmax(logits / temperature, dim=-1)
-    return torch.multinomial(probabilities, num_samples=1)
 
 
 def last_column(tokens: torch.Tensor) -> torch.Tensor:
@@ -313,11 +334,13 @@ def checked_state_dict(tensors: dict, expected: dict, checkpoint: str | Path) ->
             complaints.append(f"{name} is there twice")
         elif name not in expected:
             complaints.append(f"{name} is unexpected")
-        elif not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        elif not is_dense(tensor):
             complaints.append(f"{name} is no tensor of floating-point numbers")
         elif tensor.shape != expected[name].shape:
             shapes = tuple(tensor.shape), tuple(expected[name].shape)
             complaints.append(f"{name} has shape {shapes[0]}, expected {shapes[1]}")
+        elif not tensor.isfinite().all():
+            complaints.append(f"{name} has values that are not finite")
         state_dict[name] = tensor
     absent = expected.keys() - state_dict.keys()
     if len(absent & tied) == 1:
@@ -335,3 +358,13 @@ def checked_state_dict(tensors: dict, expected: dict, checkpoint: str | Path) ->
             stacklevel=3,
         )
     return state_dict | dict.fromkeys(tied, embedding if head is None else head)
+
+
+def is_dense(value: object) -> bool:
+    """Whether a checkpoint's value is an ordinary tensor of floating-point numbers."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_meta
+    )

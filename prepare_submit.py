@@ -35,7 +35,7 @@ ADVANCED = [
 ]
 
 LEFT_OUT_SUFFIXES = {
-    *(".pt", ".pth", ".bin", ".ckpt", ".safetensors"),  # weights
+    *(".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".gguf", ".h5", ".npz"),  # weights
     *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".whl"),  # archives
     *(".pyc", ".pyo"),
 }
@@ -90,7 +90,12 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
         AssertionError: it is not; the message names what is wrong.
     """
     for name in names:
-        if "\\" in name or ":" in name or name.startswith("/") or ".." in name.split("/"):
+        if (
+            not name.isprintable()  # nor can it be encoded, if it was not UTF-8
+            or any(sign in name for sign in "\\:")
+            or name.startswith("/")
+            or ".." in name.split("/")
+        ):
             raise AssertionError(f"{source} holds the unsafe path {name!r}")
     outside = [name for name in names if not name.startswith(f"{aid}/")]
     if outside:
@@ -117,12 +122,16 @@ def check_file(file: str | Path, aid: str) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            names = archive.namelist()
+            empty = {info.filename for info in archive.infolist() if not info.file_size}
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
         raise AssertionError(f"{file} is damaged or encrypted: {error}") from error
     if damaged:
         raise AssertionError(f"{file} is damaged: {damaged} cannot be read")
     check_names(names, aid, file)
+    for name in REQUIRED:
+        if f"{aid}/{name}" in empty:
+            raise AssertionError(f"{file} has an empty {name}")
 
 
 def main(path: str | Path, aid: str) -> None:

@@ -31,6 +31,7 @@ def apply_rotary_emb(
     head_dim: int,
     max_seq_len: int,
     theta: float = 10000.0,
+    start: int | torch.Tensor = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate each pair of neighbouring elements (0 and 1, 2 and 3, …) by its position's angle.
 
@@ -43,6 +44,7 @@ def apply_rotary_emb(
         head_dim: an even number.
         max_seq_len: the number of positions the table is made for.
         theta: base of the geometric progression of wavelengths.
+        start: position of the first token, one number or one per row `(batch,)`.
 
     Returns:
         query and key, rotated; shapes and types as given.
@@ -50,12 +52,16 @@ def apply_rotary_emb(
     Raises:
         ValueError: `head_dim` is odd, or the sequence is longer than `max_seq_len`.
     """
-    seqlen = query.shape[1]
     if head_dim % 2:
         raise ValueError(f"head_dim is {head_dim}; rotary embedding needs an even number")
-    if seqlen > max_seq_len:
-        raise ValueError(f"{seqlen} tokens do not fit the context of {max_seq_len}")
-    rotation = rotary_table(head_dim, max_seq_len, theta, query.device)[:seqlen, None, :]
+    table = rotary_table(head_dim, max_seq_len, theta, query.device)
+    seqlen = query.shape[1]
+    if isinstance(start, torch.Tensor):
+        rotation = table[start[:, None] + torch.arange(seqlen, device=start.device), None]
+    elif start + seqlen <= max_seq_len:
+        rotation = table[start : start + seqlen, None]
+    else:
+        raise ValueError(f"{start + seqlen} tokens do not fit the context of {max_seq_len}")
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
         even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dataset import LlamaDataset, create_data
-from evaluation import model_eval, write_predictions_to_file
+from evaluation import check_out_files, model_eval, write_predictions_to_file
 from finetune import save_model, test, train
 from generation import generate_sentence
 from prompting import test_with_prompting
 from tokenizer import TOKENIZER_MODEL
-from utils import ArgumentParser, check_writable, run_script, seed_everything
+from utils import ArgumentParser, check_outputs, run_script, seed_everything
 
 __all__ = [
     "LlamaDataset",
@@ -34,14 +34,13 @@ PREFIX = (
 )
 
 
-def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
-    """An argparse type: an int or a finite float from `low` to `high`."""
+def number(kind: type, low: float, high: float = 2**31 - 1) -> Callable[[str], float]:
+    """An argparse type: an int or a float from `low` to `high`."""
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high or value == float("inf"):
-            limit = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {limit}")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {low} to {high}")
         return value
 
     parse.__name__ = kind.__name__  # what argparse calls the type in its errors
@@ -153,13 +152,13 @@ def main() -> None:
             0.0: args.generated_sentence_low_temp_out,
             1.0: args.generated_sentence_high_temp_out,
         }
-        for outfile in outputs.values():
-            check_writable(outfile)
+        check_outputs(outputs.values(), [args.pretrained_model_path, args.tokenizer_path])
         for temperature, outfile in outputs.items():
             generate_sentence(args, args.prefix, outfile, args.max_new_tokens, temperature)
     elif args.option == "prompt":
         test_with_prompting(args)
     else:
+        check_out_files(args, "finetuning", args.filepath)
         train(args)
         test(args)
 

@@ -9,7 +9,7 @@ import torch
 
 from base_llama import read_checkpoint
 from llama import load_pretrained
-from utils import run_script, seed_everything
+from utils import InputError, run_script, seed_everything
 
 TOKENS = [
     [101, 7592, 2088, 102, 0, 0, 0, 0],
@@ -20,7 +20,11 @@ TOKENS = [
 def main() -> None:
     seed_everything(1337)
     expected = read_checkpoint("sanity_check.data")
+    if not {"logits", "hidden_states"} <= expected.keys():
+        raise InputError("sanity_check.data: no logits and hidden_states in it; fetch it again")
     llama = load_pretrained("stories42M.pt", causal=False).eval()
+    if llama.vocab_size != 32000:
+        raise InputError("stories42M.pt: another model, its vocabulary is not the 32000 of Llama 2")
     with torch.inference_mode():
         logits, hidden_states = llama(torch.tensor(TOKENS))
     for name, ours in (("logits", logits), ("hidden_states", hidden_states)):

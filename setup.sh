@@ -3,6 +3,7 @@
 # May be run again at any time. MINLLAMA_ASSETS, a folder or a base URL, takes the place of the
 # original addresses.
 set -eu
+unset CDPATH
 # A relative MINLLAMA_ASSETS is relative to where the script was called.
 if [ -d "${MINLLAMA_ASSETS:-}" ]; then
     MINLLAMA_ASSETS=$(cd "$MINLLAMA_ASSETS" && pwd)
@@ -22,7 +23,7 @@ if ! suits .venv/bin/python; then
     done
     if [ -z "$python" ]; then
         echo "error: no Python 3.11 or later with venv was found; install one and run this again" >&2
-        exit 1
+        exit 2
     fi
     rm -rf .venv
     "$python" -m venv .venv
@@ -33,7 +34,7 @@ if ! cat requirements.txt requirements-dev.txt | cmp -s - "$installed"; then
     if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
     then
         echo "error: the packages in requirements.txt could not be installed; pip says why above" >&2
-        exit 1
+        exit 2
     fi
     cat requirements.txt requirements-dev.txt >"$installed"
 fi

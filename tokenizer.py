@@ -43,7 +43,15 @@ class Tokenizer:
         self.max_len = max_len
 
     def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
-        """The ids of a text, cut to `max_len`, then with BOS before and EOS behind if asked for."""
+        """The ids of a text, cut to `max_len`, then with BOS before and EOS behind if asked for.
+
+        Raises:
+            InputError: the text holds surrogates, which stand for no character.
+        """
+        try:
+            s.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{s[:40]!r}: not valid Unicode, it cannot be tokenized") from error
         ids = self.sp_model.encode(s)[: self.max_len]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
@@ -72,8 +80,10 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, checkpoint: str | Pa
     """See that a tokenizer is the model's own.
 
     Raises:
-        InputError: its vocabulary size differs from the model's.
+        InputError: its vocabulary size differs from the model's, or it has no BOS.
     """
+    if tokenizer.bos_id < 0:
+        raise InputError(f"{tokenizer.model_path}: a tokenizer without BOS is no Llama's")
     if tokenizer.n_words != vocab_size:
         raise InputError(
             f"{tokenizer.model_path}: its {tokenizer.n_words} pieces do not match the vocabulary "

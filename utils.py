@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -64,7 +64,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         with path.open(mode, encoding=encoding) as file:
             yield file
         return
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
         with temporary.open(mode, encoding=encoding) as file:
             yield file
@@ -78,20 +78,28 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         raise
 
 
-def check_writable(path: str | Path) -> None:
-    """See whether `atomic_write` could write a file there.
+def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """See, before any work, that `atomic_write` can write the outputs without losing anything.
 
     Raises:
-        InputError: it could not.
+        InputError: no file can be written there, or it is another output or an input.
     """
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise InputError(f"{path}: a folder; give the name of a file to write")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent} to write it in; make it first")
-    is_device = path.exists() and not path.is_file()
-    if not os.access(path if is_device else path.parent, os.W_OK):
-        raise InputError(f"{path}: not writable; choose another place")
+    taken = {os.path.realpath(path): f"the input {path}" for path in inputs}
+    for output in outputs:
+        path = Path(os.path.realpath(output))
+        if path.is_dir():
+            raise InputError(f"{output}: a folder; give the name of a file to write")
+        if not path.parent.is_dir():
+            raise InputError(f"{output}: there is no folder {path.parent} to write it in")
+        if path.exists() and not path.is_file():
+            continue  # a device
+        if Path(output).parts[:2] in (("/", "dev"), ("/", "proc")):
+            raise InputError(f"{output}: stands for the file {path}; name another one")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise InputError(f"{output}: the folder {path.parent} is not writable")
+        if str(path) in taken:
+            raise InputError(f"{output}: would overwrite {taken[str(path)]}; name another file")
+        taken[str(path)] = f"the output {output}"
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -105,6 +113,7 @@ def run_script(main: Callable[[], None]) -> None:
     """Call `main`, ending user errors with one line and exit code 2."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_args: print(f"warning: {message}", file=sys.stderr)
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal can show
         try:
             main()
         except InputError as error:

@@ -150,6 +150,14 @@ def broken_files(saved, folder):
             ),
             "layers.0.attention.compute_query.weight is there twice",
         ),
+        "nan.pt": (
+            dump(saved | {"model": saved["model"] | {"norm.weight": torch.full((32,), torch.nan)}}),
+            "norm.weight has values that are not finite",
+        ),
+        "sparse.pt": (
+            dump(saved | {"model": {"output.weight": torch.zeros(320, 32).to_sparse()}}),
+            "output.weight is no tensor",
+        ),
         **{
             f"odd-{name}.pt": (dump(saved | {"model_args": args | {name: value}}), name)
             for name, value in [

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SENTENCES, make_llama, save_llama
@@ -163,7 +164,7 @@ def test_args_of_the_assignments_own_making_work(project, capsys):
         dev="data/toy-dev.txt",
         test="data/toy-test.txt",
         label_names="data/toy-label-mapping.json",
-        pretrained_model_path="model.pt",
+        pretrained_model_path=project.path / "model.pt",
         max_sentence_len=None,
         epochs=1,
         option="finetune",
@@ -172,8 +173,8 @@ def test_args_of_the_assignments_own_making_work(project, capsys):
         test_out="toy-test-finetuning-output.txt",
         batch_size=8,
         hidden_dropout_prob=0.3,
-        lr=1e-4,
-        filepath="best.pt",
+        lr=np.float64(1e-4),
+        filepath=project.path / "best.pt",
     )
     run_llama.seed_everything(3)
     run_llama.train(args)
@@ -230,6 +231,11 @@ BAD_FLAGS = [
     (["--lr", "nan"], "--lr"),
     (["--lr", "inf"], "--lr"),
     (["--hidden_dropout_prob", "1.5"], "--hidden_dropout_prob"),
+    (["--lr", "1e300"], "--lr"),
+    (["--batch_size", str(10**30)], "--batch_size"),
+    (["--prefix", "a\udcff"], "not valid Unicode"),
+    (["--generated_sentence_low_temp_out", "model.pt"], "would overwrite the input model.pt"),
+    (["--generated_sentence_high_temp_out", "generated-sentence-temp-0.txt"], "another file"),
     (["--seed", "-1"], "--seed"),
     (["--seed", str(2**32)], "--seed"),
     (["--max_sentence_len", "0"], "--max_sentence_len"),
@@ -323,8 +329,8 @@ def test_rows_longer_than_the_context_are_cut_with_one_count(
     assert code == 0 and out.count("load 3 data") >= 3
     n_rows = {"prompt": 6, "finetune": 9}[option]  # train's are not prompted
     warning = re.fullmatch(
-        rf"warning: {n_rows // 3} of {n_rows} rows are longer than the context of (\d+) tokens "
-        f"and were cut to their {keep} tokens\n",
+        rf"warning: {n_rows // 3} of {n_rows} rows are longer than the (\d+) tokens that fit "
+        f"the context and were cut to their {keep} ones\n",
         err,
     )
     max_len = int(warning[1])
@@ -337,10 +343,19 @@ def test_rows_longer_than_the_context_are_cut_with_one_count(
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_best(project, run_cli):
-    assert run_cli("--option", "finetune", *project.flags, "--lr", "1e30")[0] == 2
-    code, _, err = run_cli("--option", "finetune", *project.flags, "--lr", "1e30", "--epochs", "3")
+    assert run_cli("--option", "finetune", *project.flags, "--lr", "1e9")[0] == 2
+    code, _, err = run_cli("--option", "finetune", *project.flags, "--lr", "1e9", "--epochs", "3")
     assert code == 2
     assert re.search(r"error: the loss is (nan|inf) in epoch \d, step \d; lower --lr\n", err)
+
+
+def test_the_best_weights_do_not_overwrite_the_pretrained_ones(project, run_cli):
+    (project.path / "model.pt").rename(project.path / "finetune-1-2e-05.pt")
+    before = (project.path / "finetune-1-2e-05.pt").read_bytes()
+    flags = [*project.flags, "--pretrained-model-path", "finetune-1-2e-05.pt"]
+    code, _, err = run_cli("--option", "finetune", *flags)
+    assert code == 2 and "would overwrite the input finetune-1-2e-05.pt" in err
+    assert (project.path / "finetune-1-2e-05.pt").read_bytes() == before
 
 
 def test_absent_default_weights_say_what_to_run(project, run_cli):

@@ -92,6 +92,8 @@ def write_zip(path, names):
         ("C:/evil.py", "unsafe path"),
         ("bob/llama.py", "must hold one folder alice; outside it is 'bob/llama.py'"),
         ("loose.py", "outside it is 'loose.py'"),
+        ("alice/../../evil/", "unsafe path"),
+        ("other/", "outside it is 'other/'"),
     ],
 )
 def test_unsafe_and_stray_members_are_refused(tmp_path, extra, complaint):
@@ -99,6 +101,14 @@ def test_unsafe_and_stray_members_are_refused(tmp_path, extra, complaint):
     with pytest.raises(AssertionError) as error:
         check_file(tmp_path / "a.zip", "alice")
     assert complaint in str(error.value)
+
+
+def test_empty_files_are_named(tmp_path):
+    write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED[1:]])
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.writestr(f"alice/{REQUIRED[0]}", "")
+    with pytest.raises(AssertionError, match=f"an empty {REQUIRED[0]}"):
+        check_file(tmp_path / "a.zip", "alice")
 
 
 def test_damaged_zips_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from utils import InputError, atomic_write, check_writable, pick_device, run_script
+from utils import InputError, atomic_write, check_outputs, pick_device, run_script
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -60,12 +60,29 @@ def test_links_permissions_and_devices_stay_what_they_are(tmp_path):
     assert not os.path.isfile("/dev/null")
 
 
-def test_places_that_cannot_be_written_are_refused(tmp_path):
-    check_writable(tmp_path / "new.txt")
-    with pytest.raises(InputError, match="a folder"):
-        check_writable(tmp_path)
-    with pytest.raises(InputError, match="there is no folder"):
-        check_writable(tmp_path / "absent" / "new.txt")
+def test_places_that_cannot_be_written_or_would_lose_something_are_refused(tmp_path):
+    new, old, model = tmp_path / "new", tmp_path / "old", tmp_path / "model.pt"
+    old.touch()
+    model.touch()
+    (tmp_path / "link").symlink_to(model)
+    check_outputs([new, old, "/dev/null", "/dev/null"], [model])
+    for outputs, complaint in [
+        ([tmp_path], "a folder"),
+        ([tmp_path / "absent" / "new"], "there is no folder"),
+        ([new, f"{tmp_path}/./new"], f"would overwrite the output {new}"),
+        ([model], f"would overwrite the input {model}"),
+        ([tmp_path / "link"], f"would overwrite the input {model}"),
+    ]:
+        with pytest.raises(InputError, match=complaint):
+            check_outputs(outputs, [model])
+
+
+def test_a_standard_stream_that_is_a_file_is_no_place_to_write(tmp_path):
+    """Renaming a file over the log would lose the log."""
+    script = "from utils import check_outputs; check_outputs(['/dev/stdout'], [])"
+    with (tmp_path / "log").open("w") as log:
+        done = subprocess.run([sys.executable, "-c", script], stdout=log, stderr=subprocess.PIPE)
+    assert b"/dev/stdout: stands for the file" in done.stderr
 
 
 def test_errors_of_the_users_end_in_one_line_and_ours_in_a_traceback(capsys, tmp_path):

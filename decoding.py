@@ -1,0 +1,182 @@
+"""Generation over token ids: the key/value cache, sampling, and the two ways to decode."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from config import LlamaConfig
+from utils import InputError
+
+if TYPE_CHECKING:
+    from llama import Llama
+
+STOP_IDS = (1, 2)  # BOS and EOS of every Llama 2 tokenizer
+
+
+class KVCache:
+    """The keys and values of each row's tokens so far, for all layers.
+
+    A row's tokens stand at positions 0, 1, … on the left, however long the other rows are. What
+    lies behind a row's length is never attended to, and its next tokens overwrite it.
+
+    Args:
+        max_len: number of positions to make room for.
+
+    Attributes:
+        lengths: number of tokens of each row. Setting one lower forgets the row's last tokens.
+        keys, values: per layer `(batch, n_kv_heads, max_len, head_dim)`.
+        start: while a forward pass runs, the position of its first token, one number if all rows
+            agree and otherwise `(batch,)`.
+        mask: then also which keys its tokens see where rows differ, `(batch, 1, n, longest)`.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, batch_size: int, max_len: int, device: torch.device | str = "cpu"
+    ):
+        n_kv_heads = config.n_kv_heads or config.n_heads
+        shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
+        self.lengths = [0] * batch_size
+        self.keys = [torch.zeros(shape, device=device) for _ in range(config.n_layers)]
+        self.values = [torch.zeros(shape, device=device) for _ in range(config.n_layers)]
+        self.start: int | torch.Tensor = 0
+        self.mask: torch.Tensor | None = None
+
+    def begin(self, n: int) -> None:
+        """Prepare for a forward pass over each row's next n tokens."""
+        self.stop = max(self.lengths) + n
+        if min(self.lengths) == max(self.lengths):
+            self.start, self.mask = self.lengths[0], None
+        else:
+            device = self.keys[0].device
+            self.start = torch.tensor(self.lengths, device=device)
+            self.positions = self.start[:, None] + torch.arange(n, device=device)
+            seen = self.positions[:, :, None] >= torch.arange(self.stop, device=device)
+            self.mask = seen[:, None]
+
+    def update(
+        self, layer_id: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a layer's keys and values of the pass's tokens.
+
+        Args:
+            key, value: `(batch, n_kv_heads, n, head_dim)`.
+
+        Returns:
+            those of all tokens so far, `(batch, n_kv_heads, longest, head_dim)`.
+        """
+        keys, values = self.keys[layer_id], self.values[layer_id]
+        for stored, new in ((keys, key), (values, value)):
+            if self.mask is None:
+                stored[:, :, self.start : self.stop] = new
+            else:
+                rows = torch.arange(len(new), device=new.device)[:, None]
+                stored[rows, :, self.positions] = new.transpose(1, 2)
+        return keys[:, :, : self.stop], values[:, :, : self.stop]
+
+    def end(self, n: int) -> None:
+        """Count the n tokens of the pass in."""
+        self.lengths = [length + n for length in self.lengths]
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        self.lengths = [self.lengths[row] for row in rows]
+        self.keys = [key[rows] for key in self.keys]
+        self.values = [value[rows] for value in self.values]
+
+
+def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Choose one token per row, `(batch, vocab_size)` to ids `(batch, 1)`.
+
+    Args:
+        temperature: 0 takes the likeliest; otherwise tokens are drawn from
+            softmax(logits / temperature) with the global generator.
+    """
+    if temperature == 0.0:
+        return logits.argmax(dim=-1, keepdim=True)
+    probabilities = F.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(probabilities, num_samples=1)
+
+
+@torch.inference_mode()
+def decode(
+    llama: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0
+) -> Iterator[list[int | None]]:
+    """Continue prompts of any lengths together, with a causal model and a cache.
+
+    All prompts are read in one pass; each step then computes one token per row. A row ends at BOS
+    or EOS, which is not yielded, and costs nothing from there on. The context holds `max_seq_len`
+    tokens of a row, prompt included; where one is full, decoding stops with a warning.
+
+    Yields:
+        at each step, every row's next id, None for rows that have ended.
+
+    Raises:
+        InputError: a prompt is longer than the context.
+    """
+    max_seq_len = llama.config.max_seq_len
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    if longest > max_seq_len:
+        raise InputError(
+            f"a prompt of {longest} tokens does not fit the context of {max_seq_len}; shorten it"
+        )
+    n_steps = min(max_new_tokens, max_seq_len - longest)
+    if n_steps > 0:
+        device = llama.tok_embeddings.weight.device
+        rows = [torch.tensor(prompt, device=device) for prompt in prompts]
+        tokens = pad_sequence(rows, batch_first=True)
+        cache = KVCache(llama.config, len(prompts), longest + n_steps, device)
+        last = torch.tensor(lengths, device=device)[:, None] - 1
+        hidden = llama.hidden_states(tokens, last, cache=cache)
+        cache.lengths = lengths  # forgets the padding
+
+    going_on = list(range(len(prompts)))
+    for step in range(n_steps):
+        ids = sample(llama.output(hidden[:, 0]), temperature)
+        new: list[int | None] = [None] * len(prompts)
+        for row, token in zip(going_on, ids[:, 0].tolist(), strict=True):
+            new[row] = None if token in STOP_IDS else token
+        kept = [i for i, row in enumerate(going_on) if new[row] is not None]
+        if not kept:
+            return
+        yield new
+        if len(kept) < len(going_on):
+            going_on = [going_on[i] for i in kept]
+            cache.keep(kept)
+            ids = ids[kept]
+        if step + 1 < n_steps:
+            hidden = llama.hidden_states(ids, cache=cache)
+    if n_steps < max_new_tokens:
+        warnings.warn(
+            f"the context of {max_seq_len} tokens is full; stopped after {n_steps} new tokens",
+            stacklevel=2,
+        )
+
+
+@torch.inference_mode()
+def decode_unmasked(
+    llama: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0
+) -> Iterator[list[int]]:
+    """Continue prompts of one length with a model that attends without a mask.
+
+    There, every new token changes the states of all before it, so nothing can be cached: the whole
+    context, cropped to its last `max_seq_len` tokens, goes through the model for every token.
+    Decoding never stops early.
+
+    Yields:
+        at each step, every row's next id.
+    """
+    context = torch.tensor(prompts, device=llama.tok_embeddings.weight.device)
+    for _ in range(max_new_tokens):
+        context = context[:, -llama.config.max_seq_len :]
+        last = torch.full((len(context), 1), context.shape[1] - 1, device=context.device)
+        hidden = llama.hidden_states(context, last)
+        ids = sample(llama.output(hidden[:, 0]), temperature)
+        yield ids[:, 0].tolist()
+        context = torch.cat((context, ids), dim=1)
