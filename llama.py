@@ -31,7 +31,7 @@ class Llama(LlamaPreTrainedModel):
         self.n_layers = config.n_layers
 
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = make_dropout(config.dropout)
         self.layers = nn.ModuleList(
             LlamaLayer(layer_id, config) for layer_id in range(config.n_layers)
         )
@@ -173,13 +173,12 @@ class Attention(nn.Module):
         self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = make_dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
-        query = self.compute_query(x).unflatten(-1, (self.n_local_heads, self.head_dim))
-        key = self.compute_key(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
-        value = self.compute_value(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
+        batch_size, seqlen, _ = x.shape
+        query, key, value = (y.view(batch_size, seqlen, -1, self.head_dim) for y in self.project(x))
         query, key = apply_rotary_emb(
             query,
             key,
@@ -190,11 +189,16 @@ class Attention(nn.Module):
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
             key, value = cache.update(self.layer_id, key, value)
+            query = query.type_as(key)
         if cache is None or cache.mask is None:
             output = self.compute_query_key_value_scores(query, key, value)
         else:
             output = self.compute_query_key_value_scores(query, key, value, cache.mask)
         return self.resid_dropout(self.compute_output(output.transpose(1, 2).flatten(2)))
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value of all heads, `(batch, seqlen, n · head_dim)` each."""
+        return self.compute_query(x), self.compute_key(x), self.compute_value(x)
 
     def compute_query_key_value_scores(
         self,
@@ -246,11 +250,16 @@ class FeedForward(nn.Module):
         self.w1 = nn.Linear(dim, hidden_dim, bias=False)
         self.w2 = nn.Linear(hidden_dim, dim, bias=False)
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
 
     def SwiGLU(self, x: torch.Tensor) -> torch.Tensor:
         """silu(w1 x) * w3 x: `(…, dim)` to `(…, hidden_dim)`."""
-        return F.silu(self.w1(x)) * self.w3(x)
+        gate, up = self.project(x)
+        return F.silu(gate) * up
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """w1 x and w3 x."""
+        return self.w1(x), self.w3(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
@@ -272,6 +281,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
         return self._norm(x.float()).type_as(x) * self.weight
+
+
+def make_dropout(p: float) -> nn.Module:
+    """Dropout, or at p = 0 nothing: there are two in every layer, for every token."""
+    return nn.Dropout(p) if p else nn.Identity()
 
 
 def last_column(tokens: torch.Tensor) -> torch.Tensor:

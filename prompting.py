@@ -16,6 +16,7 @@ from dataset import (
     load_label_names,
 )
 from evaluation import check_out_files, model_eval, write_predictions_to_file
+from packing import pack
 from tokenizer import Tokenizer, check_vocabulary
 from utils import pick_device
 
@@ -52,6 +53,9 @@ def test_with_prompting(args: argparse.Namespace) -> None:
     model = LlamaZeroShotClassifier(config, untruncated, label_names).to(device)
     check_vocabulary(tokenizer, model.llama.vocab_size, args.pretrained_model_path)
     causal = model.llama.config.causal
+    dtype = getattr(args, "dtype", "float32")
+    if causal or dtype != "float32":  # else it stays the assignment's, to the digit
+        pack(model.llama, dtype)
 
     create_data(args.train, tokenizer, "train")  # only for its count, which the assignment prints
     suffix = question(label_names)

@@ -63,9 +63,7 @@ def apply_rotary_emb(
     else:
         raise ValueError(f"{start + seqlen} tokens do not fit the context of {max_seq_len}")
 
-    def rotate(x: torch.Tensor) -> torch.Tensor:
-        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        pairs = torch.complex(even, odd)
-        return torch.view_as_real(pairs * rotation).flatten(-2).type_as(x)
-
-    return rotate(query), rotate(key)
+    heads = torch.cat((query, key), dim=2)  # rotated together
+    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    rotated = torch.view_as_real(pairs * rotation).flatten(-2).type_as(heads)
+    return torch.split_with_sizes(rotated, (query.shape[2], key.shape[2]), dim=2)

@@ -10,9 +10,10 @@ from dataset import LlamaDataset, create_data
 from evaluation import check_out_files, model_eval, write_predictions_to_file
 from finetune import save_model, test, train
 from generation import generate_sentence
+from packing import DTYPES
 from prompting import test_with_prompting
 from tokenizer import TOKENIZER_MODEL
-from utils import ArgumentParser, check_outputs, run_script, seed_everything
+from utils import ArgumentParser, InputError, check_outputs, run_script, seed_everything
 
 __all__ = [
     "LlamaDataset",
@@ -101,6 +102,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--tokenizer-path",
         help=f"SentencePiece model; by default {TOKENIZER_MODEL} beside the checkpoint, else here",
     )
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the weights when generating or prompting",
+    )
     add("--prefix", default=PREFIX, help="the text to continue")
     add("--max_new_tokens", type=number(int, 0), default=75, help="number of tokens to generate")
     return parser
@@ -127,7 +134,7 @@ def get_args() -> argparse.Namespace:
         args.tokenizer_path = str(beside) if beside.is_file() else TOKENIZER_MODEL
     if args.option != "generate" and given.isdisjoint({"dev_out", "test_out"}):
         name_out_files(args)
-    unsaid = {"causal", "tokenizer_path", "prefix", "max_new_tokens"} - given
+    unsaid = {"causal", "tokenizer_path", "dtype", "prefix", "max_new_tokens"} - given
     shown = {name: value for name, value in vars(args).items() if name not in unsaid}
     print(f"args: {shown}")
     args.given = sorted(given)
@@ -158,6 +165,8 @@ def main() -> None:
     elif args.option == "prompt":
         test_with_prompting(args)
     else:
+        if args.dtype != "float32":
+            raise InputError(f"--dtype {args.dtype}: fine-tuning is done in float32; leave it out")
         check_out_files(args, "finetuning", args.filepath)
         train(args)
         test(args)

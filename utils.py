@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import random
+import resource
 import shutil
 import sys
 import warnings
@@ -49,6 +50,14 @@ def pick_device(use_gpu: bool) -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     raise InputError("--use_gpu: PyTorch finds neither a CUDA nor an MPS device; leave it out")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were in use so far: of the GPU's memory, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextlib.contextmanager

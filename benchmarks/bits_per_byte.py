@@ -1,4 +1,5 @@
-"""How well a model predicts stories, with and without the causal mask it was trained with.
+"""How well a model predicts stories: without the mask it was trained with, with it, and in lower
+precision.
 
     .venv/bin/python -m benchmarks.bits_per_byte --pretrained-model-path stories260K.pt \\
         --tokenizer-path tok512.model --text tinystories/dev.txt
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from llama import Llama, load_pretrained
+from packing import DTYPES, pack
 from tokenizer import Tokenizer
 
 
@@ -44,10 +46,11 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
     stories = read_stories(args.text)
-    for causal in (True, False):
-        llama = load_pretrained(args.pretrained_model_path, causal=causal).eval()
-        mode = "causal" if causal else "unmasked"
-        print(f"{mode}: {bits_per_byte(llama, tokenizer, stories):.3f} bits per byte")
+    unmasked = load_pretrained(args.pretrained_model_path, causal=False).eval()
+    print(f"unmasked: {bits_per_byte(unmasked, tokenizer, stories):.4f} bits per byte")
+    for dtype in DTYPES:
+        llama = pack(load_pretrained(args.pretrained_model_path, causal=True).eval(), dtype)
+        print(f"causal, {dtype}: {bits_per_byte(llama, tokenizer, stories):.4f} bits per byte")
 
 
 if __name__ == "__main__":

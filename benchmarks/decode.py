@@ -1,0 +1,158 @@
+"""Decoding speed on the 42M shape, against Transformers and against the machine's memory.
+
+    .venv/bin/python -m pip install -r benchmarks/requirements.txt
+    .venv/bin/python -m benchmarks.make_checkpoint random42M.pt
+    .venv/bin/python -m benchmarks.decode --pretrained-model-path random42M.pt
+
+256 tokens from a prompt of 5, temperature 0, causal, all in turns in one process; medians. Beside
+each rate stand
+
+- its fraction of the memory limit: the bytes of the weights times the steps in a second, over the
+  best rate at which as many threads sum a tensor of 1 GiB;
+- its ratio to Transformers' `generate` in float32 with the same weights, threads and batch size.
+
+Last, the time to the first token of a prompt of 1000 tokens, in steps of one token each.
+"""
+
+import argparse
+import platform
+import time
+from collections import defaultdict
+from statistics import median
+from unittest import mock
+
+import torch
+import transformers
+
+import decoding
+from decoding import decode
+from llama import Llama, load_pretrained
+from packing import DTYPES, pack
+
+PROMPT = [1, 306, 505, 5131, 304]
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+def as_transformers(llama: Llama) -> transformers.LlamaForCausalLM:
+    """The same model in Transformers, whose rotary embedding pairs the halves of a head."""
+    config = llama.config
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.dim,
+            intermediate_size=llama.layers[0].feed_forward.w1.out_features,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_kv_heads,
+            max_position_embeddings=config.max_seq_len,
+            rms_norm_eps=config.layer_norm_eps,
+            tie_word_embeddings=True,
+        )
+    )
+
+    def halves(weight: torch.Tensor) -> torch.Tensor:
+        head_dim = config.dim // config.n_heads
+        pairs = weight.view(-1, head_dim // 2, 2, config.dim)
+        return pairs.transpose(1, 2).reshape(weight.shape)
+
+    state = {"model.embed_tokens.weight": llama.tok_embeddings.weight}
+    state |= {"lm_head.weight": llama.output.weight, "model.norm.weight": llama.norm.weight}
+    for i, layer in enumerate(llama.layers):
+        name, attention, feed_forward = f"model.layers.{i}", layer.attention, layer.feed_forward
+        state |= {
+            f"{name}.self_attn.q_proj.weight": halves(attention.compute_query.weight),
+            f"{name}.self_attn.k_proj.weight": halves(attention.compute_key.weight),
+            f"{name}.self_attn.v_proj.weight": attention.compute_value.weight,
+            f"{name}.self_attn.o_proj.weight": attention.compute_output.weight,
+            f"{name}.mlp.gate_proj.weight": feed_forward.w1.weight,
+            f"{name}.mlp.down_proj.weight": feed_forward.w2.weight,
+            f"{name}.mlp.up_proj.weight": feed_forward.w3.weight,
+            f"{name}.input_layernorm.weight": layer.attention_norm.weight,
+            f"{name}.post_attention_layernorm.weight": layer.ffn_norm.weight,
+        }
+    theirs.load_state_dict(state)
+    return theirs.eval()
+
+
+def run_ours(llama: Llama, batch_size: int, n_new: int) -> list[list[int]]:
+    with mock.patch.object(decoding, "STOP_IDS", ()):
+        steps = list(decode(llama, [PROMPT] * batch_size, n_new, temperature=0.0))
+    return [list(row) for row in zip(*steps, strict=True)]
+
+
+@torch.inference_mode()
+def run_theirs(model: torch.nn.Module, batch_size: int, n_new: int) -> list[list[int]]:
+    prompts = torch.tensor([PROMPT] * batch_size)
+    ids = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=n_new,
+        min_new_tokens=n_new,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return ids[:, len(PROMPT) :].tolist()
+
+
+def seconds(run, *args) -> float:
+    start = time.perf_counter()
+    run(*args)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pretrained-model-path", required=True)
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16])
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    print(
+        f"{platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+    plain = load_pretrained(args.pretrained_model_path, causal=True).eval()
+    theirs = as_transformers(plain)
+    shared = {id(p): p.numel() for p in plain.parameters() if p.dim() == 2}
+    n_weights = sum(shared.values())
+    assert run_ours(plain, 1, 20) == run_theirs(theirs, 1, 20), "not the same model"
+
+    gibibyte = torch.ones(2**28)
+    print(f"{'threads':>7} {'batch':>5}  {'weights':13}{'tokens/s':>9}{'memory':>8}{'ratio':>7}")
+    for n_threads in args.threads:
+        torch.set_num_threads(n_threads)
+        packed = {
+            dtype: pack(load_pretrained(args.pretrained_model_path, causal=True).eval(), dtype)
+            for dtype in DTYPES
+        }
+        runs = {
+            (b, dtype): (run_ours, packed[dtype], b) for b in args.batch_sizes for dtype in DTYPES
+        }
+        runs |= {(b, "Transformers"): (run_theirs, theirs, b) for b in args.batch_sizes}
+        times, bandwidth = defaultdict(list), 0.0
+        for run in runs.values():  # warm-up
+            seconds(*run, 8)
+        for _ in range(args.rounds):
+            for key, run in runs.items():
+                times[key].append(seconds(*run, args.max_new_tokens))
+                bandwidth = max(bandwidth, 2**30 / seconds(gibibyte.sum))
+        for (batch_size, name), values in times.items():
+            steps = args.max_new_tokens / median(values)
+            memory = n_weights * BYTES.get(name, 4) * steps / bandwidth
+            ratio = median(times[batch_size, "Transformers"]) / median(values)
+            print(
+                f"{n_threads:7} {batch_size:5}  {name:13}{steps * batch_size:9.1f}"
+                f"{memory:8.2f}{ratio:7.2f}"
+            )
+        print(f"memory is read at {bandwidth / 1e9:.1f} GB/s")
+        long_prompt = [PROMPT[:1] + [500] * 999]
+        first = median(
+            seconds(next, decode(packed["float32"], long_prompt, 1, 0.0)) for _ in range(3)
+        )
+        step = median(times[1, "float32"]) / args.max_new_tokens
+        print(f"first token after 1000: {first:.2f} s, as long as {first / step:.0f} steps")
+
+
+if __name__ == "__main__":
+    main()
