@@ -59,7 +59,9 @@ def test_logs_and_files_are_the_references(real_assets, assets, tmp_path, option
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    speed = r"(75 tokens, .* tokens/s, peak memory .* GiB\n){2}" if option == "generate" else ""
+    assert re.fullmatch(speed, done.stderr)
     ours, theirs = done.stdout.strip(), (expected / f"{option}.log").read_text().strip()
     assert DECIMAL.sub("x", ours) == DECIMAL.sub("x", theirs)
     numbers = [[float(n) for n in DECIMAL.findall(text)] for text in (ours, theirs)]
@@ -91,6 +93,20 @@ def test_generation_reads_the_flags(project, run_cli):
     assert low("--prefix", "", "--max_new_tokens", "0") == ""
     assert low("--prefix", "a", "--causal") != low("--prefix", "a", "--no-causal")
     assert low("--prefix", "a") == low("--prefix", "a", "--no-causal")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_lower_precision_generates_and_prompts_but_does_not_finetune(project, run_cli, dtype):
+    for mode in ("--causal", "--no-causal"):
+        flags = [*project.flags, mode, "--max_new_tokens", "5", "--dtype"]
+        assert run_cli(*flags, dtype)[0] == 0
+        predictions = []
+        for each in ("float32", dtype):
+            assert run_cli("--option", "prompt", *flags, each)[0] == 0
+            predictions.append((project.path / "toy-dev-prompting-output.txt").read_text())
+        assert predictions[0].count("\n") == predictions[1].count("\n") == 6
+    code, _, err = run_cli("--option", "finetune", *project.flags, "--dtype", dtype)
+    assert code == 2 and f"--dtype {dtype}" in err
 
 
 def test_prompting_unmasked_cuts_sentence_and_question_together(project, run_cli):
