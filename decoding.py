@@ -71,12 +71,13 @@ class KVCache:
             those of all tokens so far, `(batch, n_kv_heads, longest, head_dim)`.
         """
         keys, values = self.keys[layer_id], self.values[layer_id]
-        for stored, new in ((keys, key), (values, value)):
-            if self.mask is None:
-                stored[:, :, self.start : self.stop] = new
-            else:
-                rows = torch.arange(len(new), device=new.device)[:, None]
-                stored[rows, :, self.positions] = new.transpose(1, 2)
+        if self.mask is None:
+            keys[:, :, self.start : self.stop] = key
+            values[:, :, self.start : self.stop] = value
+        else:
+            rows = torch.arange(len(key), device=key.device)[:, None]
+            keys[rows, :, self.positions] = key.transpose(1, 2)
+            values[rows, :, self.positions] = value.transpose(1, 2)
         return keys[:, :, : self.stop], values[:, :, : self.stop]
 
     def end(self, n: int) -> None:

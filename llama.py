@@ -276,10 +276,12 @@ class RMSNorm(nn.Module):
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         """x / √(mean(x²) + eps) over the last dimension, unscaled."""
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
+        return torch.rms_norm(x, x.shape[-1:], None, self.eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
+        if x.dtype == self.weight.dtype == torch.float32:  # in one operation
+            return torch.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return self._norm(x.float()).type_as(x) * self.weight
 
 

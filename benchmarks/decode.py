@@ -11,7 +11,9 @@ each rate stand
   best rate at which as many threads sum a tensor of 1 GiB;
 - its ratio to Transformers' `generate` in float32 with the same weights, threads and batch size.
 
-Last, the time to the first token of a prompt of 1000 tokens, in steps of one token each.
+Then the time to the first token of a prompt of 1000 tokens, and where the time of a step goes at
+batch size 1: in the products with the weights, in attention, in the norms, and in all the rest,
+which is Python and small operations.
 """
 
 import argparse
@@ -100,6 +102,29 @@ def seconds(run, *args) -> float:
     return time.perf_counter() - start
 
 
+OPERATIONS = {  # the profiler's names
+    "weights": ("aten::embedding_bag", "quantized::embedding_bag_byte_rowwise_offsets"),
+    "attention": ("aten::scaled_dot_product_attention",),
+    "norms": ("aten::rms_norm",),
+}
+
+
+def profile_step(llama: Llama, n_new: int, step: float) -> str:
+    """Microseconds of a decoding step by kind of operation.
+
+    Args:
+        step: seconds of a step without the profiler, whose own cost would count as rest.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        run_ours(llama, 1, n_new)
+    total = {event.key: event.cpu_time_total for event in profiler.key_averages()}
+    parts = {
+        kind: sum(total.get(key, 0) for key in keys) / n_new for kind, keys in OPERATIONS.items()
+    }
+    parts["rest"] = step * 1e6 - sum(parts.values())
+    return ", ".join(f"{kind} {microseconds:.0f}" for kind, microseconds in parts.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pretrained-model-path", required=True)
@@ -152,6 +177,9 @@ def main() -> None:
         )
         step = median(times[1, "float32"]) / args.max_new_tokens
         print(f"first token after 1000: {first:.2f} s, as long as {first / step:.0f} steps")
+        for dtype in DTYPES:
+            step = median(times[1, dtype]) / args.max_new_tokens
+            print(f"{dtype}, µs of a step: {profile_step(packed[dtype], 64, step)}")
 
 
 if __name__ == "__main__":
