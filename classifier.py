@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from decoding import KVCache
 from llama import last_column, load_pretrained
 from tokenizer import Tokenizer
 from utils import InputError
@@ -56,26 +57,30 @@ class LlamaZeroShotClassifier(nn.Module):
             scores = self._log_likelihoods(input_ids, lengths)
         return torch.stack(scores, dim=-1)
 
-    def _log_likelihoods(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> list:
+    def _log_likelihoods(
+        self, input_ids: torch.Tensor, lengths: torch.Tensor
+    ) -> list[torch.Tensor]:
         """For each label Σ_j log p(label_j | prompt, label_<j), `(batch,)`.
 
-        Labels that differ only in their last token are scored by one pass.
+        The prompts are read once; the labels continue them through the cache.
         """
-        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
-        passes: dict[tuple[int, ...], torch.Tensor] = {}
+        batch_size, seqlen = input_ids.shape
+        room = seqlen + max(len(ids) for ids in self.label_name_ids) - 1
+        cache = KVCache(self.llama.config, batch_size, room, input_ids.device)
+        hidden = self.llama.hidden_states(input_ids, lengths[:, None] - 1, cache=cache)
+        first = F.log_softmax(self.llama.output(hidden[:, 0]), dim=-1)
+        prompt_lengths = lengths.tolist()
         scores = []
         for ids in self.label_name_ids:
-            *beginning, _ = ids
-            # Positions whose next token belongs to the label: the prompt's last and what follows.
-            positions = lengths[:, None] - 1 + torch.arange(len(ids), device=input_ids.device)
-            if tuple(beginning) not in passes:
-                extended = F.pad(input_ids, (0, len(beginning)))
-                extended[rows, positions[:, 1:]] = input_ids.new_tensor(beginning)
-                hidden = self.llama.hidden_states(extended, positions)
-                passes[tuple(beginning)] = F.log_softmax(self.llama.output(hidden), dim=-1)
-            log_probs = passes[tuple(beginning)]
-            steps = torch.arange(len(ids), device=input_ids.device)
-            scores.append(log_probs[:, steps, input_ids.new_tensor(ids)].sum(dim=-1))
+            score = first[:, ids[0]]
+            if len(ids) > 1:
+                cache.lengths = prompt_lengths  # forgets padding and the label before
+                beginning = input_ids.new_tensor(ids[:-1]).expand(batch_size, -1)
+                hidden = self.llama.hidden_states(beginning, cache=cache)
+                log_probs = F.log_softmax(self.llama.output(hidden), dim=-1)
+                following = input_ids.new_tensor(ids[1:]).expand(batch_size, -1)
+                score = score + log_probs.gather(-1, following[..., None]).sum(dim=(1, 2))
+            scores.append(score)
         return scores
 
 

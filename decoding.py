@@ -76,8 +76,8 @@ class KVCache:
             values[:, :, self.start : self.stop] = value
         else:
             rows = torch.arange(len(key), device=key.device)[:, None]
-            keys[rows, :, self.positions] = key.transpose(1, 2)
-            values[rows, :, self.positions] = value.transpose(1, 2)
+            keys[rows, :, self.positions] = key.transpose(1, 2).type_as(keys)
+            values[rows, :, self.positions] = value.transpose(1, 2).type_as(values)
         return keys[:, :, : self.stop], values[:, :, : self.stop]
 
     def end(self, n: int) -> None:

@@ -78,6 +78,16 @@ def test_packed_float32_computes_the_same(n_kv_heads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_prompts_of_different_lengths_decode_in_any_precision(dtype):
+    llama = pack(make_llama(causal=True), dtype)
+    prompts = [[1, 5, 9], [1], [1, 7, 7, 7, 7, 7, 7]]
+    steps = list(decode(llama, prompts, 12, 0.0))
+    for row, prompt in enumerate(prompts):
+        first = next(decode(llama, [prompt], 1, 0.0))[0]
+        assert steps[0][row] == first
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_and_embedding_stay_float32(dtype):
     llama = pack(make_llama(causal=True), dtype)
     names = {name for name, _ in llama.named_parameters()}
