@@ -178,7 +178,10 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
         batch_size, seqlen, _ = x.shape
-        query, key, value = (y.view(batch_size, seqlen, -1, self.head_dim) for y in self.project(x))
+        query, key, value = self.project(x)
+        query = query.view(batch_size, seqlen, self.n_local_heads, self.head_dim)
+        key = key.view(batch_size, seqlen, self.n_local_kv_heads, self.head_dim)
+        value = value.view(batch_size, seqlen, self.n_local_kv_heads, self.head_dim)
         query, key = apply_rotary_emb(
             query,
             key,

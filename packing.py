@@ -157,7 +157,8 @@ class OneRowLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() != self.in_features:
             return self.several_rows(x)
-        factors = torch.cat((x.view(-1).to(self.dtype),) * self.N_BLOCKS)
+        row = x.view(-1) if x.dtype == self.dtype else x.view(-1).to(self.dtype)
+        factors = torch.cat((row,) * self.N_BLOCKS)
         if self.scale is None:
             y, *_ = torch.embedding_bag(
                 self.table,
