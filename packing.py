@@ -169,12 +169,12 @@ class OneRowLinear:
                 include_last_offset=True,
             )
         else:
-            y = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+            y = torch.ops.quantized.embedding_bag_byte_rowwise_offsets.default(
                 self.table,
                 self.indices,
                 self.offsets,
                 per_sample_weights=factors,
                 include_last_offset=True,
             )
-            y = y.view(-1) * self.scale
+            y = y.view(-1).mul_(self.scale)
         return y.view(*x.shape[:-1], -1)
