@@ -14,7 +14,7 @@ from utils import InputError, atomic_write, missing_file
 __all__ = [
     "LlamaConfig",
     "LlamaPreTrainedModel",
-    "canonical_name",
+    "checked_state_dict",
     "read_checkpoint",
     "write_checkpoint",
 ]
@@ -106,3 +106,56 @@ def canonical_name(name: str) -> str:
     for theirs, ours in OTHER_NAMES.items():
         name = name.replace(theirs, ours)
     return name
+
+
+def checked_state_dict(tensors: dict, expected: dict, checkpoint: str | Path) -> dict:
+    """A checkpoint's tensors under this repository's names, embedding and head made one.
+
+    Args:
+        expected: the state dict of a model of its configuration.
+
+    Raises:
+        InputError: names or shapes are not as expected; the message names all that differ.
+    """
+    tied = {"tok_embeddings.weight", "output.weight"}
+    state_dict, complaints = {}, []
+    for name, tensor in tensors.items():
+        name = canonical_name(str(name))
+        if name in state_dict:
+            complaints.append(f"{name} is there twice")
+        elif name not in expected:
+            complaints.append(f"{name} is unexpected")
+        elif not is_dense(tensor):
+            complaints.append(f"{name} is no tensor of floating-point numbers")
+        elif tensor.shape != expected[name].shape:
+            shapes = tuple(tensor.shape), tuple(expected[name].shape)
+            complaints.append(f"{name} has shape {shapes[0]}, expected {shapes[1]}")
+        elif not tensor.isfinite().all():
+            complaints.append(f"{name} has values that are not finite")
+        state_dict[name] = tensor
+    absent = expected.keys() - state_dict.keys()
+    if len(absent & tied) == 1:
+        absent -= tied  # one of the two is enough
+    complaints += [f"{name} is missing" for name in sorted(absent)]
+    if complaints:
+        complaint = "; ".join(complaints)
+        raise InputError(f"{checkpoint}: not the tensors of its model_args: {complaint}")
+
+    embedding, head = (state_dict.get(name) for name in ("tok_embeddings.weight", "output.weight"))
+    if embedding is not None and head is not None and not torch.equal(embedding, head):
+        warnings.warn(
+            f"{checkpoint}: tok_embeddings.weight differs from output.weight; "
+            "output.weight is used for both",
+            stacklevel=3,
+        )
+    return state_dict | dict.fromkeys(tied, embedding if head is None else head)
+
+
+def is_dense(value: object) -> bool:
+    """Whether a checkpoint's value is an ordinary tensor of floating-point numbers."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_meta
+    )
