@@ -51,7 +51,7 @@ class LlamaZeroShotClassifier(nn.Module):
             raise ValueError("only a causal model can score prompts by their lengths")
         if lengths is None:
             hidden = self.llama.hidden_states(input_ids, last_column(input_ids))
-            log_probs = F.log_softmax(self.llama.output(hidden[:, 0]), dim=-1)
+            log_probs = F.log_softmax(self.llama.output(hidden[:, 0]).float(), dim=-1)
             scores = [log_probs[:, ids].sum(dim=-1) for ids in self.label_name_ids]
         else:
             scores = self._log_likelihoods(input_ids, lengths)
@@ -68,7 +68,7 @@ class LlamaZeroShotClassifier(nn.Module):
         room = seqlen + max(len(ids) for ids in self.label_name_ids) - 1
         cache = KVCache(self.llama.config, batch_size, room, input_ids.device)
         hidden = self.llama.hidden_states(input_ids, lengths[:, None] - 1, cache=cache)
-        first = F.log_softmax(self.llama.output(hidden[:, 0]), dim=-1)
+        first = F.log_softmax(self.llama.output(hidden[:, 0]).float(), dim=-1)
         prompt_lengths = lengths.tolist()
         scores = []
         for ids in self.label_name_ids:
@@ -77,7 +77,7 @@ class LlamaZeroShotClassifier(nn.Module):
                 cache.lengths = prompt_lengths  # forgets padding and the label before
                 beginning = input_ids.new_tensor(ids[:-1]).expand(batch_size, -1)
                 hidden = self.llama.hidden_states(beginning, cache=cache)
-                log_probs = F.log_softmax(self.llama.output(hidden), dim=-1)
+                log_probs = F.log_softmax(self.llama.output(hidden).float(), dim=-1)
                 following = input_ids.new_tensor(ids[1:]).expand(batch_size, -1)
                 score = score + log_probs.gather(-1, following[..., None]).sum(dim=(1, 2))
             scores.append(score)

@@ -33,7 +33,9 @@ class KVCache:
         keys, values: per layer `(batch, n_kv_heads, max_len, head_dim)`.
         start: while a forward pass runs, the position of its first token, one number if all rows
             agree and otherwise `(batch,)`.
-        mask: then also which keys its tokens see where rows differ, `(batch, 1, n, longest)`.
+        stop: then also the number of positions that it reaches to.
+        positions, mask: where rows differ, the positions of its tokens `(batch, n)` and which keys
+            they see `(batch, 1, n, stop)`.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, device=device) for _ in range(config.n_layers)]
         self.start: int | torch.Tensor = 0
+        self.stop = 0
+        self.positions: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None
 
     def begin(self, n: int) -> None:
@@ -68,7 +72,7 @@ class KVCache:
             key, value: `(batch, n_kv_heads, n, head_dim)`.
 
         Returns:
-            those of all tokens so far, `(batch, n_kv_heads, longest, head_dim)`.
+            those of all tokens so far, `(batch, n_kv_heads, stop, head_dim)`.
         """
         keys, values = self.keys[layer_id], self.values[layer_id]
         if self.mask is None:
@@ -98,6 +102,7 @@ def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
         temperature: 0 takes the likeliest; otherwise tokens are drawn from
             softmax(logits / temperature) with the global generator.
     """
+    logits = logits.float()
     if temperature == 0.0:
         return logits.argmax(dim=-1, keepdim=True)
     probabilities = F.softmax(logits / temperature, dim=-1)
@@ -111,53 +116,61 @@ def decode(
     """Continue prompts of any lengths together, with a causal model and a cache.
 
     All prompts are read in one pass; each step then computes one token per row. A row ends at BOS
-    or EOS, which is not yielded, and costs nothing from there on. The context holds `max_seq_len`
-    tokens of a row, prompt included; where one is full, decoding stops with a warning.
+    or EOS, which is not yielded, or with a warning where its `max_seq_len` tokens of context,
+    prompt included, are full. From there on it costs nothing.
 
     Yields:
         at each step, every row's next id, None for rows that have ended.
 
     Raises:
-        InputError: a prompt is longer than the context.
+        InputError: a prompt is empty or longer than the context.
     """
     max_seq_len = llama.config.max_seq_len
     lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths)
-    if longest > max_seq_len:
+    if min(lengths) == 0:
+        raise InputError("a prompt is empty; begin it with BOS")
+    if max(lengths) > max_seq_len:
         raise InputError(
-            f"a prompt of {longest} tokens does not fit the context of {max_seq_len}; shorten it"
+            f"a prompt of {max(lengths)} tokens does not fit the context of {max_seq_len}; "
+            "shorten it"
         )
-    n_steps = min(max_new_tokens, max_seq_len - longest)
-    if n_steps > 0:
-        device = llama.tok_embeddings.weight.device
-        rows = [torch.tensor(prompt, device=device) for prompt in prompts]
-        tokens = pad_sequence(rows, batch_first=True)
-        cache = KVCache(llama.config, len(prompts), longest + n_steps, device)
-        last = torch.tensor(lengths, device=device)[:, None] - 1
-        hidden = llama.hidden_states(tokens, last, cache=cache)
-        cache.lengths = lengths  # forgets the padding
+    if max_new_tokens == 0:
+        return
+    device = llama.tok_embeddings.weight.device
+    tokens = [torch.tensor(prompt, device=device) for prompt in prompts]
+    room = min(max(lengths) + max_new_tokens, max_seq_len)
+    cache = KVCache(llama.config, len(prompts), room, device)
+    last = torch.tensor(lengths, device=device)[:, None] - 1
+    hidden = llama.hidden_states(pad_sequence(tokens, batch_first=True), last, cache=cache)
+    cache.lengths = lengths  # forgets the padding
 
     going_on = list(range(len(prompts)))
-    for step in range(n_steps):
+    for step in range(max_new_tokens):
+        fitting = [i for i, length in enumerate(cache.lengths) if length < max_seq_len]
+        if len(fitting) < len(going_on):
+            warnings.warn(
+                f"the context of {max_seq_len} tokens is full; stopped after {step} new tokens",
+                stacklevel=2,
+            )
+            going_on = [going_on[i] for i in fitting]
+            cache.keep(fitting)
+            hidden = hidden[fitting]
+            if not going_on:
+                return
         ids = sample(llama.output(hidden[:, 0]), temperature)
         new: list[int | None] = [None] * len(prompts)
         for row, token in zip(going_on, ids[:, 0].tolist(), strict=True):
             new[row] = None if token in STOP_IDS else token
-        kept = [i for i, row in enumerate(going_on) if new[row] is not None]
-        if not kept:
+        unended = [i for i, row in enumerate(going_on) if new[row] is not None]
+        if not unended:
             return
         yield new
-        if len(kept) < len(going_on):
-            going_on = [going_on[i] for i in kept]
-            cache.keep(kept)
-            ids = ids[kept]
-        if step + 1 < n_steps:
+        if len(unended) < len(going_on):
+            going_on = [going_on[i] for i in unended]
+            cache.keep(unended)
+            ids = ids[unended]
+        if step + 1 < max_new_tokens:
             hidden = llama.hidden_states(ids, cache=cache)
-    if n_steps < max_new_tokens:
-        warnings.warn(
-            f"the context of {max_seq_len} tokens is full; stopped after {n_steps} new tokens",
-            stacklevel=2,
-        )
 
 
 @torch.inference_mode()

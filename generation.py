@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from tqdm import tqdm
@@ -48,23 +49,25 @@ def generate_sentence(
     text = TextStream(tokenizer)
     interrupted = False
     start = time.perf_counter()
-    try:
-        text.show(ids)
-        for (token,) in tqdm(
-            steps(llama, [ids], max_new_tokens, temperature),
-            total=max_new_tokens,
-            desc="generate",
-            leave=False,
-            disable=True if text.is_live else None,
-        ):
-            ids.append(token)
-            text.show(ids)
-    except KeyboardInterrupt:
-        interrupted = True
+    with warnings.catch_warnings(record=True) as caught:  # to show them behind the text
+        try:
+            for (token,) in tqdm(
+                steps(llama, [ids], max_new_tokens, temperature),
+                total=max_new_tokens,
+                desc="generate",
+                leave=False,
+                disable=True if text.is_live else None,
+            ):
+                ids.append(token)
+                text.show(ids)
+        except KeyboardInterrupt:
+            interrupted = True
     seconds = time.perf_counter() - start
 
     sentence = tokenizer.decode(ids)
     text.finish(sentence)
+    for warning in caught:
+        warnings.warn(warning.message, stacklevel=2)
     print("---------------")
     with atomic_write(outfile) as file:
         file.write(sentence)

@@ -1,8 +1,9 @@
 """Linear layers for fast inference: laid out for their kernel, and if wanted in lower precision.
 
 Decoding one token reads every weight once and does little else, so its speed is that of reading
-memory. `pack` replaces a model's `nn.Linear`s by layers that read faster, or read less. Norms and
-the embedding look-up stay as they are.
+memory. `pack` replaces a model's `nn.Linear`s by functions that read faster, or read less. Norms
+and the embedding look-up stay as they are. On a CPU the weights are kept twice, in the order that
+is best for one row and in that for several: what is saved is time, not memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +18,11 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 
 def pack(llama: Llama, dtype: str = "float32") -> Llama:
-    """Convert a model for inference, in place; it can be neither trained nor saved afterwards.
+    """Convert a model for inference, in place, on the device where it will run.
 
-    Products that read the same input (query, key and value; w1 and w3) become one.
+    It can be neither trained nor saved nor moved afterwards. Products that read the same input
+    (query, key and value; w1 and w3) become one. In lower precision logits are bfloat16 numbers, or
+    come from products in it, so that the likeliest tokens can tie.
 
     Args:
         dtype: of the weights, one of `DTYPES`. int8 has a scale per output channel.
@@ -82,6 +85,8 @@ class PackedLinear:
     def __init__(self, weight: torch.Tensor):
         self.dtype = weight.dtype
         self.is_packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if self.dtype == torch.bfloat16:  # oneDNN has it on recent processors only
+            self.is_packed = self.is_packed and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if self.is_packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.weight = weight

@@ -112,14 +112,18 @@ OPERATIONS = {  # the profiler's names
 def profile_step(llama: Llama, n_new: int, step: float) -> str:
     """Microseconds of a decoding step by kind of operation.
 
+    The profiler slows everything down, so its times are scaled to those of a step without it;
+    small operations are slowed down most, so norms and rest come out a little too large.
+
     Args:
-        step: seconds of a step without the profiler, whose own cost would count as rest.
+        step: seconds of a step without the profiler.
     """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        run_ours(llama, 1, n_new)
+        slow = seconds(run_ours, llama, 1, n_new)
     total = {event.key: event.cpu_time_total for event in profiler.key_averages()}
+    scale = step / slow
     parts = {
-        kind: sum(total.get(key, 0) for key in keys) / n_new for kind, keys in OPERATIONS.items()
+        kind: scale * sum(total.get(key, 0) for key in keys) for kind, keys in OPERATIONS.items()
     }
     parts["rest"] = step * 1e6 - sum(parts.values())
     return ", ".join(f"{kind} {microseconds:.0f}" for kind, microseconds in parts.items())
@@ -133,6 +137,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16])
     args = parser.parse_args()
+    args.batch_sizes = sorted({1, *args.batch_sizes})
     transformers.logging.set_verbosity_error()
     print(
         f"{platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}"
@@ -179,7 +184,9 @@ def main() -> None:
         print(f"first token after 1000: {first:.2f} s, as long as {first / step:.0f} steps")
         for dtype in DTYPES:
             step = median(times[1, dtype]) / args.max_new_tokens
-            print(f"{dtype}, µs of a step: {profile_step(packed[dtype], 64, step)}")
+            print(
+                f"{dtype}, µs of a step: {profile_step(packed[dtype], args.max_new_tokens, step)}"
+            )
 
 
 if __name__ == "__main__":

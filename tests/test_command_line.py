@@ -11,10 +11,11 @@ import pytest
 import torch
 from conftest import ROOT, SENTENCES, make_llama, save_llama
 
+import generation
+import prompting
 import run_llama
 from base_llama import read_checkpoint
 from llama import Llama
-from prompting import question
 
 DECIMAL = re.compile(r"\d\.\d{3}\b")  # a loss or an accuracy; equal but for float rounding
 PROMPT = "Is this movie bad, fair, or good? This movie is"
@@ -95,16 +96,32 @@ def test_generation_reads_the_flags(project, run_cli):
     assert low("--prefix", "a") == low("--prefix", "a", "--no-causal")
 
 
+def test_models_are_packed_where_it_changes_nothing_or_was_asked_for(project, run_cli, monkeypatch):
+    """The default mode stays the assignment's, to the digit."""
+    packed = []
+    for module in (generation, prompting):
+        monkeypatch.setattr(module, "pack", lambda llama, dtype: packed.append(dtype))
+    for option, n_loads in (("generate", 2), ("prompt", 1)):
+        for flags, expected in (
+            (["--no-causal"], []),
+            (["--causal"], ["float32"]),
+            (["--no-causal", "--dtype", "bfloat16"], ["bfloat16"]),
+            (["--causal", "--dtype", "int8"], ["int8"]),
+        ):
+            packed.clear()
+            flags = ["--option", option, *project.flags, "--max_new_tokens", "2", *flags]
+            assert run_cli(*flags)[0] == 0
+            assert packed == expected * n_loads
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_lower_precision_generates_and_prompts_but_does_not_finetune(project, run_cli, dtype):
     for mode in ("--causal", "--no-causal"):
-        flags = [*project.flags, mode, "--max_new_tokens", "5", "--dtype"]
-        assert run_cli(*flags, dtype)[0] == 0
-        predictions = []
-        for each in ("float32", dtype):
-            assert run_cli("--option", "prompt", *flags, each)[0] == 0
-            predictions.append((project.path / "toy-dev-prompting-output.txt").read_text())
-        assert predictions[0].count("\n") == predictions[1].count("\n") == 6
+        flags = [*project.flags, mode, "--max_new_tokens", "5", "--dtype", dtype]
+        assert run_cli(*flags)[0] == 0
+        assert run_cli("--option", "prompt", *flags)[0] == 0
+        predictions = (project.path / "toy-dev-prompting-output.txt").read_text()
+        assert predictions.count("\n") == 6
     code, _, err = run_cli("--option", "finetune", *project.flags, "--dtype", dtype)
     assert code == 2 and f"--dtype {dtype}" in err
 
@@ -408,7 +425,7 @@ def test_the_sanity_check_fails_a_wrong_model(tmp_path, assets):
 
 
 def test_the_question_lists_the_labels():
-    assert question(["bad", "good"]) == "Is this movie bad or good? This movie is "
-    assert question(["awful", "bad", "average", "good", "excellent"]) == (
+    assert prompting.question(["bad", "good"]) == "Is this movie bad or good? This movie is "
+    assert prompting.question(["awful", "bad", "average", "good", "excellent"]) == (
         "Is this movie awful, bad, average, good, or excellent? This movie is "
     )

@@ -1,5 +1,7 @@
 """Cached decoding against whole forward passes; prompts of any length; full contexts."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import make_llama
@@ -110,22 +112,51 @@ def test_ended_rows_are_not_computed(monkeypatch):
         assert ended == sorted(ended)
 
 
-def test_a_context_that_fills_up_stops_with_a_warning():
-    llama = make_llama(causal=True, max_seq_len=16)
-    prompt = random_ids(12).tolist()
-    with pytest.warns(UserWarning, match="context of 16 tokens is full; stopped after 4 new"):
-        steps = list(decode(llama, [prompt, prompt[:3]], 50, temperature=0.0))
-    assert len(steps) == 4
-    assert [ids[0] for ids in steps] == greedy(llama, prompt, 4)
-    assert [ids[1] for ids in steps] == greedy(llama, prompt[:3], 4)
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_that_end_leave_the_others_alone(seed):
+    """Each row goes on with its own tokens and its own cache when others are dropped."""
+    llama = make_llama(seed=seed, vocab_size=16, scale=3.0, causal=True)
+    prompts = [(random_ids(n, seed=seed + n) % 13 + 3).tolist() for n in (3, 9, 1, 6, 2)]
+    steps = list(decode(llama, prompts, 30, temperature=0.0))
+    for row, prompt in enumerate(prompts):
+        together = [ids[row] for ids in steps if ids[row] is not None]
+        assert together == greedy(llama, prompt, 30)
 
 
-def test_prompts_as_long_as_the_context_and_longer():
+def test_a_row_whose_context_is_full_ends_with_a_warning_and_others_go_on():
     llama = make_llama(causal=True, max_seq_len=16)
-    with pytest.warns(UserWarning, match="stopped after 0 new tokens"):
-        assert list(decode(llama, [random_ids(16).tolist()], 5)) == []
+    prompts = [random_ids(12).tolist(), random_ids(3).tolist(), random_ids(16).tolist()]
+    with pytest.warns(UserWarning) as warned:
+        steps = list(decode(llama, prompts, 50, temperature=0.0))
+    assert [str(warning.message) for warning in warned] == [
+        f"the context of 16 tokens is full; stopped after {n} new tokens" for n in (0, 4, 13)
+    ]
+    for row, n in enumerate((4, 13, 0)):
+        new = [ids[row] for ids in steps if ids[row] is not None]
+        assert new == greedy(llama, prompts[row], n)
+        assert len(new) == n
+
+
+def test_a_row_that_ends_long_before_its_context_is_full_costs_others_nothing():
+    llama = make_llama(vocab_size=16, scale=1.0, causal=True, max_seq_len=32)
+    for seed in range(200):  # until the long row ends by itself and the short one goes on
+        torch.manual_seed(seed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            steps = list(decode(llama, [[5] * 28, [5]], 12, temperature=1.0))
+        n_long, n_short = (sum(ids[row] is not None for ids in steps) for row in (0, 1))
+        if n_long < 3 and n_short > 6:
+            assert not caught
+            return
+    pytest.fail("no such case among the seeds")
+
+
+def test_prompts_that_do_not_fit_or_are_empty_are_refused():
+    llama = make_llama(causal=True, max_seq_len=16)
     with pytest.raises(InputError, match="a prompt of 17 tokens does not fit the context of 16"):
         list(decode(llama, [random_ids(17).tolist()], 5))
+    with pytest.raises(InputError, match="a prompt is empty"):
+        list(decode(llama, [[1, 5], []], 5))
 
 
 @pytest.mark.filterwarnings("error")

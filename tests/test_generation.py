@@ -82,6 +82,22 @@ def test_a_terminal_and_a_pipe_get_the_same_text(project, causal):
     assert shown == piped.stdout
 
 
+def test_what_happens_to_the_context_is_said_behind_the_text(project):
+    save_llama(make_llama(max_seq_len=24), project.path / "model.pt")
+    command = [sys.executable, ROOT / "run_llama.py", "--pretrained-model-path", "model.pt"]
+    command += ["--causal", "--max_new_tokens", "30", "--prefix"]
+    terminal, both = pty.openpty()
+    process = subprocess.Popen([*command, "a"], stdout=both, stderr=both)
+    os.close(both)
+    shown = read_all(terminal).decode().replace("\r\n", "\n")
+    assert process.wait() == 0
+    text = (project.path / "generated-sentence-temp-0.txt").read_text()
+    assert f"\n{text}\nwarning: the context of 24 tokens is full; stopped after" in shown
+    done = subprocess.run([*command, "a warm " * 30], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: a prompt of \d+ tokens does not fit the .*\n", done.stderr)
+
+
 @pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
 def test_ctrl_c_ends_the_text_and_writes_what_there_is(project, causal):
     """The context is large enough to be still at it when the signal comes."""

@@ -1,11 +1,13 @@
 """Packed and low-precision weights against plain products, and their cost in quality."""
 
+import math
+
 import pytest
 import torch
 from conftest import make_llama
 
 from benchmarks.bits_per_byte import bits_per_byte, read_stories
-from decoding import decode
+from decoding import KVCache, decode
 from llama import load_pretrained
 from packing import (
     DTYPES,
@@ -114,6 +116,29 @@ def test_lower_precision_costs_little_quality(real_assets):
     assert abs(score["int8"] - score["float32"]) < 0.01
     # They do use their weights, or the numbers would be equal.
     assert len(set(score.values())) == 3
+
+
+def test_one_token_per_step_costs_as_little(real_assets):
+    """The same through the cache, with the one-row kernels, on the first of the stories."""
+    folder = real_assets("stories260K")
+    tokenizer = Tokenizer(tokenizer_model=folder / "tok512.model")
+    stories = read_stories(real_assets("tinystories") / "dev.txt")[:5]
+    score = {}
+    for dtype in DTYPES:
+        llama = pack(load_pretrained(folder / "stories260K.pt", causal=True).eval(), dtype)
+        nats = 0.0
+        for story in stories:
+            ids = torch.tensor([tokenizer.encode(story, bos=True, eos=False)])
+            cache = KVCache(llama.config, 1, ids.shape[1])
+            with torch.inference_mode():
+                hidden = [llama.hidden_states(part, cache=cache) for part in ids.split(1, dim=1)]
+                logits = torch.cat([llama.output(state) for state in hidden[:-1]], dim=1)
+            nats += torch.nn.functional.cross_entropy(
+                logits[0].float(), ids[0, 1:], reduction="sum"
+            ).item()
+        score[dtype] = nats / math.log(2) / sum(len(story.encode()) for story in stories)
+    assert abs(score["bfloat16"] - score["float32"]) < 0.005
+    assert abs(score["int8"] - score["float32"]) < 0.01
 
 
 def test_int8_decodes_a_story_token_by_token(real_assets):
