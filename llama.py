@@ -30,7 +30,7 @@ class Llama(LlamaPreTrainedModel):
         self.n_layers = config.n_layers
 
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.dropout = make_dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             LlamaLayer(layer_id, config) for layer_id in range(config.n_layers)
         )
@@ -85,7 +85,9 @@ class Llama(LlamaPreTrainedModel):
                 raise ValueError("without a causal mask, nothing can be cached")
             cache.begin(tokens.shape[1])
             options["cache"] = cache
-        h = self.dropout(self.tok_embeddings(tokens))
+        h = self.tok_embeddings(tokens)
+        if self.training:
+            h = self.dropout(h)
         *layers, last_layer = self.layers
         for layer in layers:
             h = layer(h, **options)
@@ -172,7 +174,7 @@ class Attention(nn.Module):
         self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
-        self.resid_dropout = make_dropout(config.dropout)
+        self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
@@ -196,7 +198,8 @@ class Attention(nn.Module):
             output = self.compute_query_key_value_scores(query, key, value)
         else:
             output = self.compute_query_key_value_scores(query, key, value, cache.mask)
-        return self.resid_dropout(self.compute_output(output.transpose(1, 2).flatten(2)))
+        output = self.compute_output(output.transpose(1, 2).flatten(2))
+        return self.resid_dropout(output) if self.training else output
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Query, key and value of all heads, `(batch, seqlen, n · head_dim)` each."""
@@ -252,7 +255,7 @@ class FeedForward(nn.Module):
         self.w1 = nn.Linear(dim, hidden_dim, bias=False)
         self.w2 = nn.Linear(hidden_dim, dim, bias=False)
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
-        self.dropout = make_dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def SwiGLU(self, x: torch.Tensor) -> torch.Tensor:
         """silu(w1 x) * w3 x: `(…, dim)` to `(…, hidden_dim)`."""
@@ -265,7 +268,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
-        return self.dropout(self.w2(self.SwiGLU(x)))
+        output = self.w2(self.SwiGLU(x))
+        return self.dropout(output) if self.training else output
 
 
 class RMSNorm(nn.Module):
@@ -285,11 +289,6 @@ class RMSNorm(nn.Module):
         if x.dtype == self.weight.dtype == torch.float32:  # in one operation
             return torch.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return self._norm(x.float()).type_as(x) * self.weight
-
-
-def make_dropout(p: float) -> nn.Module:
-    """Dropout, or at p = 0 nothing: there are two in every layer, for every token."""
-    return nn.Dropout(p) if p else nn.Identity()
 
 
 def last_column(tokens: torch.Tensor) -> torch.Tensor:

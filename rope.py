@@ -64,6 +64,6 @@ def apply_rotary_emb(
         raise ValueError(f"{start + seqlen} tokens do not fit the context of {max_seq_len}")
 
     heads = torch.cat((query, key), dim=2)  # rotated together
-    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
     rotated = torch.view_as_real(pairs * rotation).flatten(-2).type_as(heads)
     return torch.split_with_sizes(rotated, (query.shape[2], key.shape[2]), dim=2)
