@@ -183,13 +183,8 @@ class Attention(nn.Module):
         query = query.view(batch_size, seqlen, self.n_local_heads, self.head_dim)
         key = key.view(batch_size, seqlen, self.n_local_kv_heads, self.head_dim)
         value = value.view(batch_size, seqlen, self.n_local_kv_heads, self.head_dim)
-        query, key = apply_rotary_emb(
-            query,
-            key,
-            self.head_dim,
-            self.config.max_seq_len,
-            start=0 if cache is None else cache.start,
-        )
+        start = {} if cache is None else {"start": cache.start}
+        query, key = apply_rotary_emb(query, key, self.head_dim, self.config.max_seq_len, **start)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is not None:
             key, value = cache.update(self.layer_id, key, value)
