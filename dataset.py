@@ -163,8 +163,8 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
     if n_cut:
         total = sum(len(data) for data in splits)
         warnings.warn(
-            f"{n_cut} of {total} rows are longer than the {max_len} tokens that fit the context "
-            f"and were cut to their {keep} ones",
+            f"{n_cut} of {total} rows do not fit the context "
+            f"and were cut to their {keep} {max_len} tokens",
             stacklevel=2,
         )
 

@@ -144,7 +144,7 @@ def test_long_rows_keep_bos_and_one_end_with_one_warning():
         first = fit_context(rows, rows[:1], max_len=4, keep="first")
     assert len(warned) == 1
     assert [row[2] for row in first[0]] == [[1, 10, 11, 12], [1, 10, 11, 12]]
-    with pytest.warns(UserWarning, match="their last ones"):
+    with pytest.warns(UserWarning, match="their last 3 tokens"):
         (last,) = fit_context(rows, max_len=3, keep="last")
     assert [row[2] for row in last] == [[1, 12, 13], [1, 11, 12]]
 
