@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from decoding import KVCache
-from llama import last_column, load_pretrained
+from decoding import KVCache, last_column
+from llama import load_pretrained
 from tokenizer import Tokenizer
 from utils import InputError
 

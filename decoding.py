@@ -95,6 +95,11 @@ class KVCache:
         self.values = [value[rows] for value in self.values]
 
 
+def last_column(tokens: torch.Tensor) -> torch.Tensor:
+    """The position of each row's last token, padding or not: `(batch, seqlen)` to `(batch, 1)`."""
+    return torch.full((len(tokens), 1), tokens.shape[1] - 1, device=tokens.device)
+
+
 def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Choose one token per row, `(batch, vocab_size)` to ids `(batch, 1)`.
 
@@ -189,8 +194,7 @@ def decode_unmasked(
     context = torch.tensor(prompts, device=llama.tok_embeddings.weight.device)
     for _ in range(max_new_tokens):
         context = context[:, -llama.config.max_seq_len :]
-        last = torch.full((len(context), 1), context.shape[1] - 1, device=context.device)
-        hidden = llama.hidden_states(context, last)
+        hidden = llama.hidden_states(context, last_column(context))
         ids = sample(llama.output(hidden[:, 0]), temperature)
         yield ids[:, 0].tolist()
         context = torch.cat((context, ids), dim=1)

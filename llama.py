@@ -286,11 +286,6 @@ class RMSNorm(nn.Module):
         return self._norm(x.float()).type_as(x) * self.weight
 
 
-def last_column(tokens: torch.Tensor) -> torch.Tensor:
-    """The position of each row's last token, padding or not: `(batch, seqlen)` to `(batch, 1)`."""
-    return torch.full((len(tokens), 1), tokens.shape[1] - 1, device=tokens.device)
-
-
 def select(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Of each row the given positions: `(batch, seqlen, …)` and `(batch, n)` to `(batch, n, …)`."""
     rows = torch.arange(len(x), device=x.device)[:, None]

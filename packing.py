@@ -124,12 +124,11 @@ class Int8Linear:
 
 
 class OneRowLinear:
-    """x Wᵀ for a single row x on a CPU, at the speed at which memory can be read.
+    """x Wᵀ for a single row x on a CPU, where reading W is what takes the time.
 
     The product is the sum of Wᵀ's rows weighted by the elements of x: an embedding bag. Its kernel
     (FBGEMM) streams through the rows, vectorized and prefetching, and spreads bags over threads. So
-    Wᵀ is stored in column blocks, one under the other, with one bag for each. BLAS's product of a
-    matrix and a vector reaches a third of that speed, oneDNN's four fifths.
+    Wᵀ is stored in column blocks, one under the other, with one bag for each.
 
     Args:
         weight: `(out, in)`, float32, or int8 that stands for weight · scale.
