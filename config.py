@@ -12,6 +12,7 @@ class LlamaConfig:
         dim: width of the residual stream.
         dropout: probability of dropping an element of the embeddings, the attention weights and
             each sub-layer's output while training.
+        attention_dropout: another probability for the attention weights; None means `dropout`.
         n_layers: number of transformer layers.
         n_heads: number of query heads; `dim` is split evenly among them.
         n_kv_heads: number of key and value heads (grouped-query attention, arXiv 2305.13245);
@@ -39,6 +40,7 @@ class LlamaConfig:
         hidden_dim: int | None = None,
         *,
         causal: bool = False,
+        attention_dropout: float | None = None,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -52,6 +54,7 @@ class LlamaConfig:
         self.multiple_of = multiple_of
         self.hidden_dim = hidden_dim
         self.causal = causal
+        self.attention_dropout = dropout if attention_dropout is None else attention_dropout
         for name, value in kwargs.items():
             setattr(self, name, value)
 
@@ -66,10 +69,11 @@ class LlamaConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a positive integer")
-        for name, low, high in (("dropout", 0.0, 1.0), ("layer_norm_eps", 0.0, math.inf)):
+        for name, high in (("dropout", 1), ("attention_dropout", 1), ("layer_norm_eps", math.inf)):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not low <= value < high:
-                raise ValueError(f"{name} is {value!r}, expected a number of at least {low}")
+            if type(value) not in (int, float) or not 0 <= value < high:
+                below = "" if high == math.inf else f", below {high}"
+                raise ValueError(f"{name} is {value!r}, expected a number of at least 0{below}")
         if type(self.causal) is not bool:
             raise ValueError(f"causal is {self.causal!r}, expected True or False")
         n_kv_heads = self.n_kv_heads or self.n_heads

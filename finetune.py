@@ -2,10 +2,8 @@
 
 import argparse
 import functools
-import math
 import random
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any
@@ -33,9 +31,8 @@ from dataset import (
 from evaluation import check_out_files, inputs_of, model_eval, write_predictions_to_file
 from optimizer import AdamW
 from tokenizer import Tokenizer, check_vocabulary
-from utils import InputError, pick_device
-
-Loss = Callable[[dict, nn.Module], torch.Tensor]  # of a batch and a model, a scalar
+from training import Loss, update
+from utils import pick_device
 
 
 def train(args: argparse.Namespace) -> None:
@@ -123,13 +120,7 @@ def train_epoch(
     model.train()
     total = 0.0
     for step, batch in enumerate(tqdm(loader, desc=f"train-{epoch}", leave=False, disable=None)):
-        value = loss(batch, model)
-        total += value.item()
-        if not math.isfinite(total):
-            raise InputError(f"the loss is {value} in epoch {epoch}, step {step}; lower --lr")
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+        total += update(model, [batch], loss, optimizer, f"epoch {epoch}, step {step}")
     return total / len(loader)
 
 

@@ -228,7 +228,7 @@ class Attention(nn.Module):
             key,
             value,
             attn_mask=mask,
-            dropout_p=self.config.dropout if self.training else 0.0,
+            dropout_p=self.config.attention_dropout if self.training else 0.0,
             is_causal=self.config.causal and mask is None and n == seqlen,
             enable_gqa=key.shape[1] != query.shape[1],
         )

@@ -1,4 +1,4 @@
-"""The command line: generate text, classify by prompting, or fine-tune a classifier."""
+"""The command line: generate text, classify by prompting or fine-tuning, pre-train a model."""
 
 import argparse
 import re
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pretrain
 from dataset import LlamaDataset, create_data
+from demo import use_demo
 from evaluation import check_out_files, model_eval, write_predictions_to_file
 from finetune import save_model, test, train
 from generation import generate_sentence
@@ -33,6 +35,12 @@ PREFIX = (
     "I have wanted to see this thriller for a while, and it didn't disappoint. "
     "Keanu Reeves, playing the hero John Wick, is"
 )
+ASSIGNMENT_FLAGS = {
+    *("train", "dev", "test", "label_names", "pretrained_model_path", "max_sentence_len", "seed"),
+    *("epochs", "option", "use_gpu", "generated_sentence_low_temp_out"),
+    *("generated_sentence_high_temp_out", "dev_out", "test_out", "batch_size"),
+    *("hidden_dropout_prob", "lr"),
+}
 
 
 def number(kind: type, low: float, high: float = 2**31 - 1) -> Callable[[str], float]:
@@ -50,7 +58,7 @@ def number(kind: type, low: float, high: float = 2**31 - 1) -> Callable[[str], f
 
 def make_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
-        description="Generate text, classify by prompting, or fine-tune a classifier."
+        description="Generate text, classify by prompting, fine-tune a classifier, or pre-train."
     )
 
     def add(flag: str, *, help: str, **settings: Any) -> None:
@@ -72,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--epochs", type=number(int, 1), default=5, help="passes over train")
     add(
         "--option",
-        choices=("generate", "prompt", "finetune"),
+        choices=("generate", "prompt", "finetune", "pretrain"),
         default="generate",
         help="what to do",
     )
@@ -106,10 +114,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="of the weights when generating or prompting; less pays with --causal on a CPU",
+        help="of the weights when generating or prompting, where less pays with --causal on a CPU; "
+        "of the products when pre-training",
     )
     add("--prefix", default=PREFIX, help="the text to continue")
     add("--max_new_tokens", type=number(int, 0), default=75, help="number of tokens to generate")
+    pretrain.add_arguments(parser, number)
     return parser
 
 
@@ -129,13 +139,21 @@ def get_args() -> argparse.Namespace:
     probe = parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(args), unset)))
     given = frozenset(name for name, value in vars(probe).items() if value is not unset)
 
+    if args.option == "pretrain":
+        for name in pretrain.SHARED_DEFAULTS.keys() - given:
+            setattr(args, name, pretrain.SHARED_DEFAULTS[name])
+    else:
+        use_demo(args, given)
     if args.tokenizer_path is None:
         beside = Path(args.pretrained_model_path).parent / TOKENIZER_MODEL
         args.tokenizer_path = str(beside) if beside.is_file() else TOKENIZER_MODEL
-    if args.option != "generate" and given.isdisjoint({"dev_out", "test_out"}):
+    if args.option in ("prompt", "finetune") and given.isdisjoint({"dev_out", "test_out"}):
         name_out_files(args)
-    unsaid = {"causal", "tokenizer_path", "dtype", "prefix", "max_new_tokens"} - given
-    shown = {name: value for name, value in vars(args).items() if name not in unsaid}
+    shown = {
+        name: value
+        for name, value in vars(args).items()
+        if name in ASSIGNMENT_FLAGS or name in given
+    }
     print(f"args: {shown}")
     args.given = sorted(given)
     args.filepath = f"finetune-{args.epochs}-{args.lr}.pt"
@@ -164,6 +182,8 @@ def main() -> None:
             generate_sentence(args, args.prefix, outfile, args.max_new_tokens, temperature)
     elif args.option == "prompt":
         test_with_prompting(args)
+    elif args.option == "pretrain":
+        pretrain.pretrain(args)
     else:
         if args.dtype != "float32":
             raise InputError(f"--dtype {args.dtype}: fine-tuning is done in float32; leave it out")

@@ -45,11 +45,17 @@ def pick_device(use_gpu: bool) -> torch.device:
     """
     if not use_gpu:
         return torch.device("cpu")
+    device = best_device()
+    if device.type == "cpu":
+        raise InputError("--use_gpu: PyTorch finds neither a CUDA nor an MPS device; leave it out")
+    return device
+
+
+def best_device() -> torch.device:
+    """CUDA, or else MPS, or else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    raise InputError("--use_gpu: PyTorch finds neither a CUDA nor an MPS device; leave it out")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def peak_memory(device: torch.device) -> int:
@@ -73,7 +79,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         with path.open(mode, encoding=encoding) as file:
             yield file
         return
-    temporary = path.with_name(f".{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open(mode, encoding=encoding) as file:
             yield file
