@@ -151,9 +151,7 @@ def main() -> None:
             missing.setdefault(reason, []).append(name)
     if not missing:
         return
-    works = "rope_test.py, optimizer_test.py and the tests"
-    if list(missing.values()) == [[WEIGHTS]]:
-        works += ", and run_llama.py with another --pretrained-model-path"
+    works = "the three checks, the tests, and run_llama.py with the small model of data/demo"
     names = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in missing.items())
     print(
         f"missing: {names}; {works} work all the same; running setup.sh again tries again",

@@ -1,38 +1,68 @@
-"""Check the model, with the weights of `stories42M.pt`, against the reference's; run as a script.
+"""Check the model against independent values; run as a script.
 
-Two rows of ids go through the model without a mask; logits and hidden states are compared.
+With `stories42M.pt` they are the reference's: two rows of ids, no mask. Without it they are those
+of the demo model, computed by `tests/make_fixtures.py`: once without a mask, once with.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
 from base_llama import read_checkpoint
+from demo import demo_path
 from llama import load_pretrained
 from utils import InputError, run_script, seed_everything
 
-TOKENS = [
-    [101, 7592, 2088, 102, 0, 0, 0, 0],
-    [101, 7592, 15756, 2897, 2005, 17953, 2361, 102],
-]
+TOKENS = torch.tensor(
+    [
+        [101, 7592, 2088, 102, 0, 0, 0, 0],
+        [101, 7592, 15756, 2897, 2005, 17953, 2361, 102],
+    ]
+)
+
+
+def compare(weights: str, causal: bool, tokens: torch.Tensor, expected: dict) -> None:
+    """Exit with a line and code 1 if the model does not compute what is expected.
+
+    Args:
+        tokens: ids `(batch, seqlen)`.
+        expected: `logits` of the last position and `hidden_states` of all.
+    """
+    llama = load_pretrained(weights, causal=causal).eval()
+    if llama.vocab_size <= tokens.max():
+        raise InputError(f"{weights}: another model, its vocabulary is only {llama.vocab_size}")
+    with torch.inference_mode():
+        logits, hidden_states = llama(tokens)
+    for name, ours in (("logits", logits), ("hidden_states", hidden_states)):
+        theirs = expected[name]
+        if theirs.shape != ours.shape or not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-3):
+            difference = "in shape"
+            if theirs.shape == ours.shape:
+                difference = f"by up to {(ours - theirs).abs().max():.3g}"
+            sys.exit(f"Your Llama implementation is wrong: {name} differ {difference}")
+
+
+def read_expected(path: str, names: set[str]) -> dict:
+    expected = read_checkpoint(path)
+    if not names <= expected.keys():
+        raise InputError(f"{path}: no {' and '.join(sorted(names))} in it; fetch it again")
+    return expected
 
 
 def main() -> None:
     seed_everything(1337)
-    expected = read_checkpoint("sanity_check.data")
-    if not {"logits", "hidden_states"} <= expected.keys():
-        raise InputError("sanity_check.data: no logits and hidden_states in it; fetch it again")
-    llama = load_pretrained("stories42M.pt", causal=False).eval()
-    if llama.vocab_size != 32000:
-        raise InputError("stories42M.pt: another model, its vocabulary is not the 32000 of Llama 2")
-    with torch.inference_mode():
-        logits, hidden_states = llama(torch.tensor(TOKENS))
-    for name, ours in (("logits", logits), ("hidden_states", hidden_states)):
-        theirs = expected[name]
-        if not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-3):
-            difference = (ours - theirs).abs().max()
-            sys.exit(f"Your Llama implementation is wrong: {name} differ by up to {difference:.3g}")
+    if Path("stories42M.pt").exists():
+        expected = read_expected("sanity_check.data", {"logits", "hidden_states"})
+        compare("stories42M.pt", False, TOKENS, expected)
+        checked = "stories42M.pt"
+    else:
+        checked = demo_path("model.pt")
+        expected = read_expected(demo_path("sanity_check.data"), {"tokens", "unmasked", "causal"})
+        for name in ("unmasked", "causal"):
+            compare(checked, name == "causal", expected["tokens"], expected[name])
     print("Your Llama implementation is correct!")
+    print(f"checked with {checked}", file=sys.stderr)
 
 
 if __name__ == "__main__":

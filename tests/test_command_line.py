@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, SENTENCES, make_llama, save_llama
 
+import demo
 import generation
 import prompting
 import run_llama
@@ -391,10 +394,54 @@ def test_the_best_weights_do_not_overwrite_the_pretrained_ones(project, run_cli)
     assert (project.path / "finetune-1-2e-05.pt").read_bytes() == before
 
 
-def test_absent_default_weights_say_what_to_run(project, run_cli):
+def test_absent_default_weights_say_what_to_run(project, run_cli, monkeypatch):
+    monkeypatch.setattr(demo, "DEMO", project.path / "absent")
     code, _, err = run_cli()
     assert code == 2
     assert err.startswith("error: stories42M.pt: no such file") and "bash setup.sh" in err
+
+
+@pytest.fixture
+def demo_folder(project, monkeypatch):
+    """The project's model and data as the demo, and a working folder without any."""
+    folder = project.path / "demo"
+    folder.mkdir()
+    (project.path / "model.pt").rename(folder / "model.pt")
+    (project.path / "tokenizer.model").rename(folder / "tokenizer.model")
+    for split in ("train", "dev", "test"):
+        text = (project.path / f"data/toy-{split}.txt").read_text()
+        (folder / f"reviews-{split}.txt").write_text(text)
+    mapping = (project.path / "data/toy-label-mapping.json").read_text()
+    (folder / "reviews-label-mapping.json").write_text(mapping)
+    monkeypatch.setattr(demo, "DEMO", folder)
+    return folder
+
+
+def test_the_demo_stands_in_for_absent_defaults(project, run_cli, demo_folder):
+    code, out, err = run_cli("--max_new_tokens", "3")
+    assert code == 0 and out.count("load model from demo/model.pt") == 2
+    assert err.startswith("stories42M.pt: not here, so demo/model.pt from this repository")
+    for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
+        code, out, err = run_cli("--option", option, "--epochs", "1")
+        assert code == 0 and "load 6 data from demo/reviews-test.txt" in out
+        assert "demo/reviews-train.txt" in err and "data/cfimdb-train.txt" in err
+        assert (project.path / f"reviews-dev-{kind}-output.txt").exists()
+
+
+def test_what_is_there_or_was_asked_for_is_not_replaced(project, run_cli, demo_folder):
+    shutil.copy(demo_folder / "model.pt", "stories42M.pt")
+    shutil.copy(demo_folder / "tokenizer.model", "tokenizer.model")
+    assert run_cli("--max_new_tokens", "3")[2].count("not here") == 0
+    Path("stories42M.pt").unlink()
+    code, _, err = run_cli("--pretrained-model-path", "stories42M.pt")
+    assert code == 2 and err.startswith("error: stories42M.pt: no such file")
+    code, _, err = run_cli("--option", "prompt", "--dev", "data/toy-dev.txt")
+    assert code == 2 and "error: data/cfimdb-" in err and "reviews-" not in err
+    # One absent file lets all four be replaced, so that their labels belong together.
+    for split in ("train", "dev"):
+        shutil.copy(f"data/toy-{split}.txt", f"data/cfimdb-{split}.txt")
+    code, out, _ = run_cli("--option", "prompt")
+    assert code == 0 and "load 12 data from demo/reviews-train.txt" in out
 
 
 @pytest.mark.parametrize(
@@ -406,8 +453,6 @@ def test_absent_default_weights_say_what_to_run(project, run_cli):
     ],
 )
 def test_the_three_checks(script, line):
-    if script == "sanity_check.py" and not (ROOT / "stories42M.pt").exists():
-        pytest.skip("stories42M.pt is not here")
     done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, line + "\n"), done.stderr
 

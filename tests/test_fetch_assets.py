@@ -43,7 +43,7 @@ def test_fetches_everything_but_what_is_missing_and_says_so_in_one_line(mirror, 
     err, folder = fetch(mirror)
     for name in ("tokenizer.model", "sanity_check.data", "data/sst-dev.txt"):
         assert (folder / name).read_bytes() == (mirror / name).read_bytes()
-    assert err.startswith("missing: stories42M.pt (No such file or directory); rope_test.py, ")
+    assert err.startswith("missing: stories42M.pt (No such file or directory); the three checks, ")
     assert err.count("\n") == 1
     assert not (folder / "optimizer_test.npy").exists()  # the repository has its own
 

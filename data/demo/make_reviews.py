@@ -317,7 +317,8 @@ def reviews(level: int, rng: random.Random) -> Iterator[str]:
         yield make_review(level, rng)
 
 
-def main() -> None:
+def write_reviews(folder: Path) -> None:
+    """Write the three splits and the label mapping."""
     rng = random.Random(SEED)
     splits: dict[str, list[tuple[int, str]]] = {name: [] for name in SIZES}
     pairs: dict[str, list[set]] = {name: [] for name in SIZES}
@@ -341,7 +342,6 @@ def main() -> None:
             splits[split].append((level, text))
             pairs[split].append(mine)
             room[split] -= 1
-    folder = Path(__file__).parent
     for name, examples in splits.items():
         rng.shuffle(examples)
         lines = [f"{level} ||| {text}\n" for level, text in examples]
@@ -350,4 +350,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write_reviews(Path(__file__).parent)
