@@ -20,18 +20,19 @@ from utils import InputError, atomic_write, missing_file
 
 PARTS = ("train", "validation", "test")
 DOCUMENT_SEPARATOR = "<|endoftext|>"
-LABELLED = re.compile(r"\d+ \|\|\| ")
-BLOCK = 1 << 20  # characters, bytes or tokens that are worked on at a time
+LABELLED = re.compile(r"-?\d+ \|\|\| ")
+CUT = re.compile(r"(?<=\S) (?=\S)|\n")  # a document may be cut in two before these
+BLOCK = 1 << 20  # characters or tokens that are worked on at a time
 
 Chunk = tuple[str, bool]  # text, and whether it begins a document
 
 
 def read_chunks(path: str | Path, size: int = BLOCK) -> Iterator[Chunk]:
-    """The documents of a text, one after the other, in chunks of about `size` characters.
+    """The documents of a text, one after the other, in chunks of at least `size` characters.
 
     Documents stand between lines `<|endoftext|>`; without such a line the file is one. Of a file of
-    `label ||| sentence` lines every sentence is one. White space around a document is dropped.
-    A document is cut in two only before a single space; see `encode_chunk`.
+    `label ||| sentence` lines (which is read whole) every sentence is one. White space around a
+    document is dropped; a document's chunks together are the document.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,82 +46,115 @@ def read_chunks(path: str | Path, size: int = BLOCK) -> Iterator[Chunk]:
                 yield from ((sentence, True) for _, sentence in read_labelled(path) if sentence)
                 return
             file.seek(0)
-            yield from _chunks_of_lines(iter(lambda: file.readline(BLOCK), ""), size)
+            yield from _chunks_of_lines(iter(lambda: file.readline(size), ""), size)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; save it as UTF-8") from error
 
 
 def _chunks_of_lines(lines: Iterator[str], size: int) -> Iterator[Chunk]:
-    text, begins = io.StringIO(), True
+    parts: list[str] = []
+    length, begins = 0, True
     for line in lines:
         if line.strip() == DOCUMENT_SEPARATOR:
-            if last := text.getvalue().rstrip():
+            if last := "".join(parts).rstrip():
                 yield last, begins
-            text, begins = io.StringIO(), True
+            parts, length, begins = [], 0, True
             continue
-        text.write(line if text.tell() or not begins else line.lstrip())
-        while text.tell() >= size:
-            whole = text.getvalue()
-            space = re.compile(r"(?<=\S) (?=\S)").search(whole, size - 1)
-            if space is None:
-                if len(whole) < size + BLOCK:
-                    break
-                head, tail = whole[:size], whole[size:]
-            else:
-                head, tail = whole[: space.start()], whole[space.start() :]
-            yield head, begins
-            text, begins = io.StringIO(), False
-            text.write(tail)
-    if last := text.getvalue().rstrip():
+        if begins and not parts:
+            line = line.lstrip()
+        place = CUT.search(line) if length >= size else None
+        if place or length >= size + BLOCK:
+            cut = place.start() if place else 0
+            yield "".join([*parts, line[:cut]]), begins
+            parts, length, begins, line = [], 0, False, line[cut:]
+        if line:
+            parts.append(line)
+            length += len(line)
+    if last := "".join(parts).rstrip():
         yield last, begins
 
 
-def split_chunks(paths: Sequence[str | Path], shares: Sequence[float]) -> Iterator[tuple]:
-    """The chunks of all texts, each with the part that it belongs to.
+def measure(paths: Sequence[str | Path]) -> tuple[int, int]:
+    """The number of documents and of bytes in all texts.
+
+    Raises:
+        InputError: there is no text.
+    """
+    n_documents = n_bytes = 0
+    for text, begins in _with_progress(
+        "read", paths, (chunk for path in paths for chunk in read_chunks(path))
+    ):
+        n_documents += begins
+        n_bytes += len(text.encode())
+    if n_bytes == 0:
+        raise InputError(f"{_names(paths)}: no text in it; name a file that has some")
+    return n_documents, n_bytes
+
+
+def split_chunks(
+    paths: Sequence[str | Path], shares: Sequence[float], measured: tuple[int, int]
+) -> Iterator[tuple[str, str, bool]]:
+    """The chunks of all texts, each with the name of the part that it belongs to.
 
     In the order of the text the first of `shares` (by bytes) is for training, the next for
     validation, the last for testing. Documents stay whole, unless there is only one.
 
+    Args:
+        measured: what `measure` returned.
+
     Yields:
-        part (0, 1 or 2), text, whether it begins a document.
+        the part, the text, and whether it begins a document there.
 
     Raises:
-        InputError: there is no text, or a part would be empty.
+        InputError: a part would be empty.
     """
-    n_documents = n_bytes = 0
-    for path in paths:
-        for text, begins in read_chunks(path):
-            n_documents += begins
-            n_bytes += len(text.encode())
-    if n_bytes == 0:
-        raise InputError(f"{', '.join(map(str, paths))}: no text in it; name a file that has some")
-    single = n_documents == 1
-    size = max(1, min(BLOCK, n_bytes // 1000)) if single else BLOCK
+    n_documents, n_bytes = measured
+    one_document = n_documents == 1
+    size = max(1, min(BLOCK, n_bytes // 1000)) if one_document else BLOCK
     ends = np.cumsum(shares) / sum(shares) * n_bytes
-    position, part, used = 0, -1, set()
+    position, part, used = 0, "", set()
     for path in paths:
         for text, begins in read_chunks(path, size):
-            if begins or single:
-                now = min(int(np.searchsorted(ends, position, side="right")), len(ends) - 1)
-                begins = begins or now != part
-                part = now
+            if begins or one_document:
+                index = min(2, int(np.searchsorted(ends, position, side="right")))
+                begins = begins or PARTS[index] != part
+                part = PARTS[index]
                 used.add(part)
             position += len(text.encode())
             yield part, text, begins
-    empty = [name for i, name in enumerate(PARTS) if shares[i] > 0 and i not in used]
+    empty = [name for name, share in zip(PARTS, shares, strict=True) if share and name not in used]
     if empty:
         raise InputError(
-            f"{', '.join(map(str, paths))}: {n_documents} documents of {n_bytes} bytes leave "
-            f"nothing for {' and '.join(empty)}; give more text or another --split"
+            f"{_names(paths)}: {n_documents} documents of {n_bytes} bytes leave nothing for "
+            f"{' and '.join(empty)}; give more text or another --split"
         )
 
 
-def encode_chunk(tokenizer: Tokenizer, text: str, begins: bool) -> list[int]:
-    """The ids of a chunk; those of a document's chunks together are the document's.
+def _names(paths: Sequence[str | Path]) -> str:
+    return ", ".join(map(str, paths))
 
-    The space that a later chunk begins with is left to the tokenizer, which puts one in front.
+
+def _with_progress(what: str, paths: Sequence[str | Path], chunks: Iterable) -> Iterator:
+    """The same chunks, with a progress bar over the bytes of the texts."""
+    total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file())
+    with tqdm(
+        desc=what, total=total, unit="B", unit_scale=True, leave=False, disable=None
+    ) as progress:
+        for chunk in chunks:
+            yield chunk
+            progress.update(len(chunk[-2].encode()))
+
+
+def encode_chunk(tokenizer: Tokenizer, text: str, begins: bool) -> list[int]:
+    """The ids of a chunk, BOS in front where it begins a document.
+
+    The ids of a document's chunks together are the document's: a later chunk is encoded behind a
+    line break, which never is part of a longer piece, so that nothing is put in front of it.
     """
-    return tokenizer.encode(text.removeprefix(" "), bos=begins, eos=False)
+    if begins:
+        return tokenizer.encode(text, bos=True, eos=False)
+    n_before = len(tokenizer.encode("\n", bos=False, eos=False))
+    return tokenizer.encode(f"\n{text}", bos=False, eos=False)[n_before:]
 
 
 def train_tokenizer(
@@ -128,22 +162,32 @@ def train_tokenizer(
 ) -> None:
     """Train a SentencePiece BPE model like Llama's: digits apart, bytes for unknown characters.
 
-    It learns from the lines of the texts, from a sample of a million where there are more. Where
-    `vocab_size` has no room for the 256 bytes they are left out, with a warning; unknown
-    characters are then `<unk>`, id 0, which also is the padding.
+    It learns from the lines of the texts (what `read_texts()` gives), cut to 4000 characters each,
+    and from a random 250,000 of them where there are more. Where `vocab_size` has no room for the
+    256 bytes they are left out, with a warning; unknown characters are then `<unk>`, id 0, which
+    also is the padding.
 
     Raises:
         InputError: the vocabulary is too large or too small for the text.
     """
+    failures = []
+
+    def lines() -> Iterator[str]:
+        try:
+            for text in read_texts():
+                for line in text.split("\n"):
+                    yield from (line[i : i + 4000] for i in range(0, len(line), 4000))
+        except Exception as error:  # SentencePiece would make it one of its own
+            failures.append(error)
+            raise
+
     sentencepiece.set_random_generator_seed(0)  # of the sample
     for byte_fallback in (True, False):
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(
-                    line for text in read_texts() for line in text.split("\n") if line
-                ),
-                input_sentence_size=1_000_000,
+                sentence_iterator=lines(),
+                input_sentence_size=250_000,
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
@@ -153,10 +197,12 @@ def train_tokenizer(
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
                 split_digits=True,
-                max_sentence_length=4 * BLOCK,
+                max_sentence_length=16_000,
                 minloglevel=2,
             )
         except RuntimeError as error:
+            if failures:
+                raise failures[0] from None
             known = r"too high \(\d+\).* value <= (\d+)|required_chars. \d+ vs (\d+)"
             found = re.search(known, str(error))
             if found and found[2] and byte_fallback:
@@ -178,7 +224,11 @@ def train_tokenizer(
 
 
 def tokenize(
-    paths: Sequence[str | Path], shares: Sequence[float], tokenizer: Tokenizer, folder: Path
+    paths: Sequence[str | Path],
+    shares: Sequence[float],
+    measured: tuple[int, int],
+    tokenizer: Tokenizer,
+    folder: Path,
 ) -> dict[str, "TokenizedText"]:
     """Write the ids of each part to a file in `folder`, or find them there from an earlier run.
 
@@ -189,36 +239,53 @@ def tokenize(
     """
     index_file = folder / "index.json"
     dtype = np.dtype(np.uint16 if tokenizer.n_words <= 1 << 16 else np.uint32)
-    if not index_file.is_file():
+    if not _is_whole(folder, dtype):
         folder.mkdir(exist_ok=True)
-        index = {name: {"n_bytes": 0, "n_tokens": 0, "n_unknown": 0} for name in PARTS}
-        total = sum(Path(path).stat().st_size for path in paths)
-        with (
-            ExitStack() as files,
-            tqdm(
-                desc="tokenize", total=total, unit="B", unit_scale=True, leave=False, disable=None
-            ) as progress,
-        ):
-            outputs = [
-                files.enter_context(atomic_write(folder / f"{name}.bin", "wb")) for name in PARTS
-            ]
-            for part, text, begins in split_chunks(paths, shares):
+        counters = ("n_bytes", "n_tokens", "n_unknown", "n_documents")
+        index = {name: dict.fromkeys(counters, 0) for name in PARTS}
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(atomic_write(folder / f"{name}.bin", "wb"))
+                for name in PARTS
+            }
+            chunks = split_chunks(paths, shares, measured)
+            for part, text, begins in _with_progress("tokenize", paths, chunks):
                 ids = encode_chunk(tokenizer, text, begins)
-                outputs[part].write(np.array(ids, dtype).tobytes())
-                n_bytes = len(text.encode())
-                counts = index[PARTS[part]]
-                counts["n_bytes"] += n_bytes
-                counts["n_tokens"] += len(ids)
-                counts["n_unknown"] += ids.count(tokenizer.sp_model.unk_id())
-                progress.update(n_bytes)
+                files[part].write(np.array(ids, dtype).tobytes())
+                index[part]["n_bytes"] += len(text.encode())
+                index[part]["n_tokens"] += len(ids)
+                index[part]["n_unknown"] += ids.count(tokenizer.sp_model.unk_id())
+                index[part]["n_documents"] += begins
+            for name, counts in index.items():
+                if 0 < counts["n_tokens"] == counts["n_documents"]:
+                    raise InputError(f"{_names(paths)}: the {name} part has no tokens but BOS")
         with atomic_write(index_file) as file:
             json.dump(index, file)
     index = json.loads(index_file.read_text())
     return {
-        name: TokenizedText(folder / f"{name}.bin", dtype, tokenizer.bos_id, **counts)
+        name: TokenizedText(
+            folder / f"{name}.bin",
+            dtype,
+            tokenizer.bos_id,
+            counts["n_tokens"],
+            counts["n_bytes"],
+            counts["n_unknown"],
+        )
         for name, counts in index.items()
         if counts["n_tokens"]
     }
+
+
+def _is_whole(folder: Path, dtype: np.dtype) -> bool:
+    """Whether the index and all that it tells of are there."""
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+        return all(
+            (folder / f"{name}.bin").stat().st_size == index[name]["n_tokens"] * dtype.itemsize
+            for name in PARTS
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 class TokenizedText:
@@ -232,7 +299,7 @@ class TokenizedText:
     """
 
     def __init__(
-        self, path: Path, dtype: np.dtype, bos_id: int, n_bytes: int, n_tokens: int, n_unknown: int
+        self, path: Path, dtype: np.dtype, bos_id: int, n_tokens: int, n_bytes: int, n_unknown: int
     ):
         self.ids = np.memmap(path, dtype, mode="r", shape=(n_tokens,))
         self.bos_id = bos_id
@@ -253,18 +320,14 @@ class TrainingRows(Dataset):
     """Rows of `seqlen` ids and their successors, to learn from.
 
     A row begins where a document does, or `offset` ids and then every `seqlen` further into it, so
-    that another offset gives other rows of the same text. It goes on into what follows.
+    that another offset gives other rows of the same text. It goes on into what follows, so short
+    documents are in several rows.
 
-    Raises:
-        InputError: the text is no longer than a row.
+    Args:
+        text: more than `seqlen` ids.
     """
 
     def __init__(self, text: TokenizedText, seqlen: int, offset: int):
-        if len(text) <= seqlen:
-            raise InputError(
-                f"a context of {seqlen} tokens is longer than the training part's {len(text)}; "
-                "lower --max_seq_len or give more text"
-            )
         self.ids, self.seqlen = text.ids, seqlen
         lengths = np.diff(text.starts, append=len(text))
         inner = _positions(text.starts + offset, np.maximum(lengths - offset, 0), seqlen)

@@ -18,13 +18,13 @@ DATA = {
 def use_demo(args: argparse.Namespace, given: frozenset[str]) -> None:
     """Replace default paths whose files are absent, and say so on standard error.
 
-    Train, dev, test and label names are replaced together, and only if none of them is in `given`,
-    the flags on the command line.
+    Train, dev, test and label names are replaced together, and only if all are absent and none of
+    them is in `given`, the flags on the command line.
     """
     for stand_ins in (MODEL,) if args.option == "generate" else (MODEL, DATA):
         absent = [name for name in stand_ins if not Path(getattr(args, name)).exists()]
-        here = all((DEMO / file).is_file() for file in stand_ins.values())
-        if not absent or not here or not given.isdisjoint(stand_ins):
+        complete = all((DEMO / file).is_file() for file in stand_ins.values())
+        if len(absent) < len(stand_ins) or not complete or not given.isdisjoint(stand_ins):
             continue
         names = ", ".join(getattr(args, name) for name in absent)
         for name, file in stand_ins.items():

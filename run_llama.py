@@ -2,9 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pretrain
 from dataset import LlamaDataset, create_data
@@ -15,7 +13,15 @@ from generation import generate_sentence
 from packing import DTYPES
 from prompting import test_with_prompting
 from tokenizer import TOKENIZER_MODEL
-from utils import ArgumentParser, InputError, check_outputs, run_script, seed_everything
+from utils import (
+    ArgumentParser,
+    InputError,
+    adder,
+    check_outputs,
+    number,
+    run_script,
+    seed_everything,
+)
 
 __all__ = [
     "LlamaDataset",
@@ -43,29 +49,12 @@ ASSIGNMENT_FLAGS = {
 }
 
 
-def number(kind: type, low: float, high: float = 2**31 - 1) -> Callable[[str], float]:
-    """An argparse type: an int or a float from `low` to `high`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {low} to {high}")
-        return value
-
-    parse.__name__ = kind.__name__  # what argparse calls the type in its errors
-    return parse
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         description="Generate text, classify by prompting, fine-tune a classifier, or pre-train."
     )
 
-    def add(flag: str, *, help: str, **settings: Any) -> None:
-        if settings.get("default") is not None and "default" not in help:
-            help += " (default: %(default)s)"
-        parser.add_argument(flag, help=help, **settings)
-
+    add = adder(parser)
     add("--train", default="data/cfimdb-train.txt", help="labelled sentences to train on")
     add("--dev", default="data/cfimdb-dev.txt", help="labelled sentences to choose by")
     add("--test", default="data/cfimdb-test.txt", help="labelled sentences to test on")
@@ -119,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--prefix", default=PREFIX, help="the text to continue")
     add("--max_new_tokens", type=number(int, 0), default=75, help="number of tokens to generate")
-    pretrain.add_arguments(parser, number)
+    pretrain.add_arguments(parser)
     return parser
 
 

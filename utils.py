@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ class InputError(ValueError):
 
 def missing_file(path: str | Path) -> FileNotFoundError:
     """The error for a file that is not there, with the command that may bring it."""
+    if Path(path).exists():
+        return FileNotFoundError(f"{path}: not a file; name one")
     return FileNotFoundError(
         f"{path}: no such file; `bash setup.sh` fetches the assignment's weights and data"
     )
@@ -115,6 +117,30 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
         if str(path) in taken:
             raise InputError(f"{output}: would overwrite {taken[str(path)]}; name another file")
         taken[str(path)] = f"the output {output}"
+
+
+def number(kind: type, low: float, high: float = 2**31 - 1) -> Callable[[str], float]:
+    """An argparse type: an int or a float from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {low} to {high}")
+        return value
+
+    parse.__name__ = kind.__name__  # what argparse calls the type in its errors
+    return parse
+
+
+def adder(group: Any) -> Callable:
+    """`group.add_argument`, but the help also tells the default."""
+
+    def add(flag: str, *, help: str, **settings: Any) -> None:
+        if settings.get("default") is not None and "default" not in help:
+            help += " (default: %(default)s)"
+        group.add_argument(flag, help=help, **settings)
+
+    return add
 
 
 class ArgumentParser(argparse.ArgumentParser):

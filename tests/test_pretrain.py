@@ -1,5 +1,6 @@
 """Language-model training: its arithmetic, its folder, and going on after an interruption."""
 
+import argparse
 import itertools
 import json
 import math
@@ -14,12 +15,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from conftest import ROOT, make_llama, save_llama
 
 import pretrain
 from base_llama import read_checkpoint
-from corpus import tokenize
+from corpus import measure, tokenize
 from dataset import read_labelled
 from llama import load_pretrained
 from pretrain import LanguageModelLoss, Pretraining, learning_rate
@@ -36,7 +38,7 @@ def folder(tmp_path, monkeypatch):
     """A working folder with a text of 200 documents."""
     monkeypatch.chdir(tmp_path)
     rng = random.Random(0)
-    nouns, verbs = ["fox", "hen", "boy", "sun", "sea", "ball"], ["saw", "met", "liked", "ran to"]
+    nouns, verbs = ["fox", "hen", "boy", "sun", "sea", "café"], ["saw", "met", "liked", "ran to"]
     documents = [
         "".join(
             f"The {rng.choice(nouns)} {rng.choice(verbs)} the {rng.choice(nouns)}.\n"
@@ -46,6 +48,12 @@ def folder(tmp_path, monkeypatch):
     ]
     (tmp_path / "text.txt").write_text("<|endoftext|>\n".join(documents))
     return tmp_path
+
+
+def without(flags: list[str], flag: str) -> list[str]:
+    """Flags without one of them and its value."""
+    i = flags.index(flag)
+    return flags[:i] + flags[i + 2 :]
 
 
 def weights(path) -> dict:
@@ -93,11 +101,12 @@ def test_it_learns_and_reports_it(folder, run_cli):
 def test_bits_per_byte_are_those_of_the_documents(folder, tokenizer):
     """Documents that fit the context, each on its own behind BOS, counted by hand."""
     llama = make_llama(causal=True)
-    texts = tokenize(["text.txt"], (0.7, 0.15, 0.15), tokenizer, folder / "tokens")
+    paths, tokens = ["text.txt"], folder / "tokens"
+    texts = tokenize(paths, (0.7, 0.15, 0.15), measure(paths), tokenizer, tokens)
     args = SimpleNamespace(
-        lr=0.0, weight_decay=0.0, dtype="float32", batch_size=3, given=[], eval_batches=1
+        lr=0.0, weight_decay=0.0, dtype="float32", batch_size=3, eval_batches=1, max_seq_len=None
     )
-    run = Pretraining(args, llama, texts, folder)
+    run = Pretraining(args, llama, texts, folder, settings={})
     scores = run._evaluate(texts["test"], None)
     ids, starts = texts["test"].ids.astype(np.int64), [*texts["test"].starts, len(texts["test"])]
     nats = n_correct = n_tokens = 0
@@ -109,7 +118,7 @@ def test_bits_per_byte_are_those_of_the_documents(folder, tokenizer):
         n_correct += sum(int(log_probs[i].argmax() == row[i + 1]) for i in range(len(row) - 1))
         n_tokens += len(row) - 1
     documents = (folder / "text.txt").read_text().split("<|endoftext|>\n")
-    n_bytes = sum(len(document.strip()) for document in documents[-len(starts) + 1 :])
+    n_bytes = sum(len(document.strip().encode()) for document in documents[-len(starts) + 1 :])
     assert scores["loss"] == pytest.approx(nats / n_tokens, rel=1e-5)
     assert scores["accuracy"] == pytest.approx(n_correct / n_tokens)
     assert scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
@@ -138,7 +147,6 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_only_matrices_decay(folder, run_cli):
-    """With a rate of 0 for the gradient's part nothing but the decay would move a weight."""
     assert run_cli(*SMALL, "--steps", "10", "--weight_decay", "0")[0] == 0
     plain = weights("out/model.pt")
     assert run_cli(*SMALL, "--steps", "10", "--weight_decay", "2", "--output_dir", "b")[0] == 0
@@ -169,9 +177,9 @@ def test_plain_attention_in_bfloat16_is_the_model(folder):
     llama = make_llama(causal=True, scale=1.0)
     batch = torch.randint(320, (2, 17))
     batch = batch[:, :-1], batch[:, 1:]
-    exact = LanguageModelLoss(torch.device("cpu"), "float32")(batch, llama)
+    exact = LanguageModelLoss(torch.device("cpu"), "float32", 1)(batch, llama)
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    mixed = LanguageModelLoss(torch.device("cpu"), "bfloat16")(batch, llama)
+    mixed = LanguageModelLoss(torch.device("cpu"), "bfloat16", 1)(batch, llama)
     assert mixed.item() != exact.item()
     assert mixed.item() == pytest.approx(exact.item(), rel=5e-3)
     assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == allowed
@@ -196,21 +204,64 @@ def test_a_checkpoint_is_trained_further(folder, run_cli, tokenizer_path):
     assert reports("b")[-1]["test"]["loss"] < reports()[-1]["test"]["loss"] - 1
     args = read_checkpoint("b/model.pt")["model_args"]
     assert (args["max_seq_len"], args["causal"]) == (128, True)
+    code, _, err = run_cli(*flags, "--max_seq_len", "129", "--output_dir", "c")
+    assert code == 2 and "--max_seq_len 129: the context of start.pt is 128" in err
+
+
+@pytest.mark.parametrize(("flag", "seqlen"), [([], 128), (["--max_seq_len", "32"], 32)])
+def test_rows_are_as_long_as_asked_for(folder, run_cli, tokenizer_path, monkeypatch, flag, seqlen):
+    save_llama(make_llama(scale=1.0), folder / "start.pt")
+    (folder / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
+    lengths = set()
+    call = LanguageModelLoss.__call__
+
+    def recorded(self, batch, model):
+        lengths.add(batch[0].shape[1])
+        return call(self, batch, model)
+
+    monkeypatch.setattr(LanguageModelLoss, "__call__", recorded)
+    flags = ["--option", "pretrain", "--text", "text.txt", "--steps", "2", "--batch_size", "2"]
+    assert run_cli(*flags, "--pretrained-model-path", "start.pt", *flag)[0] == 0
+    assert lengths == {seqlen}
+
+
+def test_the_end_of_a_document_is_learned_but_not_reported():
+    llama = make_llama(causal=True)
+    tokens, targets = torch.randint(3, 320, (2, 16)), torch.randint(3, 320, (2, 16))
+    targets[0, 5] = targets[1, 9] = 1
+    loss = LanguageModelLoss(torch.device("cpu"), "float32", bos_id=1)
+    value = loss((tokens, targets), llama)
+    losses = -llama(tokens, targets=targets)[0].log_softmax(-1).gather(-1, targets[..., None])
+    assert value.item() == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert loss.n_targets == 30
+    assert loss.nats == pytest.approx(losses[..., 0][targets != 1].sum().item(), rel=1e-5)
+
+
+def test_every_flag_is_one_of_a_runs_settings():
+    """Else a run could be continued with another value of it."""
+    parser = argparse.ArgumentParser()
+    pretrain.add_arguments(parser)
+    flags = set(vars(parser.parse_args([]))) - {"text", "output_dir"}
+    assert flags <= {*pretrain.RECIPE, *pretrain.SHAPE, "vocab_size"}
 
 
 def test_labelled_sentences_are_a_text(project, run_cli):
-    flags = [*SMALL, "--text", "data/toy-train.txt", "--tokenizer-path", "tokenizer.model"]
-    flags.remove("--vocab_size")
-    flags.remove("300")
-    assert run_cli(*flags, "--steps", "5")[0] == 0
+    flags = [*without(SMALL, "--vocab_size"), "--tokenizer-path", "tokenizer.model"]
+    assert run_cli(*flags, "--text", "data/toy-train.txt", "--steps", "5")[0] == 0
     sentences = [sentence for _, sentence in read_labelled("data/toy-train.txt")]
     index = json.loads((project.path / "out/tokens/index.json").read_text())
-    assert sum(part["n_bytes"] for part in index.values()) == sum(map(len, sentences))
+    assert sum(part["n_bytes"] for part in index.values()) == sum(
+        len(sentence.encode()) for sentence in sentences
+    )
 
 
-@pytest.mark.parametrize("stop", [10, 15, 39])
-def test_an_interrupted_run_goes_on_to_the_same_weights(folder, run_cli, monkeypatch, stop):
-    assert run_cli(*SMALL, "--output_dir", "whole")[0] == 0
+@pytest.mark.parametrize(
+    ("stop", "flags"),
+    [(10, []), (15, ["--grad_accum", "3"]), (39, ["--dtype", "bfloat16", "--batch_size", "30"])],
+)
+def test_an_interrupted_run_goes_on_to_the_same_weights(folder, run_cli, monkeypatch, stop, flags):
+    flags = [*SMALL, *flags]
+    assert run_cli(*flags, "--output_dir", "whole")[0] == 0
 
     def interrupted(*args, **kwargs):
         if args[4] == f"step {stop + 1}":
@@ -220,12 +271,12 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, run_cli, monkeyp
     update = pretrain.update
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "update", interrupted)
-        code, _, err = run_cli(*SMALL)
+        code, _, err = run_cli(*flags)
         assert code == 130
-        assert "the same command goes on" in err
-    code, out, _ = run_cli(*SMALL)
+        assert "the same command continues" in err
+    code, out, _ = run_cli(*flags)
     assert code == 0
-    assert f"going on from step {stop // 10 * 10}" in out
+    assert f"continuing from step {stop // 10 * 10}" in out
     assert same(weights("out/model.pt"), weights("whole/model.pt"))
     states = [read_checkpoint(f"{name}/state.pt") for name in ("out", "whole")]
     assert same(states[0]["model"], states[1]["model"])
@@ -260,13 +311,14 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder):
     assert run("out", None) == 0
     assert same(weights("out/model.pt"), weights("whole/model.pt"))
     assert [r.get("step") for r in reports()] == [*range(10, 301, 10), None]
+    assert list((folder / "out").rglob(".*.tmp")) == []
 
 
 def test_a_line_that_was_cut_off_is_dropped(folder, run_cli):
     assert run_cli(*SMALL)[0] == 0
     before = reports()
     with open("out/metrics.jsonl", "a") as file:
-        file.write('{"step": 4')
+        file.write('5\n{"step": "x"}\n{"step": 4')
     assert run_cli(*SMALL)[0] == 0
     assert [r.get("step") for r in reports()] == [r.get("step") for r in before]
 
@@ -292,6 +344,25 @@ def test_a_folder_of_something_else_is_left_alone(folder, run_cli):
     assert (folder / "tokenizer.model").read_text() == "precious"
     code, _, err = run_cli(*SMALL, "--output_dir", "text.txt")
     assert (code, "not a folder" in err) == (2, True)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", ""])
+def test_settings_of_something_else_are_one_line(folder, run_cli, content):
+    (folder / "out").mkdir()
+    (folder / "out/pretrain.json").write_text(content)
+    code, _, err = run_cli(*SMALL)
+    assert code == 2
+    assert err == "error: out/pretrain.json: no settings of a run; name another --output_dir\n"
+
+
+def test_a_model_without_its_state_is_left_alone(folder, run_cli):
+    assert run_cli(*SMALL)[0] == 0
+    (folder / "out/state.pt").unlink()
+    before = (folder / "out/model.pt").read_bytes()
+    for flags in ([], ["--lr", "0.5"]):
+        code, _, err = run_cli(*SMALL, *flags)
+        assert code == 2 and err.count("\n") == 1
+    assert (folder / "out/model.pt").read_bytes() == before
 
 
 def test_a_mistake_before_the_first_report_can_be_corrected(folder, run_cli):
@@ -322,10 +393,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_report(folder, run_c
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(folder, run_cli):
-    assert run_cli(*SMALL, "--steps", "20", "--eval_every", "10")[0] == 0
-    size = os.path.getsize("out/state.pt")
-    for name in ("out/state.pt", "out/model.pt"):
-        os.unlink(name)
+    assert run_cli(*SMALL)[0] == 0
+    size = os.path.getsize("out/model.pt")
     command = [sys.executable, ROOT / "run_llama.py", *SMALL, "--output_dir", "b"]
 
     def run(limit):
@@ -334,11 +403,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder, run_cli):
 
         return subprocess.run(command, preexec_fn=limit_files, capture_output=True, text=True)
 
-    result = run(size // 2)  # room for the model, but not for the optimizer's state
+    # The first state has no moments of the optimizer yet: it and the model fit, the next does not.
+    result = run(2 * size)
     assert result.returncode == 2
     assert result.stderr == f"error: {folder}/b/state.pt: File too large\n"
     assert load_pretrained("b/model.pt").config.causal
-    assert sorted(p.name for p in (folder / "b").iterdir() if p.name.startswith(".")) == []
+    assert read_checkpoint("b/state.pt")["step"] == 0
+    assert list((folder / "b").rglob(".*")) == []
     assert run(-1).returncode == 0
     assert read_checkpoint("b/state.pt")["step"] == 40
 
@@ -350,7 +421,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder, run_cli):
         (["--text", "absent.txt"], "absent.txt: no such file"),
         (["--dim", "15"], "dim 15 is no multiple of n_heads 2"),
         (["--n_kv_heads", "3"], "n_heads 2 is no multiple of n_kv_heads 3"),
-        (["--max_seq_len", "5000000"], "longer than the training part"),
+        (["--max_seq_len", "50000"], "a context of 50000 tokens is longer than"),
         (["--vocab_size", "9000"], "the text allows at most"),
         (["--vocab_size", "3"], "the text allows no less than"),
         (["--no-causal"], "--no-causal: a language model"),
@@ -358,8 +429,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder, run_cli):
         (["--split", "0", "1", "1"], "--split: the training part"),
         (["--split", "1", "nan", "0"], "nan"),
         (["--dropout", "1"], "dropout is 1.0"),
-        (["--pretrained-model-path", "absent.pt", "--max_seq_len", "8"], "leave that out"),
-        (["--tokenizer-path", "text.txt"], "not a SentencePiece model"),
+        (["--pretrained-model-path", "absent.pt"], "absent.pt: no such file; `bash setup.sh`"),
+        (["--pretrained-model-path", "text.txt", "--tokenizer-path", "text.txt"], "leave"),
+        (["--tokenizer-path", "absent.model"], "absent.model: no such file; `bash setup.sh`"),
+        (["--tokenizer-path", "text.txt"], "--vocab_size: text.txt has a size of its own"),
     ],
 )
 def test_bad_input_is_one_line(folder, run_cli, flags, complaint):
@@ -367,7 +440,44 @@ def test_bad_input_is_one_line(folder, run_cli, flags, complaint):
     assert code == 2
     assert err.count("\n") == 1
     assert complaint in err
-    assert not (folder / "out/model.pt").exists()
+    assert not (folder / "out").exists()
+
+
+def test_only_one_process_trains_in_a_folder(folder, run_cli):
+    command = [sys.executable, ROOT / "run_llama.py", *SMALL, "--steps", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (folder / "out/state.pt").exists():
+        time.sleep(0.05)
+    try:
+        code, _, err = run_cli(*SMALL, "--steps", "100000")
+    finally:
+        process.kill()
+        process.wait()
+    assert (code, err) == (2, "error: out: another process is training there\n")
+
+
+def test_a_state_of_another_run_is_refused(folder, run_cli):
+    assert run_cli(*SMALL)[0] == 0
+    assert run_cli(*SMALL, "--seed", "5", "--output_dir", "b")[0] == 0
+    (folder / "b/state.pt").replace("out/state.pt")
+    code, _, err = run_cli(*SMALL)
+    assert (code, "out/state.pt: not this run's" in err) == (2, True)
+
+
+def test_a_validation_loss_that_is_not_finite_stops(folder, run_cli):
+    flags = [*SMALL, "--steps", "1", "--warmup_steps", "0", "--lr", "2e9", "--grad_clip", "0"]
+    code, _, err = run_cli(*flags)
+    assert (code, err) == (2, "error: the validation loss is not finite at step 1; lower --lr\n")
+    assert run_cli(*SMALL)[0] == 0  # nothing was kept of it
+
+
+def test_a_tokenizer_without_bos_is_refused(folder, run_cli):
+    sentencepiece.SentencePieceTrainer.train(
+        input="text.txt", model_prefix="bare", vocab_size=30, bos_id=-1, minloglevel=2
+    )
+    flags = [*without(SMALL, "--vocab_size"), "--tokenizer-path", "bare.model"]
+    code, _, err = run_cli(*flags)
+    assert (code, err) == (2, "error: bare.model: a tokenizer without BOS is no Llama's\n")
 
 
 def test_pretraining_needs_a_text(folder, run_cli):

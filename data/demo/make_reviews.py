@@ -41,13 +41,12 @@ WORDS = [
 ]
 WORDS = [level.split("|") for level in WORDS]
 
-# Judgements of {it} by its opposite: word levels that fit in, and what comes out.
+# Judgements by the opposite word: the levels whose words fit in. FILM is for whole films only.
 TURNED = {
     0: [
         ("could not be further from {word}", (4,)),
         ("is the very opposite of {word}", (4,)),
         ("is as far from {word} as can be", (3, 4)),
-        ("is {word} only if you were never in a cinema before", (4,)),
         ("makes the word {word} sound like a joke", (4,)),
         ("is about as {word} as a toothache", (3,)),
     ],
@@ -55,18 +54,16 @@ TURNED = {
         ("is not {word}", (3,)),
         ("is never really {word}", (3,)),
         ("tries to be {word} and does not get there", (3, 4)),
-        ("would like to be {word}, which it is not", (3, 4)),
+        ("would like to be {word} and is not", (3, 4)),
         ("is hardly {word}", (3, 4)),
-        ("is less {word} than it thinks", (3,)),
         ("is too slow to be {word}", (3,)),
-        ("used to be called {word}, and I cannot see why", (3, 4)),
     ],
     2: [
         ("is neither {word} nor {other}", (0, 4)),
-        ("is not {word} and not {other} either", (1, 3)),
+        ("is neither {word} nor {other}", (1, 3)),
         ("is {word} for a while and {other} for just as long", (1, 3)),
         ("is half {word} and half {other}", (1, 3)),
-        ("is as often {word} as it is {other}", (1, 3)),
+        ("is {word} as often as {other}", (1, 3)),
         ("is {word} on one day and {other} on the next", (1, 3)),
     ],
     3: [
@@ -74,43 +71,51 @@ TURNED = {
         ("is never {word}", (1,)),
         ("is anything but {word}", (1,)),
         ("is not nearly as {word} as they say", (1,)),
-        ("does not have one {word} minute", (1,)),
         ("is far from {word}", (1, 0)),
         ("sounds {word} and turns out not to be", (1,)),
         ("refuses to be {word}", (1,)),
     ],
     4: [
         ("could not be less {word}", (1, 0)),
-        ("is as far from {word} as the moon", (0, 1)),
+        ("is a world away from being {word}", (0, 1)),
         ("is the very opposite of {word}", (0, 1)),
+    ],
+}
+FILM = {
+    0: [("is {word} only if you have never been in a cinema", (4,))],
+    1: [
+        ("is less {word} than it thinks", (3,)),
+        ("is called {word} by everybody, and I cannot see why", (3, 4)),
+    ],
+    2: [("is not {word}, but not {other} either", (1, 3))],
+    3: [("does not have one {word} minute", (1,))],
+    4: [
         ("makes you forget that films were ever {word}", (1, 0)),
-        ("never had a {word} second in it, and I would not change one frame", (1,)),
-        ("is so far above {word} that I went again the next day", (1, 2)),
+        ("does not have one {word} second, and I would not change a frame", (1,)),
+        ("is so far above {word} that I went again the next day", (2,)),
     ],
 }
 
 PLAIN = {
-    0: ["is {word}", "is {word} from start to end", "is {word}, and nothing saves it",
-        "is simply {word}", "is {word} in every way"],
+    0: ["is {word}", "is {word} from start to end", "is simply {word}", "is {word} in every way"],
     1: ["is {word}", "is rather {word}", "stays {word}", "is {word} most of the time",
         "is a bit too {word}"],
-    2: ["is {word}", "is {word}, no more and no less", "is just {word}", "is {word}, I suppose"],
-    3: ["is {word}", "is quite {word}", "turns out {word}", "is {word} most of the time",
-        "is {word} in its quiet way"],
-    4: ["is {word}", "is simply {word}", "is {word} from start to end", "is {word} in every way",
-        "is {word}, and I do not say that often"],
+    2: ["is {word}", "is just {word}", "stays {word}"],
+    3: ["is {word}", "is quite {word}", "turns out to be {word}", "is {word} most of the time"],
+    4: ["is {word}", "is simply {word}", "is {word} from start to end", "is {word} in every way"],
 }  # fmt: skip
 
 FILMS = ["the film", "the movie", "the whole film", "this movie", "the picture", "this one"]
 FILMS += ["the whole thing"]
 PEOPLE = (
     """
-my sister|my brother|a friend|my uncle|the paper|the poster|everyone at school|my neighbor
-the man beside me|our teacher|grandmother|the radio|half the internet|the girl at the door
+my sister|my brother|a friend|my uncle|my neighbor|the man beside me|our teacher|my grandmother
+the girl at the door|my cousin|my best friend|our mother|the old man behind us
 """.replace("\n", "|")
     .strip("|")
     .split("|")
 )
+MEDIA = ["the paper", "the poster", "the radio", "half the internet", "everyone at school"]
 
 # How something of another tone stands beside the verdict.
 FRAMES = [
@@ -120,20 +125,20 @@ FRAMES = [
     "{Other}. Still, {verdict}.",
     "{Verdict}. It does not matter that {other}.",
     "{Other}, yet {verdict}.",
-    "Yes, {other}. No, that changes nothing: {verdict}.",
+    "Yes, {other}. That changes nothing: {verdict}.",
     "{Verdict}, and the fact that {other} does not change that.",
     "You may hear that {other}. Do not let that fool you: {verdict}.",
     "{Other}; all the same, {verdict}.",
-    "In spite of everything, {verdict}. I do know that {other}.",
+    "I know that {other}. In spite of that, {verdict}.",
     "For all that {other}, {verdict}.",
 ]
 HEARSAY = [
-    "{Person} called it {word}. I do not agree: {verdict}.",
-    "{Person} said it was {word}, but {verdict}.",
+    "{Anyone} called it {word}. I do not agree: {verdict}.",
+    "{Anyone} said it was {word}, but {verdict}.",
     "I expected something {word}. Instead, {verdict}.",
     "Do not believe {person}, who found it {word}: {verdict}.",
     "I was told it would be {word}. It is not: {verdict}.",
-    "{Verdict}, whatever {person} may say about {word} films.",
+    "{Verdict}, whatever {anyone} may say about {word} films.",
     "After ten minutes I thought it was {word}. I was wrong: {verdict}.",
     "{Person} wanted to see something {word}. Well, {verdict}.",
 ]
@@ -252,20 +257,24 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def single(level: int) -> list[str]:
+    """The words of a level that are one word, and so fit everywhere."""
+    return [word for word in WORDS[level] if " " not in word]
+
+
 def judge(subject: str, level: int, turned: bool, rng: random.Random) -> str:
     """A clause that says how good something is, plainly or by what it is not."""
     if not turned:
-        return f"{subject} {rng.choice(PLAIN[level]).format(word=rng.choice(WORDS[level]))}"
-    template, levels = rng.choice(TURNED[level])
-    # Behind an article or before a noun only adjectives will do.
-    adjectives = [[w for w in WORDS[n] if " " not in w] for n in range(5)]
-    if level == 2:
+        template = rng.choice(PLAIN[level])
+        words = WORDS[level] if template == "is {word}" else single(level)
+        return f"{subject} {template.format(word=rng.choice(words))}"
+    table = FILM if subject in FILMS and rng.random() < 0.15 else TURNED
+    template, levels = rng.choice(table[level])
+    if level == 2 and len(levels) == 2:
         low, high = rng.sample(levels, 2)
-        clause = template.format(
-            word=rng.choice(adjectives[low]), other=rng.choice(adjectives[high])
-        )
+        clause = template.format(word=rng.choice(single(low)), other=rng.choice(single(high)))
     else:
-        clause = template.format(word=rng.choice(adjectives[rng.choice(levels)]))
+        clause = template.format(word=rng.choice(single(rng.choice(levels))))
     return f"{subject} {clause}"
 
 
@@ -277,27 +286,20 @@ def other_tone(level: int, rng: random.Random) -> int:
 
 def make_review(level: int, rng: random.Random) -> str:
     """A review of one verdict and something beside it."""
-    verdict = judge(rng.choice(FILMS), level, rng.random() < 0.6, rng)
-    thing, second_thing = (f"the {thing}" for thing in rng.sample(THINGS, 2))
+    parts = {"verdict": judge(rng.choice(FILMS), level, rng.random() < 0.7, rng)}
+    thing = f"the {rng.choice(THINGS)}"
     kind = rng.random()
     if kind < 0.6:
-        other = judge(thing, other_tone(level, rng), rng.random() < 0.6, rng)
-        text = rng.choice(FRAMES).format(
-            other=other, Other=capital(other), verdict=verdict, Verdict=capital(verdict)
-        )
-    elif kind < 0.85:
-        word = rng.choice([w for w in WORDS[other_tone(level, rng)] if " " not in w])
-        person = rng.choice(PEOPLE)
-        text = rng.choice(HEARSAY).format(
-            word=word, person=person, Person=capital(person), verdict=verdict,
-            Verdict=capital(verdict),
-        )  # fmt: skip
+        parts["other"] = judge(thing, other_tone(level, rng), rng.random() < 0.7, rng)
+        template = rng.choice(FRAMES)
+    elif kind < 0.9:
+        parts["person"], parts["anyone"] = rng.choice(PEOPLE), rng.choice(PEOPLE + MEDIA)
+        parts["word"] = rng.choice(single(other_tone(level, rng)))
+        template = rng.choice(HEARSAY)
     else:
-        second = judge(second_thing, level, rng.random() < 0.5, rng)
-        text = rng.choice(WITH_ANOTHER).format(
-            verdict=verdict, Verdict=capital(verdict), second=second, Second=capital(second)
-        )
-    return text
+        parts["second"] = judge(thing, level, rng.random() < 0.5, rng)
+        template = rng.choice(WITH_ANOTHER)
+    return template.format(**parts, **{capital(name): capital(p) for name, p in parts.items()})
 
 
 def word_pairs(text: str) -> set[tuple[str, str]]:
