@@ -227,7 +227,8 @@ def test_out_files_are_named_for_data_and_option_unless_given(project, run_cli):
         out = run_cli(*flags, "--pretrained-model-path", "absent.pt")[1]
         return expected_outputs(out.splitlines()[0])[2:]
 
-    assert names("--option", "prompt") == [
+    data = ["--dev", "data/cfimdb-dev.txt", "--test", "data/cfimdb-test.txt"]
+    assert names("--option", "prompt", *data) == [
         "cfimdb-dev-prompting-output.txt",
         "cfimdb-test-prompting-output.txt",
     ]
@@ -282,7 +283,7 @@ BAD_FLAGS = [
     (["--option", "prompt", "--train", "absent.txt"], "absent.txt"),
     (["--option", "prompt", "--label-names", "absent.json"], "absent.json"),
     (["--option", "finetune", "--test", "absent.txt"], "absent.txt"),
-    (["--option", "prompt", "--dev", "data"], "error: data: no such file"),
+    (["--option", "prompt", "--dev", "data"], "error: data: not a file"),
 ]
 
 
