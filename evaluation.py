@@ -1,22 +1,27 @@
 """How good a classifier is, and the file of its predictions."""
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils import InputError, atomic_write, check_outputs
+from batching import SortedBatchSampler
+from utils import InputError, atomic_write, check_outputs, peak_memory
 
 
 @torch.inference_mode()
 def model_eval(
     dataloader: DataLoader, model: nn.Module, device: torch.device
 ) -> tuple[float, float, list[int], list[int], list[str]]:
-    """Classify everything that a loader of `LlamaDataset` batches gives, in its order.
+    """Classify everything that a loader of `LlamaDataset` batches gives.
+
+    The results are in the loader's order; if that was sorted by length, in the data's.
 
     Returns:
         accuracy, macro-averaged F1, predicted labels, true labels, sentences.
@@ -28,8 +33,54 @@ def model_eval(
         y_pred += scores.argmax(dim=-1).tolist()
         y_true += batch["labels"].tolist()
         sents += batch["sents"]
+    if isinstance(dataloader.batch_sampler, SortedBatchSampler):
+        rows = sorted(zip(dataloader.batch_sampler.order, y_pred, y_true, sents, strict=True))
+        _, y_pred, y_true, sents = (list(column) for column in zip(*rows, strict=True))
     f1 = f1_score(y_true, y_pred, average="macro")
     return accuracy_score(y_true, y_pred), f1, y_pred, y_true, sents
+
+
+def report_results(
+    args: Any, results: dict[str, tuple], seconds: dict[str, float], device: torch.device
+) -> None:
+    """Print dev's and test's accuracies, write their predictions, and what else is asked for.
+
+    Args:
+        args: the command line's; with `report` the scores of every class and the confusion
+            matrix are printed, with `metrics_out` a line of JSON for each split is appended.
+        results: what `model_eval` returned, by split.
+        seconds: how long that took.
+    """
+    for split, (accuracy, _, y_pred, _, sents) in results.items():
+        write_predictions_to_file(split, getattr(args, f"{split}_out"), accuracy, y_pred, sents)
+    for split, (accuracy, f1, y_pred, y_true, _) in results.items():
+        if args.report:
+            print_report(split, y_true, y_pred)
+        append_metrics(
+            args.metrics_out,
+            option=args.option,
+            split=split,
+            accuracy=accuracy,
+            macro_f1=f1,
+            seconds=seconds[split],
+            sentences_per_second=len(y_pred) / seconds[split],
+            peak_memory_bytes=peak_memory(device),
+        )
+
+
+def print_report(split: str, y_true: list[int], y_pred: list[int]) -> None:
+    """Precision, recall and F1 of every class, and the confusion matrix."""
+    print(f"\n{split}:")
+    print(classification_report(y_true, y_pred, digits=3, zero_division=0))
+    print("confusion matrix (a row for each true label, a column for each prediction):")
+    print(confusion_matrix(y_true, y_pred))
+
+
+def append_metrics(path: str | Path | None, **record: Any) -> None:
+    """Add a line of JSON to a file, if one is wanted."""
+    if path is not None:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(record)}\n")
 
 
 def inputs_of(batch: dict, device: torch.device) -> list[torch.Tensor]:
@@ -65,4 +116,6 @@ def check_out_files(args: argparse.Namespace, kind: str, *outputs: str) -> None:
                 f"--{split}_out {outfile}: the name must end in {ending}, as in sst-{ending}"
             )
     inputs = [args.train, args.dev, args.test, args.label_names, args.pretrained_model_path]
+    if getattr(args, "metrics_out", None) is not None:
+        outputs += (args.metrics_out,)
     check_outputs([args.dev_out, args.test_out, *outputs], inputs)

@@ -12,7 +12,7 @@ from decoding import decode, decode_unmasked
 from llama import load_pretrained
 from packing import pack
 from tokenizer import Tokenizer, check_vocabulary
-from utils import atomic_write, peak_memory, pick_device
+from utils import atomic_write, peak_memory, pick_device, with_defaults
 
 
 def generate_sentence(
@@ -32,14 +32,14 @@ def generate_sentence(
             `max_sentence_len` and, where they are there, `causal`, `dtype` and `tokenizer_path`.
         temperature: 0 takes the likeliest token each time.
     """
+    args = with_defaults(args)
     device = pick_device(args.use_gpu)
-    llama = load_pretrained(args.pretrained_model_path, causal=getattr(args, "causal", None))
-    tokenizer = Tokenizer(args.max_sentence_len, getattr(args, "tokenizer_path", None))
+    llama = load_pretrained(args.pretrained_model_path, causal=args.causal)
+    tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
     check_vocabulary(tokenizer, llama.vocab_size, args.pretrained_model_path)
     llama = llama.to(device).eval()
-    dtype = getattr(args, "dtype", "float32")
-    if llama.config.causal or dtype != "float32":  # else it stays the assignment's, to the digit
-        pack(llama, dtype)
+    if llama.config.causal or args.dtype != "float32":  # else the assignment's, to the digit
+        pack(llama, args.dtype)
     print(f"load model from {args.pretrained_model_path}")
     print(f"Temperature is {temperature}")
 

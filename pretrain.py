@@ -37,7 +37,7 @@ from corpus import (
 from llama import Llama, load_pretrained
 from optimizer import AdamW
 from tokenizer import TOKENIZER_MODEL, Tokenizer, check_vocabulary
-from training import update
+from training import checkpoint_activations, mixed_precision, update
 from utils import (
     InputError,
     adder,
@@ -85,7 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dropout", type=share, default=0.0, help="of embeddings and sub-layers")
     add("--attention_dropout", type=share, help="of attention weights (default: as --dropout)")
     add("--steps", type=count, default=1000, help="steps of the optimizer")
-    add("--grad_accum", type=count, default=1, help="batches per step")
     help = "steps in which --lr is reached (default: a tenth of all, 100 at most)"
     add("--warmup_steps", type=number(int, 0), help=help)
     help = "where the cosine decay of --lr ends; the same as --lr keeps it constant"
@@ -128,6 +127,8 @@ def pretrain(args: argparse.Namespace) -> None:
                 print(f"  {text.n_unknown:,} of them <unk>, which bits per byte cannot account for")
         if llama is None:
             llama = Llama(LlamaConfig(vocab_size=tokenizer.n_words, causal=True, **shape(args)))
+        if args.activation_checkpointing:
+            checkpoint_activations(llama.layers)
         set_dropout(llama, args.dropout, args.attention_dropout)
         n_parameters = sum(parameter.numel() for parameter in llama.parameters())
         print(f"{n_parameters:,} parameters on {device}")
@@ -527,7 +528,9 @@ class LanguageModelLoss:
 
     def __call__(self, batch: tuple[torch.Tensor, torch.Tensor], model: Llama) -> torch.Tensor:
         tokens, targets = (part.to(self.device) for part in batch)
-        with mixed_precision(self.device, self.dtype, tokens.shape[1]):
+        plain = self.dtype == "bfloat16" and self.device.type == "cpu" and tokens.shape[1] <= 512
+        attention = plain_attention() if plain else contextlib.nullcontext()
+        with mixed_precision(self.device, self.dtype), attention:
             logits = model.output(model.hidden_states(tokens)).flatten(0, 1)
         targets = targets.flatten()
         losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
@@ -561,23 +564,19 @@ def describe(scores: dict[str, float]) -> str:
 
 
 @contextlib.contextmanager
-def mixed_precision(device: torch.device, dtype: str, seqlen: int) -> Iterator[None]:
-    """Autocast to bfloat16, if that is the dtype; weights and norms stay in float32.
+def plain_attention() -> Iterator[None]:
+    """Attention by PyTorch's plain products, in bfloat16 under autocast, softmax included.
 
-    On a CPU, short rows then are attended to by PyTorch's plain products, softmax included in
-    bfloat16: its flash kernel takes twice as long there, backward included.
+    For short rows on a CPU they take half the time of its flash kernel, backward included.
     """
-    if dtype != "bfloat16":
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-        if device.type == "cpu" and seqlen <= 512:
-            allow = torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp
-            stack.callback(allow, torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed())
-            allow(True)
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+    allow = torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    allow(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        allow(allowed)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:

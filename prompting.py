@@ -1,24 +1,23 @@
 """`--option prompt`: zero-shot classification by asking for the label."""
 
 import argparse
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-from torch.utils.data import DataLoader
-
+from batching import make_loader
 from classifier import LlamaZeroShotClassifier
 from dataset import (
-    EncodedDataset,
     append_text,
     check_labels,
     create_data,
     fit_context,
     load_label_names,
 )
-from evaluation import check_out_files, model_eval, write_predictions_to_file
+from evaluation import check_out_files, model_eval, report_results
 from packing import pack
 from tokenizer import Tokenizer, check_vocabulary
-from utils import pick_device
+from utils import pick_device, with_defaults
 
 
 def question(label_names: Sequence[str]) -> str:
@@ -38,24 +37,24 @@ def test_with_prompting(args: argparse.Namespace) -> None:
     stays whole, without its last space so that the label's name begins with a word, and every
     row's own last token is read.
     """
+    args = with_defaults(args)
     check_out_files(args, "prompting")
     label_names = load_label_names(args.label_names)
     for filename in (args.train, args.dev, args.test):
         check_labels(filename, len(label_names), args.label_names)
     device = pick_device(args.use_gpu)
-    tokenizer = Tokenizer(args.max_sentence_len, getattr(args, "tokenizer_path", None))
+    tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
     config = SimpleNamespace(
         pretrained_model_path=args.pretrained_model_path,
         num_labels=len(label_names),
-        causal=getattr(args, "causal", None),
+        causal=args.causal,
     )
     untruncated = Tokenizer(tokenizer_model=tokenizer.model_path)
     model = LlamaZeroShotClassifier(config, untruncated, label_names).to(device)
     check_vocabulary(tokenizer, model.llama.vocab_size, args.pretrained_model_path)
     causal = model.llama.config.causal
-    dtype = getattr(args, "dtype", "float32")
-    if causal or dtype != "float32":  # else it stays the assignment's, to the digit
-        pack(model.llama, dtype)
+    if causal or args.dtype != "float32":  # else it stays the assignment's, to the digit
+        pack(model.llama, args.dtype)
 
     create_data(args.train, tokenizer, "train")  # only for its count, which the assignment prints
     suffix = question(label_names)
@@ -70,15 +69,13 @@ def test_with_prompting(args: argparse.Namespace) -> None:
         test_data = create_data(args.test, tokenizer, "test", eos=False, prompt_suffix=suffix)
         room_for_label = 0
     max_len = model.llama.config.max_seq_len - room_for_label
-    results = []
-    for data in fit_context(dev_data, test_data, max_len=max_len, keep="last"):
-        dataset = EncodedDataset(data, args, with_lengths=causal)
-        loader = DataLoader(dataset, batch_size=args.batch_size, collate_fn=dataset.collate_fn)
-        results.append(model_eval(loader, model, device))
-
-    outputs = (("dev", args.dev_out), ("test", args.test_out))
-    for (split, outfile), (acc, _, pred, _, sents) in zip(outputs, results, strict=True):
-        write_predictions_to_file(split, outfile, acc, pred, sents)
+    dev_data, test_data = fit_context(dev_data, test_data, max_len=max_len, keep="last")
+    results, seconds = {}, {}
+    for split, data in (("dev", dev_data), ("test", test_data)):
+        start = time.perf_counter()
+        results[split] = model_eval(make_loader(data, args, causal=causal), model, device)
+        seconds[split] = time.perf_counter() - start
+    report_results(args, results, seconds, device)
 
 
 test_with_prompting.__test__ = False  # not a test of pytest's, whatever its name

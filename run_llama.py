@@ -104,10 +104,20 @@ def make_parser() -> argparse.ArgumentParser:
         choices=DTYPES,
         default="float32",
         help="of the weights when generating or prompting, where less pays with --causal on a CPU; "
-        "of the products when pre-training",
+        "of the products when training",
     )
     add("--prefix", default=PREFIX, help="the text to continue")
     add("--max_new_tokens", type=number(int, 0), default=75, help="number of tokens to generate")
+    add("--grad_accum", type=number(int, 1), default=1, help="batches per step of training")
+    add(
+        "--activation_checkpointing",
+        action="store_true",
+        help="train in less memory, for the time of one more forward pass",
+    )
+    add(
+        "--metrics_out", metavar="FILE.jsonl", help="append accuracies, F1 and speeds as JSON lines"
+    )
+    add("--report", action="store_true", help="print every class's scores and the confusion matrix")
     pretrain.add_arguments(parser)
     return parser
 
@@ -174,8 +184,8 @@ def main() -> None:
     elif args.option == "pretrain":
         pretrain.pretrain(args)
     else:
-        if args.dtype != "float32":
-            raise InputError(f"--dtype {args.dtype}: fine-tuning is done in float32; leave it out")
+        if args.dtype == "int8":
+            raise InputError("--dtype int8: training is in float32 or bfloat16")
         check_out_files(args, "finetuning", args.filepath)
         train(args)
         test(args)

@@ -1,5 +1,6 @@
-"""What fine-tuning and pre-training share: one step of the optimizer."""
+"""What fine-tuning and pre-training share: a step of the optimizer, precision, memory."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from utils import InputError
 
@@ -47,3 +49,20 @@ def update(
             raise InputError(f"the gradient's norm is {norm} in {when}; lower --lr")
     optimizer.step()
     return total
+
+
+def mixed_precision(device: torch.device, dtype: str) -> torch.autocast:
+    """A context in which products are computed in `dtype`; "float32" changes nothing.
+
+    Weights, optimizer state, norms and softmax stay in float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def checkpoint_activations(layers: nn.ModuleList) -> None:
+    """Keep only the layers' inputs for the backward pass, and compute the rest again in it.
+
+    Less memory for one more forward pass (arXiv 1604.06174); the results are the same.
+    """
+    for layer in layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,6 +1,7 @@
 """The reference's way of working, restored by patches, to measure against in the same run."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from unittest import mock
 
@@ -10,6 +11,7 @@ import evaluation
 import rope
 from dataset import EncodedDataset, LlamaDataset
 from llama import Llama, select
+from optimizer import AdamW
 
 hidden_states = Llama.hidden_states
 model_eval = evaluation.model_eval
@@ -28,15 +30,39 @@ def all_hidden_states(
     return hidden if positions is None else select(hidden, positions)
 
 
+def update_one_by_one(self: AdamW, group: dict) -> None:
+    """`AdamW._update`, but in a Python loop over the parameters."""
+    beta1, beta2 = group["betas"]
+    for p in group["params"]:
+        if p.grad is None:
+            continue
+        state = self.state[p]
+        if not state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        state["step"] += 1
+        state["exp_avg"].mul_(beta1).add_(p.grad, alpha=1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+        step_size = group["lr"]
+        if group["correct_bias"]:
+            correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+            step_size *= correction
+        p.addcdiv_(
+            state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-step_size
+        )
+        if group["weight_decay"] > 0:
+            p.add_(p, alpha=-group["lr"] * group["weight_decay"])
+
+
 @contextlib.contextmanager
 def reference_way() -> Iterator[None]:
-    """Rotary tables rebuilt in every layer, tokenization at every use, and all states computed
-    where only the last one is read.
+    """Rotary tables rebuilt in every layer, tokenization at every use, all states computed where
+    only the last one is read, a Python loop over the parameters in the optimizer.
     """
     with (
         mock.patch.object(rope, "rotary_table", rope.rotary_table.__wrapped__),
         mock.patch.object(EncodedDataset, "token_ids", tokenize_at_every_use),
         mock.patch.object(Llama, "hidden_states", all_hidden_states),
+        mock.patch.object(AdamW, "_update", update_one_by_one),
     ):
         yield
 

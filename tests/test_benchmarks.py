@@ -9,7 +9,7 @@ from benchmarks.reference_way import model_eval_with_autograd, reference_way
 from classifier import LlamaEmbeddingClassifier
 from dataset import create_data
 from evaluation import model_eval
-from finetune import make_loader
+from batching import make_loader
 
 
 def test_the_references_way_predicts_the_same(project, tokenizer):

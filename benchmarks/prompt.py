@@ -1,0 +1,105 @@
+"""Zero-shot prompting in the reference's way of working, in the default mode, and causally.
+
+    .venv/bin/python -m benchmarks.make_checkpoint random42M.pt
+    .venv/bin/python -m benchmarks.prompt --pretrained-model-path random42M.pt --data data/sst
+    .venv/bin/python -m benchmarks.prompt --pretrained-model-path random42M.pt --data data/cfimdb \\
+        --n_dev 40
+
+Four ways take turns on the same sentences, drawn from dev: (a) unmasked float32 as the reference
+works, (b) the same with this repository's code, (c) causal float32, (d) causal bfloat16. The
+table gives the median rate of a round in sentences per second and its ratio to (a).
+"""
+
+import argparse
+import contextlib
+import platform
+import random
+import time
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+
+from batching import make_loader
+from benchmarks.reference_way import reference_way
+from classifier import LlamaZeroShotClassifier
+from dataset import append_text, encode_labelled, fit_context, load_label_names
+from evaluation import model_eval
+from packing import pack
+from prompting import question
+from tokenizer import Tokenizer
+
+DEVICE = torch.device("cpu")
+WAYS = {  # causal, dtype, as the reference works
+    "a unmasked float32, reference": (False, "float32", True),
+    "b unmasked float32": (False, "float32", False),
+    "c causal float32": (True, "float32", False),
+    "d causal bfloat16": (True, "bfloat16", False),
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pretrained-model-path", required=True)
+    parser.add_argument("--tokenizer-path", default="tokenizer.model")
+    parser.add_argument("--data", default="data/sst", help="path up to -dev.txt")
+    parser.add_argument("--batch_size", type=int, default=10)
+    parser.add_argument("--n_dev", type=int, default=320, help="sentences to classify")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+class Way:
+    """A model and its prompts for one way of working."""
+
+    def __init__(self, flags: argparse.Namespace, causal: bool, dtype: str, reference: bool):
+        args = SimpleNamespace(**vars(flags), max_sentence_len=None)
+        names = load_label_names(f"{flags.data}-label-mapping.json")
+        tokenizer = Tokenizer(tokenizer_model=flags.tokenizer_path)
+        config = SimpleNamespace(
+            pretrained_model_path=flags.pretrained_model_path,
+            num_labels=len(names),
+            causal=causal,
+        )
+        self.model = LlamaZeroShotClassifier(config, tokenizer, names)
+        if causal:
+            pack(self.model.llama, dtype)
+        self.patched = reference_way if reference else contextlib.nullcontext
+        data = random.Random(0).sample(
+            encode_labelled(f"{flags.data}-dev.txt", tokenizer), flags.n_dev
+        )
+        data = append_text(data, question(names).rstrip(), tokenizer)
+        max_len = self.model.llama.config.max_seq_len - 8  # room for a label
+        (data,) = fit_context(data, max_len=max_len, keep="last")
+        self.loader = make_loader(data, args, causal=causal)
+        self.times: list[float] = []
+
+    def run(self) -> None:
+        """Classify all sentences, on the clock."""
+        with self.patched():
+            start = time.perf_counter()
+            model_eval(self.loader, self.model, DEVICE)
+            self.times.append(time.perf_counter() - start)
+
+
+def main() -> None:
+    flags = parse()
+    torch.set_num_threads(flags.threads)
+    print(f"{platform.machine()}, torch {torch.__version__}, {vars(flags)}")
+    ways = {name: Way(flags, *way) for name, way in WAYS.items()}
+    for round_number in range(-1, flags.rounds):
+        order = list(ways.values())
+        for way in order[:: 1 if round_number % 2 else -1]:
+            way.run()
+            if round_number < 0:  # warm-up
+                way.times.clear()
+    reference = median(next(iter(ways.values())).times)
+    print(f"{'way':32}{'sentences/s':>12}{'ratio':>7}")
+    for name, way in ways.items():
+        seconds = median(way.times)
+        print(f"{name:32}{flags.n_dev / seconds:12.1f}{reference / seconds:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
