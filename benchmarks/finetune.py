@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.make_checkpoint random42M.pt
     .venv/bin/python -m benchmarks.finetune --pretrained-model-path random42M.pt --data data/sst
-    .venv/bin/python -m benchmarks.finetune --pretrained-model-path random42M.pt --data data/cfimdb \\
-        --batch_size 10 --n_train 60 --n_dev 40
+    .venv/bin/python -m benchmarks.finetune --pretrained-model-path random42M.pt \\
+        --data data/cfimdb --batch_size 10 --n_train 60 --n_dev 40
 
 Four ways take turns on the same sentences, drawn from train and dev: (a) unmasked float32 as the
 reference works, (b) the same with this repository's code, (c) causal float32, (d) causal bfloat16.

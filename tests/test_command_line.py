@@ -1,5 +1,6 @@
 """The whole program: what a completed copy of the assignment writes, flags, files, bad input."""
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SENTENCES, make_llama, save_llama
+from sklearn.metrics import confusion_matrix, f1_score
 
 import demo
 import generation
@@ -118,15 +120,55 @@ def test_models_are_packed_where_it_changes_nothing_or_was_asked_for(project, ru
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_lower_precision_generates_and_prompts_but_does_not_finetune(project, run_cli, dtype):
+def test_lower_precision_generates_and_prompts(project, run_cli, dtype):
     for mode in ("--causal", "--no-causal"):
         flags = [*project.flags, mode, "--max_new_tokens", "5", "--dtype", dtype]
         assert run_cli(*flags)[0] == 0
         assert run_cli("--option", "prompt", *flags)[0] == 0
         predictions = (project.path / "toy-dev-prompting-output.txt").read_text()
         assert predictions.count("\n") == 6
-    code, _, err = run_cli("--option", "finetune", *project.flags, "--dtype", dtype)
-    assert code == 2 and f"--dtype {dtype}" in err
+
+
+def test_nothing_is_trained_in_int8(project, run_cli):
+    code, _, err = run_cli("--option", "finetune", *project.flags, "--dtype", "int8")
+    assert code == 2 and "--dtype int8" in err
+
+
+def test_metrics_and_report(project, run_cli):
+    flags = [*project.flags, "--metrics_out", "m.jsonl", "--report"]
+    code, out, _ = run_cli("--option", "finetune", *flags, "--epochs", "2", "--causal")
+    assert code == 0
+    assert run_cli("--option", "prompt", *flags)[0] == 0
+    lines = [json.loads(line) for line in (project.path / "m.jsonl").read_text().splitlines()]
+    assert [(line["option"], line.get("epoch"), line.get("split")) for line in lines] == [
+        ("finetune", 0, None),
+        ("finetune", 1, None),
+        ("finetune", None, "dev"),
+        ("finetune", None, "test"),
+        ("prompt", None, "dev"),
+        ("prompt", None, "test"),
+    ]
+    losses = re.findall(r"train loss :: (\S+), train acc :: (\S+), dev acc :: (\S+)", out)
+    for line, printed in zip(lines[:2], losses, strict=True):
+        keys = ("train_loss", "train_accuracy", "dev_accuracy")
+        assert tuple(f"{line[key]:.3f}" for key in keys) == printed
+        assert line["train_sentences_per_second"] == pytest.approx(12 / line["train_seconds"])
+        assert 0 < line["train_seconds"] < line["seconds"]
+        assert line["peak_memory_bytes"] > 1e7
+    assert f"dev acc :: {lines[2]['accuracy']:.3f}" in out
+    predicted = [
+        int(line.split(" ||| ")[0])
+        for line in (project.path / "toy-test-finetuning-output.txt").read_text().splitlines()
+    ]
+    true = [0, 1, 2, 0, 1, 2]
+    assert lines[3]["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert "precision" in out and "macro avg" in out
+    assert str(confusion_matrix(true, predicted)) in out
+
+
+def test_metrics_do_not_overwrite_an_input(project, run_cli):
+    code, _, err = run_cli("--option", "prompt", *project.flags, "--metrics_out", "model.pt")
+    assert code == 2 and "would overwrite the input model.pt" in err
 
 
 def test_prompting_unmasked_cuts_sentence_and_question_together(project, run_cli):
