@@ -1,10 +1,12 @@
 """AdamW, by hand."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.optim import Optimizer
+
+BLOCK = 1 << 18  # elements
 
 
 class AdamW(Optimizer):
@@ -20,7 +22,8 @@ class AdamW(Optimizer):
     This is the efficient form of the bias correction (end of section 2 of Kingma & Ba), so ε is
     not rescaled by the correction, unlike in Algorithm 1. Decay acts on the updated parameter.
 
-    All parameters of a group are updated by one pass of PyTorch's multi-tensor operations.
+    The parameters of a group are updated by PyTorch's multi-tensor operations, on a CPU in blocks
+    that fit its cache.
 
     Args:
         params: parameters, or groups of them as dicts with settings of their own.
@@ -95,24 +98,53 @@ class AdamW(Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(p)
             state["step"] += 1
         states = [self.state[p] for p in params]
-        exp_avgs = [state["exp_avg"] for state in states]
-        exp_avg_sqs = [state["exp_avg_sq"] for state in states]
-
         beta1, beta2 = group["betas"]
-        torch._foreach_mul_(exp_avgs, beta1)
-        torch._foreach_add_(exp_avgs, grads, alpha=1 - beta1)
-        torch._foreach_mul_(exp_avg_sqs, beta2)
-        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1 - beta2)
-
-        denominators = torch._foreach_sqrt(exp_avg_sqs)
-        torch._foreach_add_(denominators, group["eps"])
         step_sizes = [group["lr"]] * len(params)
         if group["correct_bias"]:
             step_sizes = [
                 group["lr"] * math.sqrt(1 - beta2 ** s["step"]) / (1 - beta1 ** s["step"])
                 for s in states
             ]
-        torch._foreach_addcdiv_(params, exp_avgs, denominators, [-size for size in step_sizes])
-        if group["weight_decay"] > 0:
-            # Not a product with 1 - lr·weight_decay, which float32 would round to a coarse grid.
-            torch._foreach_add_(params, params, alpha=-group["lr"] * group["weight_decay"])
+        moments = [(s["exp_avg"], s["exp_avg_sq"]) for s in states]
+        rows = zip(params, grads, *zip(*moments, strict=True), strict=True)
+        for block, sizes in blocks(rows, step_sizes):
+            p, grad, exp_avg, exp_avg_sq = block
+            torch._foreach_mul_(exp_avg, beta1)
+            torch._foreach_add_(exp_avg, grad, alpha=1 - beta1)
+            torch._foreach_mul_(exp_avg_sq, beta2)
+            torch._foreach_addcmul_(exp_avg_sq, grad, grad, value=1 - beta2)
+            denominators = torch._foreach_sqrt(exp_avg_sq)
+            torch._foreach_add_(denominators, group["eps"])
+            torch._foreach_addcdiv_(p, exp_avg, denominators, [-size for size in sizes])
+            if group["weight_decay"] > 0:
+                # Not a product with 1 - lr·weight_decay: float32 would round that coarsely.
+                torch._foreach_add_(p, p, alpha=-group["lr"] * group["weight_decay"])
+
+
+def blocks(
+    rows: Iterable[tuple[torch.Tensor, ...]], step_sizes: Iterable[float]
+) -> Iterator[tuple[list[list[torch.Tensor]], list[float]]]:
+    """Cut tensors into pieces, and put pieces together, to about `BLOCK` elements at a time.
+
+    On a CPU these stay in its cache while all operations pass over them; a GPU gets all at once.
+
+    Args:
+        rows: a parameter, its gradient and its moments, of one shape.
+        step_sizes: one for each row.
+
+    Yields:
+        the pieces of the parameters, of the gradients and of each of the moments; their step sizes.
+    """
+    pieces, sizes, n_elements = [], [], 0
+    for row, step_size in zip(rows, step_sizes, strict=True):
+        whole = row[0].device.type != "cpu" or not all(t.is_contiguous() for t in row)
+        cut = [row] if whole else zip(*(t.view(-1).split(BLOCK) for t in row), strict=True)
+        for piece in cut:
+            if n_elements + piece[0].numel() > BLOCK and pieces and not whole:
+                yield [list(column) for column in zip(*pieces, strict=True)], sizes
+                pieces, sizes, n_elements = [], [], 0
+            pieces.append(piece)
+            sizes.append(step_size)
+            n_elements += piece[0].numel()
+    if pieces:
+        yield [list(column) for column in zip(*pieces, strict=True)], sizes
