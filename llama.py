@@ -10,10 +10,12 @@ from torch import nn
 from base_llama import LlamaPreTrainedModel, checked_state_dict, read_checkpoint
 from config import LlamaConfig
 from decoding import STOP_IDS, KVCache, decode, decode_unmasked
+from linear import Linear
 from rope import apply_rotary_emb
 from utils import InputError
 
 EOS_ID = STOP_IDS[1]
+MAX_PLAIN = 512  # tokens up to which attention by plain products is the faster one in bfloat16
 
 
 class Llama(LlamaPreTrainedModel):
@@ -35,7 +37,7 @@ class Llama(LlamaPreTrainedModel):
             LlamaLayer(layer_id, config) for layer_id in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.output = Linear(config.dim, config.vocab_size)
         self.tok_embeddings.weight = self.output.weight
 
         self.apply(self._init_weights)
@@ -170,10 +172,10 @@ class Attention(nn.Module):
         self.n_rep = self.n_local_heads // self.n_local_kv_heads
         self.head_dim = config.dim // self.n_local_heads
         kv_dim = self.n_local_kv_heads * self.head_dim
-        self.compute_query = nn.Linear(config.dim, config.dim, bias=False)
-        self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
-        self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
-        self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
+        self.compute_query = Linear(config.dim, config.dim)
+        self.compute_key = Linear(config.dim, kv_dim)
+        self.compute_value = Linear(config.dim, kv_dim)
+        self.compute_output = Linear(config.dim, config.dim)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
@@ -220,6 +222,10 @@ class Attention(nn.Module):
             `(batch, n_local_heads, n, head_dim)`.
         """
         n, seqlen = query.shape[2], key.shape[2]
+        dropout_p = self.config.attention_dropout if self.training else 0.0
+        short = mask is None and n == seqlen <= MAX_PLAIN
+        if short and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            return plain_attention(query, key, value, self.config.causal, dropout_p)
         if mask is None and self.config.causal and 1 < n < seqlen:
             mask = torch.ones(n, seqlen, dtype=torch.bool, device=query.device)
             mask = mask.tril(diagonal=seqlen - n)
@@ -228,10 +234,34 @@ class Attention(nn.Module):
             key,
             value,
             attn_mask=mask,
-            dropout_p=self.config.attention_dropout if self.training else 0.0,
+            dropout_p=dropout_p,
             is_causal=self.config.causal and mask is None and n == seqlen,
             enable_gqa=key.shape[1] != query.shape[1],
         )
+
+
+def plain_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, dropout_p: float
+) -> torch.Tensor:
+    """`F.scaled_dot_product_attention` of whole rows, its softmax in float32.
+
+    For short rows in bfloat16 PyTorch's CPU kernel takes several times as long, above all backward.
+
+    Args:
+        query: `(batch, n_heads, seqlen, head_dim)`.
+        key, value: `(batch, n_kv_heads, seqlen, head_dim)`.
+
+    Returns:
+        as the query.
+    """
+    seqlen, head_dim = query.shape[2:]
+    query = query / math.sqrt(head_dim)
+    query = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # all that share a key together
+    scores = (query @ key.transpose(-1, -2)).float().unflatten(2, (-1, seqlen))
+    if causal:
+        scores = scores + scores.new_full((seqlen, seqlen), -math.inf).triu(diagonal=1)
+    weights = F.dropout(scores.softmax(dim=-1), dropout_p).type_as(value)
+    return (weights.flatten(2, 3) @ value).unflatten(2, (-1, seqlen)).flatten(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -247,9 +277,9 @@ class FeedForward(nn.Module):
         super().__init__()
         if hidden_dim is None:
             hidden_dim = math.ceil(int(2 * 4 * dim / 3) / multiple_of) * multiple_of
-        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w1 = Linear(dim, hidden_dim)
+        self.w2 = Linear(hidden_dim, dim)
+        self.w3 = Linear(dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
 
     def SwiGLU(self, x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm import tqdm
 
@@ -528,9 +527,7 @@ class LanguageModelLoss:
 
     def __call__(self, batch: tuple[torch.Tensor, torch.Tensor], model: Llama) -> torch.Tensor:
         tokens, targets = (part.to(self.device) for part in batch)
-        plain = self.dtype == "bfloat16" and self.device.type == "cpu" and tokens.shape[1] <= 512
-        attention = plain_attention() if plain else contextlib.nullcontext()
-        with mixed_precision(self.device, self.dtype), attention:
+        with mixed_precision(self.device, self.dtype):
             logits = model.output(model.hidden_states(tokens)).flatten(0, 1)
         targets = targets.flatten()
         losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
@@ -561,22 +558,6 @@ def describe(scores: dict[str, float]) -> str:
         f"loss {scores['loss']:.3f}, acc {scores['accuracy']:.3f}, "
         f"ppl {scores['perplexity']:.2f}, {scores['bits_per_byte']:.3f} bits per byte"
     )
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention by PyTorch's plain products, in bfloat16 under autocast, softmax included.
-
-    For short rows on a CPU they take half the time of its flash kernel, backward included.
-    """
-    allow = torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    allow(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        allow(allowed)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:

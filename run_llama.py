@@ -18,6 +18,7 @@ from utils import (
     InputError,
     adder,
     check_outputs,
+    keep_freed_memory,
     number,
     run_script,
     seed_everything,
@@ -170,6 +171,7 @@ def name_out_files(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_args()
+    keep_freed_memory()
     seed_everything(args.seed)
     if args.option == "generate":
         outputs = {

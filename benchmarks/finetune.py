@@ -3,13 +3,14 @@
     .venv/bin/python -m benchmarks.make_checkpoint random42M.pt
     .venv/bin/python -m benchmarks.finetune --pretrained-model-path random42M.pt --data data/sst
     .venv/bin/python -m benchmarks.finetune --pretrained-model-path random42M.pt \\
-        --data data/cfimdb --batch_size 10 --n_train 60 --n_dev 40
+        --data data/cfimdb --batch_size 10
 
-Four ways take turns on the same sentences, drawn from train and dev: (a) unmasked float32 as the
-reference works, (b) the same with this repository's code, (c) causal float32, (d) causal bfloat16.
-The table gives the median rate of a round in sentences per second and its ratio to (a): for
-training, for evaluation, and for an epoch as both have it (train, evaluate train and dev). The
-last line compares (d), counting real tokens only, with the machine's rate of bfloat16 products.
+Four ways take turns: (a) unmasked float32 as the reference works, (b) the same with this
+repository's code, (c) causal float32, (d) causal bfloat16. In each round every way forms the
+batches of an epoch, sorts them by their longest row, and takes some evenly from the whole range:
+of train to train on, of dev to evaluate. The table gives rates in sentences per second and their
+ratios to (a); an epoch trains on train and evaluates train and dev, at these rates. The last line
+compares (d), counting real tokens only, with the machine's rate of bfloat16 products.
 """
 
 import argparse
@@ -18,21 +19,24 @@ import functools
 import platform
 import random
 import time
+from dataclasses import dataclass
 from statistics import median
 from types import SimpleNamespace
 
 import torch
+from torch.utils.data import DataLoader
 
 from base_llama import read_checkpoint
 from batching import make_loader
 from benchmarks.reference_way import model_eval_with_autograd, reference_way
 from classifier import LlamaEmbeddingClassifier
-from dataset import Example, encode_labelled, fit_context, read_labelled
+from dataset import encode_labelled, fit_context, read_labelled
 from evaluation import model_eval
 from finetune import classification_loss, train_epoch
 from optimizer import AdamW
 from tokenizer import Tokenizer
 from training import mixed_precision
+from utils import keep_freed_memory, seed_everything
 
 DEVICE = torch.device("cpu")
 WAYS = {  # causal, dtype, as the reference works
@@ -49,17 +53,39 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokenizer-path", default="tokenizer.model")
     parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
     parser.add_argument("--batch_size", type=int, default=80)
-    parser.add_argument("--n_train", type=int, default=480, help="sentences to train on")
-    parser.add_argument("--n_dev", type=int, default=160, help="sentences to evaluate on")
+    parser.add_argument("--batches", type=int, default=8, help="of each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 
-def sample(path: str, n: int, tokenizer: Tokenizer, max_len: int) -> list[Example]:
-    """Some sentences of a file, the same ones in every run."""
-    data = random.Random(0).sample(encode_labelled(path, tokenizer), n)
-    return fit_context(data, max_len=max_len, keep="first")[0]
+def spread(loader: DataLoader, n: int) -> DataLoader:
+    """Some batches of an epoch, evenly from the shortest to the longest."""
+    dataset = loader.dataset
+    batches = list(loader.batch_sampler)
+    batches.sort(key=lambda rows: max(len(dataset.token_ids(dataset[i])) for i in rows))
+    chosen = [batches[(2 * i + 1) * len(batches) // (2 * n)] for i in range(n)]
+    random.shuffle(chosen)
+    return DataLoader(dataset, batch_sampler=chosen, collate_fn=loader.collate_fn)
+
+
+@dataclass
+class Work:
+    """What a way has done, and in how many seconds."""
+
+    sentences: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.sentences / self.seconds
+
+    def add(self, loader: DataLoader, seconds: float) -> None:
+        rows = [loader.dataset[i] for batch in loader.batch_sampler for i in batch]
+        self.sentences += len(rows)
+        self.tokens += sum(len(ids) for _, _, ids in rows)
+        self.seconds += seconds
 
 
 class Way:
@@ -79,33 +105,43 @@ class Way:
         self.dtype = dtype
         self.patched = reference_way if reference else contextlib.nullcontext
         self.evaluate_all = model_eval_with_autograd if reference else model_eval
-        max_len = self.model.llama.config.max_seq_len
         tokenizer = Tokenizer(tokenizer_model=flags.tokenizer_path)
-        train = sample(f"{flags.data}-train.txt", flags.n_train, tokenizer, max_len)
-        dev = sample(f"{flags.data}-dev.txt", flags.n_dev, tokenizer, max_len)
-        self.n_tokens = sum(len(ids) for _, _, ids in train)
+        files = [f"{flags.data}-{split}.txt" for split in ("train", "dev")]
+        max_len = self.model.llama.config.max_seq_len
+        train, dev = fit_context(
+            *(encode_labelled(file, tokenizer) for file in files), max_len=max_len, keep="first"
+        )
+        self.sizes = len(train), len(dev)
         self.train_loader = make_loader(train, args, causal=causal, shuffle=True)
-        self.eval_loaders = [
-            make_loader(train, args, causal=True) if causal else self.train_loader,
-            make_loader(dev, args, causal=causal),
-        ]
+        self.dev_loader = make_loader(dev, args, causal=causal)
         self.optimizer = AdamW(self.model.parameters(), lr=2e-5)
         self.loss = functools.partial(classification_loss, batch_size=flags.batch_size, dtype=dtype)
-        self.times: dict[str, list[float]] = {"train": [], "evaluate": []}
+        self.forget()
 
-    def run(self, seed: int) -> None:
-        """Train an epoch and evaluate, on the clock."""
-        torch.manual_seed(seed)
+    def forget(self) -> None:
+        self.trained, self.evaluated = Work(), Work()
+
+    def run(self, seed: int, n_batches: int) -> None:
+        """Train on some batches and evaluate some, on the clock."""
+        seed_everything(seed)
+        loader, dev_loader = (
+            spread(self.train_loader, n_batches),
+            spread(self.dev_loader, n_batches),
+        )
         with self.patched():
             start = time.perf_counter()
-            train_epoch(self.model, self.train_loader, self.optimizer, self.loss, 0)
+            train_epoch(self.model, loader, self.optimizer, self.loss, 0)
             trained = time.perf_counter()
             with mixed_precision(DEVICE, self.dtype):
-                for loader in self.eval_loaders:
-                    self.evaluate_all(loader, self.model, DEVICE)
+                self.evaluate_all(dev_loader, self.model, DEVICE)
             evaluated = time.perf_counter()
-        self.times["train"].append(trained - start)
-        self.times["evaluate"].append(evaluated - trained)
+        self.trained.add(loader, trained - start)
+        self.evaluated.add(dev_loader, evaluated - trained)
+
+    def epoch_seconds(self) -> float:
+        """Of training on train and evaluating train and dev."""
+        n_train, n_dev = self.sizes
+        return n_train / self.trained.rate + (n_train + n_dev) / self.evaluated.rate
 
 
 def product_rate(size: int = 2048, rounds: int = 10) -> float:
@@ -122,6 +158,7 @@ def product_rate(size: int = 2048, rounds: int = 10) -> float:
 def main() -> None:
     flags = parse()
     torch.set_num_threads(flags.threads)
+    keep_freed_memory()
     print(f"{platform.machine()}, torch {torch.__version__}, {vars(flags)}")
     num_labels = 1 + max(label for label, _ in read_labelled(f"{flags.data}-train.txt"))
     ways = {name: Way(flags, *way, num_labels) for name, way in WAYS.items()}
@@ -129,26 +166,26 @@ def main() -> None:
     for round_number in range(-1, flags.rounds):
         order = list(ways.values())
         for way in order[:: 1 if round_number % 2 else -1]:
-            way.run(round_number + 1)
+            way.run(round_number + 1, flags.batches)
             if round_number < 0:  # warm-up
-                way.times = {"train": [], "evaluate": []}
+                way.forget()
 
-    sentences = {"train": flags.n_train, "evaluate": flags.n_train + flags.n_dev}
-    reference = next(iter(ways.values()))
-    print(f"{'work':10}{'way':32}{'sentences/s':>12}{'ratio':>7}")
-    for work, n in sentences.items():
-        for name, way in ways.items():
-            seconds = median(way.times[work])
-            ratio = median(reference.times[work]) / seconds
-            print(f"{work:10}{name:32}{n / seconds:12.1f}{ratio:7.2f}")
-    epochs = {name: sum(median(t) for t in way.times.values()) for name, way in ways.items()}
-    for name, seconds in epochs.items():
-        print(f"{'epoch':10}{name:32}{'':12}{next(iter(epochs.values())) / seconds:7.2f}")
+    (reference, *_), fastest = ways.values(), ways["d causal bfloat16"]
+    print(f"{'':32}{'train':>16}{'evaluate':>16}{'epoch':>8}")
+    for name, way in ways.items():
+        cells = [
+            f"{mine.rate:10.1f}{mine.rate / its.rate:6.2f}"
+            for mine, its in (
+                (way.trained, reference.trained),
+                (way.evaluated, reference.evaluated),
+            )
+        ]
+        ratio = reference.epoch_seconds() / way.epoch_seconds()
+        print(f"{name:32}{''.join(cells)}{ratio:8.2f}")
 
-    fastest = ways["d causal bfloat16"]
     weights = read_checkpoint(flags.pretrained_model_path)["model"]
     n_weights = sum(t.numel() for name, t in weights.items() if name.startswith("layers."))
-    reached = 6 * n_weights * fastest.n_tokens / median(fastest.times["train"])
+    reached = 6 * n_weights * fastest.trained.tokens / fastest.trained.seconds
     print(
         f"(d) trains at {reached / 1e9:.0f} GFLOP/s of real tokens, "
         f"{reached / rate:.0%} of the {rate / 1e9:.0f} GFLOP/s of a bfloat16 product"

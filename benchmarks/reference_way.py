@@ -1,18 +1,23 @@
 """The reference's way of working, restored by patches, to measure against in the same run."""
 
 import contextlib
+import ctypes
 import math
 from collections.abc import Iterator
 from unittest import mock
 
 import torch
+from torch import nn
 
 import evaluation
 import rope
+import utils
 from dataset import EncodedDataset, LlamaDataset
+from linear import Linear
 from llama import Llama, select
 from optimizer import AdamW
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 hidden_states = Llama.hidden_states
 model_eval = evaluation.model_eval
 
@@ -54,14 +59,28 @@ def update_one_by_one(self: AdamW, group: dict) -> None:
 
 
 @contextlib.contextmanager
+def freed_memory_given_back() -> Iterator[None]:
+    """The opposite of `utils.keep_freed_memory`: as glibc has set itself soon after a start."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(utils.M_MMAP_MAX, 65536)
+    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    libc.mallopt(utils.M_TRIM_THRESHOLD, 64 << 20)
+    yield
+    utils.keep_freed_memory()
+
+
+@contextlib.contextmanager
 def reference_way() -> Iterator[None]:
     """Rotary tables rebuilt in every layer, tokenization at every use, all states computed where
-    only the last one is read, a Python loop over the parameters in the optimizer.
+    only the last one is read, PyTorch's own float32 products, a Python loop over the parameters in
+    the optimizer, memory given back to the system.
     """
     with (
+        freed_memory_given_back(),
         mock.patch.object(rope, "rotary_table", rope.rotary_table.__wrapped__),
         mock.patch.object(EncodedDataset, "token_ids", tokenize_at_every_use),
         mock.patch.object(Llama, "hidden_states", all_hidden_states),
+        mock.patch.object(Linear, "forward", nn.Linear.forward),
         mock.patch.object(AdamW, "_update", update_one_by_one),
     ):
         yield
