@@ -257,9 +257,9 @@ def plain_attention(
     seqlen, head_dim = query.shape[2:]
     query = query / math.sqrt(head_dim)
     query = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # all that share a key together
-    scores = (query @ key.transpose(-1, -2)).float().unflatten(2, (-1, seqlen))
+    scores = (query @ key.transpose(-1, -2)).unflatten(2, (-1, seqlen)).float()
     if causal:
-        scores = scores + scores.new_full((seqlen, seqlen), -math.inf).triu(diagonal=1)
+        scores += scores.new_full((seqlen, seqlen), -math.inf).triu(diagonal=1)
     weights = F.dropout(scores.softmax(dim=-1), dropout_p).type_as(value)
     return (weights.flatten(2, 3) @ value).unflatten(2, (-1, seqlen)).flatten(1, 2)
 
