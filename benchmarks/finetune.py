@@ -10,7 +10,8 @@ repository's code, (c) causal float32, (d) causal bfloat16. In each round every 
 batches of an epoch, sorts them by their longest row, and takes some evenly from the whole range:
 of train to train on, of dev to evaluate. The table gives rates in sentences per second and their
 ratios to (a); an epoch trains on train and evaluates train and dev, at these rates. The last line
-compares (d), counting real tokens only, with the machine's rate of bfloat16 products.
+compares (d), counting real tokens only, with the machine's rate of bfloat16 products, and tells
+how much of its time goes into making batches.
 """
 
 import argparse
@@ -76,12 +77,17 @@ class Work:
     sentences: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    loading: float = 0.0  # seconds of them, that batches took to be made
 
     @property
     def rate(self) -> float:
         return self.sentences / self.seconds
 
     def add(self, loader: DataLoader, seconds: float) -> None:
+        start = time.perf_counter()
+        for _ in loader:
+            pass
+        self.loading += time.perf_counter() - start
         rows = [loader.dataset[i] for batch in loader.batch_sampler for i in batch]
         self.sentences += len(rows)
         self.tokens += sum(len(ids) for _, _, ids in rows)
@@ -188,7 +194,8 @@ def main() -> None:
     reached = 6 * n_weights * fastest.trained.tokens / fastest.trained.seconds
     print(
         f"(d) trains at {reached / 1e9:.0f} GFLOP/s of real tokens, "
-        f"{reached / rate:.0%} of the {rate / 1e9:.0f} GFLOP/s of a bfloat16 product"
+        f"{reached / rate:.0%} of the {rate / 1e9:.0f} GFLOP/s of a bfloat16 product; "
+        f"its batches take {fastest.trained.loading / fastest.trained.seconds:.2%} of the time"
     )
 
 

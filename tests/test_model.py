@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import MODEL_ARGS, make_llama
 from reference_math import llama_forward
 
 from benchmarks.bits_per_byte import bits_per_byte, read_stories
 from config import LlamaConfig
-from llama import Attention, FeedForward, Llama, RMSNorm, load_pretrained
+from llama import Attention, FeedForward, Llama, RMSNorm, load_pretrained, plain_attention
 from sanity_check import TOKENS
 from tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ def test_attention_is_unmasked_by_default_as_the_official_states_demand(assets):
     assert TOKENS[0][0] == TOKENS[1][0]
     assert (official[0, 0] - official[1, 0]).abs().max() > 10
 
-    tokens = torch.tensor(TOKENS) % MODEL_ARGS["vocab_size"]
+    tokens = TOKENS % MODEL_ARGS["vocab_size"]
     with torch.inference_mode():
         unmasked = make_llama().hidden_states(tokens)
         causal = make_llama(causal=True).hidden_states(tokens)
@@ -245,6 +246,48 @@ def test_attention_scores_accept_shared_and_repeated_keys():
     )
     weights = (query.double() @ repeated[0].double().transpose(2, 3) / math.sqrt(8)).softmax(-1)
     assert torch.allclose(shared.double(), weights @ repeated[1].double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
+def test_plain_attention_is_pytorchs_with_its_gradients(causal, n_kv_heads):
+    torch.manual_seed(0)
+    query = torch.randn(3, 4, 11, 8, requires_grad=True)
+    key, value = (torch.randn(3, n_kv_heads, 11, 8, requires_grad=True) for _ in range(2))
+    weights = torch.randn(3, 4, 11, 8)
+    results = []
+    for output in (
+        plain_attention(query, key, value, causal, 0.0),
+        F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True),
+    ):
+        results.append(
+            [output, *torch.autograd.grad((output * weights).sum(), (query, key, value))]
+        )
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_short_bfloat16_rows_are_as_exact_as_their_scores_allow():
+    """Scores below 4 in bfloat16 are known to 2⁻⁸, so the weights are to about that fraction."""
+    torch.manual_seed(0)
+    attention = Attention(LlamaConfig(**MODEL_ARGS, causal=True))
+    query = torch.randn(2, 4, 60, 8).bfloat16()
+    key, value = torch.randn(2, 2, 2, 60, 8).bfloat16()
+    exact = F.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), is_causal=True, enable_gqa=True
+    )
+    output = attention.compute_query_key_value_scores(query, key, value)
+    assert output.dtype == torch.bfloat16
+    assert relative_error(output.float(), exact.numpy()) < 2**-7
+
+
+def test_plain_attention_drops_weights_and_keeps_their_mean():
+    torch.manual_seed(0)
+    query, key = torch.zeros(2, 64, 1, 50, 8)
+    value = torch.ones(64, 1, 50, 8)
+    output = plain_attention(query, key, value, False, 0.5)
+    assert output.std() > 0.1
+    assert output.mean().item() == pytest.approx(1, abs=0.02)
 
 
 def test_feed_forward_rounds_its_width_up():

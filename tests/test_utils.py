@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from utils import InputError, atomic_write, check_outputs, pick_device, run_script
 
@@ -116,3 +117,21 @@ def test_use_gpu_takes_cuda_then_mps_then_complains(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(InputError, match="neither"):
         pick_device(True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_tensors():
+    """A tensor in the place of one that was freed needs no new pages."""
+    code = """
+import resource, torch
+from utils import keep_freed_memory
+keep_freed_memory()
+faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+for size in (64 << 20, 60 << 20):
+    torch.ones(size, dtype=torch.uint8)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[1] - faults[0], faults[2] - faults[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert second < first / 10

@@ -1,0 +1,54 @@
+"""The same accuracy? The demo model, fine-tuned on SST-5 in the default mode and causally.
+
+    .venv/bin/python -m benchmarks.accuracy
+
+5 epochs in batches of 80, (a) unmasked in float32 and (d) causally in bfloat16. The learning rate
+is chosen for each on dev, with one seed; then two more seeds run, and as many of (c), causally in
+float32, at (d)'s rate: bfloat16 should not show in the loss. The runs' results are kept in
+`benchmarks/results/accuracy.jsonl`; without it they run again.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+
+from benchmarks.runs import ROOT, fine_tune, spread
+
+WAYS = {
+    "a unmasked float32": {"no-causal": True},
+    "c causal float32": {"causal": True},
+    "d causal bfloat16": {"causal": True, "dtype": "bfloat16"},
+}
+RATES = (1e-4, 2e-4, 5e-4, 1e-3)
+SEEDS = (1337, 1, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
+    parser.add_argument("--batch_size", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=5)
+    results = ROOT / "benchmarks/results/accuracy.jsonl"
+    parser.add_argument("--results", type=Path, default=results)
+    args = parser.parse_args()
+
+    def run(name: str, lr: float, seed: int) -> dict:
+        flags = {"batch_size": args.batch_size, "epochs": args.epochs, "lr": lr, "seed": seed}
+        return fine_tune(args.results, name, args.data, WAYS[name] | flags)
+
+    for tuned, others in (("a unmasked float32", ()), ("d causal bfloat16", ("c causal float32",))):
+        first = {lr: run(tuned, lr, SEEDS[0])["dev"]["accuracy"] for lr in RATES}
+        lr = max(first, key=first.get)
+        print(f"{tuned}: dev by learning rate: {first}")
+        for name in (tuned, *others):
+            records = [run(name, lr, seed) for seed in SEEDS]
+            print(
+                f"{name}: lr {lr:g}: dev {spread(records, 'dev')}, test {spread(records, 'test')}"
+            )
+            losses = zip(*(record["train_loss"] for record in records), strict=True)
+            curve = ", ".join(f"{mean(epoch):.3f} ± {stdev(epoch):.3f}" for epoch in losses)
+            print(f"{name}: train loss by epoch: {curve}")
+
+
+if __name__ == "__main__":
+    main()

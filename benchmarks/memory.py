@@ -1,0 +1,100 @@
+"""The most memory that fine-tuning takes, in the reference's way of working and in ours.
+
+    .venv/bin/python -m benchmarks.make_checkpoint random42M.pt
+    .venv/bin/python -m benchmarks.memory --pretrained-model-path random42M.pt --data data/sst
+    .venv/bin/python -m benchmarks.memory --pretrained-model-path random42M.pt \\
+        --data data/cfimdb --batch_size 10 [--tokens 1024]
+
+Each way is a process of its own. It trains on a few batches, the first of which has the longest
+row of the data, and evaluates as many; batches of a quarter of the size are accumulated four at a
+time. With `--tokens` every row is repeated or cut to that length.
+"""
+
+import argparse
+import platform
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.finetune import DEVICE, Way
+from dataset import read_labelled
+from finetune import train_epoch
+from training import checkpoint_activations, mixed_precision
+from utils import keep_freed_memory, peak_memory
+
+WAYS = {  # causal, dtype, as the reference works; fraction of the batch; checkpointing
+    "a unmasked float32, reference": (False, "float32", True, 1, False),
+    "b unmasked float32": (False, "float32", False, 1, False),
+    "c causal float32": (True, "float32", False, 1, False),
+    "d causal bfloat16": (True, "bfloat16", False, 1, False),
+    "  --grad_accum 4": (True, "bfloat16", False, 4, False),
+    "  --activation_checkpointing": (True, "bfloat16", False, 1, True),
+    "  both": (True, "bfloat16", False, 4, True),
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pretrained-model-path", required=True)
+    parser.add_argument("--tokenizer-path", default="tokenizer.model")
+    parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
+    parser.add_argument("--batch_size", type=int, default=80)
+    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--tokens", type=int, help="length of every row")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def measure(flags: argparse.Namespace, name: str, num_labels: int) -> int:
+    """Peak memory of this process, in bytes, after some training and evaluation."""
+    causal, dtype, reference, grad_accum, checkpointing = WAYS[name]
+    torch.set_num_threads(flags.threads)
+    if not reference:
+        keep_freed_memory()
+    flags.batch_size //= grad_accum
+    way = Way(flags, causal, dtype, reference, num_labels)
+    if checkpointing:
+        checkpoint_activations(way.model.llama.layers)
+    with way.patched():
+        for train, loader in ((True, way.train_loader), (False, way.dev_loader)):
+            loader = longest_first(loader, flags.batches * grad_accum, flags.tokens)
+            if train:
+                train_epoch(way.model, loader, way.optimizer, way.loss, 0, grad_accum)
+            else:
+                with mixed_precision(DEVICE, dtype):
+                    way.evaluate_all(loader, way.model, DEVICE)
+    return peak_memory(DEVICE)
+
+
+def longest_first(loader: DataLoader, n: int, tokens: int | None) -> DataLoader:
+    """The batch with the longest row, and the next ones as they come.
+
+    Args:
+        tokens: the length that every row gets, by repetition or by a cut.
+    """
+    dataset = loader.dataset
+    batches = list(loader.batch_sampler)
+    lengths = [max(len(dataset.token_ids(dataset[i])) for i in rows) for rows in batches]
+    batches.insert(0, batches.pop(lengths.index(max(lengths))))
+    if tokens is not None:
+        dataset.dataset = [
+            (sentence, label, (ids * -(-tokens // len(ids)))[:tokens])
+            for sentence, label, ids in dataset.dataset
+        ]
+    return DataLoader(dataset, batch_sampler=batches[:n], collate_fn=loader.collate_fn)
+
+
+def main() -> None:
+    flags = parse()
+    print(f"{platform.machine()}, torch {torch.__version__}, {vars(flags)}")
+    num_labels = 1 + max(label for label, _ in read_labelled(f"{flags.data}-train.txt"))
+    for name in WAYS:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            peak = process.submit(measure, flags, name, num_labels).result()
+        print(f"{name:32}{peak / 2**30:6.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
