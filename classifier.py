@@ -116,4 +116,4 @@ class LlamaEmbeddingClassifier(nn.Module):
         """
         positions = last_column(input_ids) if lengths is None else lengths[:, None] - 1
         last = self.llama.hidden_states(input_ids, positions)[:, 0]
-        return F.log_softmax(self.classifier_head(self.dropout(last)), dim=-1)
+        return F.log_softmax(self.classifier_head(self.dropout(last)).float(), dim=-1)
