@@ -12,15 +12,21 @@ POOL = 100  # batches that are formed together in training
 
 
 def make_loader(
-    data: Sequence[Example], args: Any, *, causal: bool, shuffle: bool = False
+    data: Sequence[Example],
+    args: Any,
+    *,
+    causal: bool,
+    shuffle: bool = False,
+    with_lengths: bool = False,
 ) -> DataLoader:
     """Batches as the assignment forms them; for a causal model, of rows of about the same length.
 
     Args:
         args: any object with `batch_size`, and what `LlamaDataset` takes.
         shuffle: for training.
+        with_lengths: let batches carry the rows' lengths; for a causal model they always do.
     """
-    dataset = EncodedDataset(data, args, with_lengths=causal)
+    dataset = EncodedDataset(data, args, with_lengths=causal or with_lengths)
     if not causal:
         return DataLoader(
             dataset, shuffle=shuffle, batch_size=args.batch_size, collate_fn=dataset.collate_fn
@@ -34,8 +40,8 @@ class LengthBatchSampler(Sampler[list[int]]):
     """Training batches: every row once an epoch, in an order from the global generator.
 
     The rows are shuffled; pools of `POOL` batches are sorted by length and cut into batches, whose
-    order is shuffled again. The batch with the longest row comes first, so that running out of
-    memory shows at once. The last batch of the last pool may be smaller.
+    order is shuffled again. The largest batch, padding included, comes first, so that running out
+    of memory shows at once. The last batch of the last pool may be smaller.
 
     Args:
         lengths: of the rows.
@@ -54,8 +60,10 @@ class LengthBatchSampler(Sampler[list[int]]):
             pool.sort(key=self.lengths.__getitem__, reverse=True)
             batches += cut(pool, self.batch_size)
         batches = [batches[i] for i in torch.randperm(len(batches)).tolist()]
-        longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i][0]])
-        batches[0], batches[longest] = batches[longest], batches[0]
+        largest = max(
+            range(len(batches)), key=lambda i: len(batches[i]) * self.lengths[batches[i][0]]
+        )
+        batches[0], batches[largest] = batches[largest], batches[0]
         return iter(batches)
 
 

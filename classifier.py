@@ -35,6 +35,18 @@ class LlamaZeroShotClassifier(nn.Module):
         self.tokenizer = tokenizer
         self.label_name_ids = [tokenizer.encode(name, bos=False, eos=False) for name in label_names]
 
+    @property
+    def uses_cache(self) -> bool:
+        """Whether labels continue the prompt, rather than being read off its last state."""
+        return self.llama.config.causal and max(map(len, self.label_name_ids)) > 1
+
+    @property
+    def max_prompt_len(self) -> int:
+        """The context in tokens, less what a causal model needs for the longest label."""
+        config = self.llama.config
+        longest = max(len(ids) for ids in self.label_name_ids)
+        return config.max_seq_len - (longest - 1 if config.causal else 0)
+
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Score every label.
 
@@ -85,17 +97,19 @@ class LlamaZeroShotClassifier(nn.Module):
 
 
 class LlamaEmbeddingClassifier(nn.Module):
-    """A linear head on a sentence's last hidden state.
+    """A linear head on a sentence's last hidden state, or on the mean of all.
 
     Args:
         config: any object with `pretrained_model_path`, `num_labels`, `hidden_dropout_prob`, and
             `option`: "finetune" trains Llama and head, "pretrain" (the assignment's old word)
-            freezes Llama and trains the head. Optionally `causal` overrides the checkpoint's.
+            freezes Llama and trains the head. Optionally `causal` overrides the checkpoint's, and
+            `pooling` "mean" takes the mean.
     """
 
     def __init__(self, config: Any):
         super().__init__()
         self.num_labels = config.num_labels
+        self.pooling = getattr(config, "pooling", None)
         self.llama = load_pretrained(
             config.pretrained_model_path, causal=getattr(config, "causal", None)
         )
@@ -104,7 +118,7 @@ class LlamaEmbeddingClassifier(nn.Module):
         self.classifier_head = nn.Linear(self.llama.config.dim, self.num_labels)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Classify each row by the hidden state of its last token.
+        """Classify each row.
 
         Args:
             input_ids: right-padded sentences `(batch, seqlen)`.
@@ -114,6 +128,17 @@ class LlamaEmbeddingClassifier(nn.Module):
         Returns:
             log-probabilities `(batch, num_labels)`.
         """
-        positions = last_column(input_ids) if lengths is None else lengths[:, None] - 1
-        last = self.llama.hidden_states(input_ids, positions)[:, 0]
-        return F.log_softmax(self.classifier_head(self.dropout(last)).float(), dim=-1)
+        if self.pooling == "mean":
+            pooled = self.mean_state(input_ids, lengths)
+        else:
+            positions = last_column(input_ids) if lengths is None else lengths[:, None] - 1
+            pooled = self.llama.hidden_states(input_ids, positions)[:, 0]
+        return F.log_softmax(self.classifier_head(self.dropout(pooled)).float(), dim=-1)
+
+    def mean_state(self, input_ids: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """The mean of the hidden states of each row's tokens, `(batch, dim)`."""
+        hidden = self.llama.hidden_states(input_ids)
+        if lengths is None:
+            return hidden.mean(dim=1)
+        real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
+        return (hidden * real[..., None]).sum(dim=1) / lengths[:, None]

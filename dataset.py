@@ -139,12 +139,6 @@ def encode_labelled(
     return data
 
 
-def append_text(data: Sequence[Example], text: str, tokenizer: Tokenizer) -> list[Example]:
-    """Let a text follow each sentence after a space, however short the sentence was cut."""
-    ids = tokenizer.encode(text, bos=False, eos=False)
-    return [(f"{sentence} {text}", label, tokens + ids) for sentence, label, tokens in data]
-
-
 def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[list[Example]]:
     """Cut rows of more than `max_len` ids to BOS and their first or last tokens.
 

@@ -75,6 +75,9 @@ class KVCache:
             those of all tokens so far, `(batch, n_kv_heads, stop, head_dim)`.
         """
         keys, values = self.keys[layer_id], self.values[layer_id]
+        if torch.is_grad_enabled():  # autograd needs those that it has seen
+            keys, values = keys.clone(), values.clone()
+            self.keys[layer_id], self.values[layer_id] = keys, values
         if self.mask is None:
             keys[:, :, self.start : self.stop] = key
             values[:, :, self.start : self.stop] = value

@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from batching import SortedBatchSampler
-from utils import InputError, atomic_write, check_outputs, peak_memory
+from tokenizer import TOKENIZER_MODEL
+from utils import InputError, atomic_write, check_outputs, named_errors, peak_memory
 
 
 @torch.inference_mode()
@@ -25,11 +29,16 @@ def model_eval(
 
     Returns:
         accuracy, macro-averaged F1, predicted labels, true labels, sentences.
+
+    Raises:
+        InputError: the model gives no numbers, as one whose training has diverged.
     """
     model.eval()
     y_pred, y_true, sents = [], [], []
     for batch in tqdm(dataloader, desc="eval", leave=False, disable=None):
         scores = model(*inputs_of(batch, device))
+        if scores.isnan().any():
+            raise InputError("the model's scores are not finite; lower --lr")
         y_pred += scores.argmax(dim=-1).tolist()
         y_true += batch["labels"].tolist()
         sents += batch["sents"]
@@ -41,21 +50,31 @@ def model_eval(
 
 
 def report_results(
-    args: Any, results: dict[str, tuple], seconds: dict[str, float], device: torch.device
+    args: Any,
+    loaders: dict[str, DataLoader],
+    evaluate: Callable[[DataLoader], tuple],
+    device: torch.device,
+    labels: Sequence[str],
 ) -> None:
-    """Print dev's and test's accuracies, write their predictions, and what else is asked for.
+    """Evaluate dev and test, print their accuracies, write the predictions, and what is asked for.
 
     Args:
         args: the command line's; with `report` the scores of every class and the confusion
             matrix are printed, with `metrics_out` a line of JSON for each split is appended.
-        results: what `model_eval` returned, by split.
-        seconds: how long that took.
+        loaders: by split.
+        evaluate: returns what `model_eval` does.
+        labels: their names.
     """
+    results, seconds = {}, {}
+    for split, loader in loaders.items():
+        start = time.perf_counter()
+        results[split] = evaluate(loader)
+        seconds[split] = time.perf_counter() - start
     for split, (accuracy, _, y_pred, _, sents) in results.items():
         write_predictions_to_file(split, getattr(args, f"{split}_out"), accuracy, y_pred, sents)
     for split, (accuracy, f1, y_pred, y_true, _) in results.items():
         if args.report:
-            print_report(split, y_true, y_pred)
+            print_report(split, y_true, y_pred, labels)
         append_metrics(
             args.metrics_out,
             option=args.option,
@@ -68,19 +87,46 @@ def report_results(
         )
 
 
-def print_report(split: str, y_true: list[int], y_pred: list[int]) -> None:
+def print_report(split: str, y_true: list[int], y_pred: list[int], labels: Sequence[str]) -> None:
     """Precision, recall and F1 of every class, and the confusion matrix."""
+    numbers = range(len(labels))
     print(f"\n{split}:")
-    print(classification_report(y_true, y_pred, digits=3, zero_division=0))
+    print(
+        classification_report(
+            y_true, y_pred, labels=numbers, target_names=labels, digits=3, zero_division=0
+        )
+    )
     print("confusion matrix (a row for each true label, a column for each prediction):")
-    print(confusion_matrix(y_true, y_pred))
+    width = max(map(len, labels))
+    for label, row in zip(labels, confusion_matrix(y_true, y_pred, labels=numbers), strict=True):
+        print(f"{label:>{width}}", *(f"{count:6d}" for count in row))
 
 
 def append_metrics(path: str | Path | None, **record: Any) -> None:
     """Add a line of JSON to a file, if one is wanted."""
     if path is not None:
-        with Path(path).open("a", encoding="utf-8") as file:
+        with named_errors(path), Path(path).open("a", encoding="utf-8") as file:
             file.write(f"{json.dumps(record)}\n")
+
+
+def check_metrics_file(path: str | Path) -> None:
+    """See, before any work, that lines of JSON can be added to a file.
+
+    Raises:
+        InputError: they cannot, or what is there is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path}: not writable")
+    *_, last = path.read_bytes().splitlines(keepends=True) or [b"{}\n"]
+    try:
+        json.loads(last)
+    except ValueError:
+        last = b""
+    if not last.endswith(b"\n"):
+        raise InputError(f"{path}: not a file of JSON lines to add to; name another one")
 
 
 def inputs_of(batch: dict, device: torch.device) -> list[torch.Tensor]:
@@ -97,12 +143,12 @@ def write_predictions_to_file(
         file.writelines(f"{p} ||| {s}\n" for p, s in zip(pred, sents, strict=True))
 
 
-def check_out_files(args: argparse.Namespace, kind: str, *outputs: str) -> None:
+def check_out_files(args: argparse.Namespace, kinds: Sequence[str], *outputs: str) -> None:
     """See, before any work, that all results can be written where they are wanted.
 
     Args:
         args: the command line's.
-        kind: "prompting" or "finetuning".
+        kinds: of "prompting", "finetuning" and "advanced" those that the names may tell.
         outputs: what is written besides the predictions.
 
     Raises:
@@ -110,12 +156,16 @@ def check_out_files(args: argparse.Namespace, kind: str, *outputs: str) -> None:
     """
     for split in ("dev", "test"):
         outfile = getattr(args, f"{split}_out")
-        ending = f"{split}-{kind}-output.txt"
-        if not str(outfile).endswith(ending):
+        endings = [f"{split}-{kind}-output.txt" for kind in kinds]
+        if not str(outfile).endswith(tuple(endings)):
             raise InputError(
-                f"--{split}_out {outfile}: the name must end in {ending}, as in sst-{ending}"
+                f"--{split}_out {outfile}: the name must end in {' or '.join(endings)}, "
+                f"as in sst-{endings[0]}"
             )
     inputs = [args.train, args.dev, args.test, args.label_names, args.pretrained_model_path]
-    if getattr(args, "metrics_out", None) is not None:
+    inputs.append(args.tokenizer_path or TOKENIZER_MODEL)
+    if args.metrics_out is not None:
         outputs += (args.metrics_out,)
     check_outputs([args.dev_out, args.test_out, *outputs], inputs)
+    if args.metrics_out is not None:
+        check_metrics_file(args.metrics_out)

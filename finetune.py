@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import methods
 from base_llama import read_checkpoint, write_checkpoint
 from batching import make_loader
 from classifier import LlamaEmbeddingClassifier
@@ -37,10 +39,15 @@ from evaluation import (
     model_eval,
     report_results,
 )
+from lora import merge_lora
 from optimizer import AdamW
+from prompt_based import PromptClassifier, few_shot
+from prompts import make_prompts
+from recipe import Recipe
 from tokenizer import Tokenizer, check_vocabulary
 from training import Loss, checkpoint_activations, mixed_precision, update
-from utils import peak_memory, pick_device, with_defaults
+from tuning import adapt, count_parameters, load_trained, trained_state
+from utils import InputError, peak_memory, pick_device, with_defaults
 
 
 def train(args: argparse.Namespace) -> None:
@@ -49,47 +56,26 @@ def train(args: argparse.Namespace) -> None:
     After every epoch the train loss (mean over batches) and the accuracies on train and dev are
     printed. `args.test` is only checked, so that a mistake in it shows before the training.
     """
-    args = with_defaults(args)
-    num_labels, known_from = count_labels(args)
-    for filename in (args.train, args.dev, args.test):
-        check_labels(filename, num_labels, known_from)
-    device = pick_device(args.use_gpu)
-    tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
-    config = SimpleNamespace(
-        hidden_dropout_prob=args.hidden_dropout_prob,
-        pretrained_model_path=str(args.pretrained_model_path),
-        num_labels=num_labels,
-        option=args.option,
-        causal=args.causal,
-    )
-    model = LlamaEmbeddingClassifier(config).to(device)
-    if args.activation_checkpointing:
-        checkpoint_activations(model.llama.layers)
-    check_vocabulary(tokenizer, model.llama.vocab_size, args.pretrained_model_path)
-
-    train_data, _ = create_data(args.train, tokenizer, "train", eos=False)
-    dev_data = create_data(args.dev, tokenizer, "valid", eos=False)
-    test_data = encode_labelled(args.test, tokenizer)  # counted among the rows that do not fit
-    train_data, dev_data, _ = fit_sentences(model, train_data, dev_data, test_data)
-    causal = model.llama.config.causal
-    train_loader = make_loader(train_data, args, causal=causal, shuffle=True)
-    # The assignment evaluates train in another shuffled order, which draws random numbers.
-    train_eval_loader = make_loader(train_data, args, causal=causal) if causal else train_loader
-    dev_loader = make_loader(dev_data, args, causal=causal)
-    optimizer = AdamW(model.parameters(), lr=float(args.lr))
-    loss = functools.partial(classification_loss, batch_size=args.batch_size, dtype=args.dtype)
-
-    best_dev_acc = -1.0
+    args = with_defaults(args, methods.defaults())
+    run = FineTuning(args)
+    best_dev_acc, best_epoch = -1.0, 0
     for epoch in range(args.epochs):
         start = time.perf_counter()
-        train_loss = train_epoch(model, train_loader, optimizer, loss, epoch, args.grad_accum)
+        train_loss = train_epoch(
+            run.model,
+            run.train_loader,
+            run.optimizer,
+            run.recipe.loss,
+            epoch,
+            args.grad_accum,
+            run.recipe.after_step,
+        )
         train_seconds = time.perf_counter() - start
-        with mixed_precision(device, args.dtype):
-            train_acc, train_f1, *_ = model_eval(train_eval_loader, model, device)
-            dev_acc, dev_f1, *_ = model_eval(dev_loader, model, device)
+        train_acc, train_f1, *_ = run.evaluate(run.train_eval_loader)
+        dev_acc, dev_f1, *_ = run.evaluate(run.dev_loader)
         if dev_acc > best_dev_acc:
-            best_dev_acc = dev_acc
-            save_model(model, optimizer, args, config, args.filepath)
+            best_dev_acc, best_epoch = dev_acc, epoch
+            run.save()
         print(
             f"epoch {epoch}: train loss :: {train_loss:.3f}, "
             f"train acc :: {train_acc:.3f}, dev acc :: {dev_acc:.3f}"
@@ -104,32 +90,197 @@ def train(args: argparse.Namespace) -> None:
             dev_accuracy=dev_acc,
             dev_macro_f1=dev_f1,
             train_seconds=train_seconds,
-            train_sentences_per_second=len(train_data) / train_seconds,
+            train_sentences_per_second=len(run.train_loader.dataset) / train_seconds,
             seconds=time.perf_counter() - start,
-            peak_memory_bytes=peak_memory(device),
+            peak_memory_bytes=peak_memory(run.device),
         )
+        if args.patience is not None and epoch - best_epoch >= args.patience:
+            print(f"stop: dev has not become better for {args.patience} epochs")
+            break
+    run.finish()
 
 
-def count_labels(args: argparse.Namespace) -> tuple[int, str]:
-    """The number of labels and the file that tells it: the label mapping if given, else train."""
-    if "label_names" in args.given:
-        return len(load_label_names(args.label_names)), args.label_names
-    return len({label for label, _ in read_labelled(args.train)}), args.train
+class FineTuning:
+    """A classifier, its data, and how it is trained.
+
+    Args:
+        args: the command line's.
+
+    Raises:
+        InputError: the flags or the data do not allow it.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        num_labels, label_names = count_labels(args)
+        self.config = SimpleNamespace(
+            hidden_dropout_prob=args.hidden_dropout_prob,
+            pretrained_model_path=str(args.pretrained_model_path),
+            num_labels=num_labels,
+            option=args.option,
+            causal=args.causal,
+            label_names=label_names,
+            **{name: getattr(args, name) for name in methods.defaults()},
+        )
+        self.device = pick_device(args.use_gpu)
+        self.tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
+        self.model = build_model(self.config, self.tokenizer).to(self.device)
+        if args.activation_checkpointing:
+            self.checkpoint_activations()
+        self.load_data()
+        self.recipe = self.make_recipe()
+        self.optimizer = AdamW(self.recipe.groups, lr=float(args.lr))
+        if methods.chosen(args):
+            n_trained, n_parameters = count_parameters(self.model)
+            print(f"train {n_trained:,} of {n_parameters:,} parameters")
+
+    def checkpoint_activations(self) -> None:
+        if self.args.prompt_based and self.model.uses_cache:
+            raise InputError(
+                "--activation_checkpointing: labels of several tokens continue a --prompt_based "
+                "causal model's prompt through its cache, which cannot be computed again"
+            )
+        checkpoint_activations(self.model.llama.layers)
+
+    def load_data(self) -> None:
+        """Make the loaders of train and dev."""
+        args = self.args
+        train_data, _ = create_data(args.train, self.tokenizer, "train", eos=False)
+        dev_data = create_data(args.dev, self.tokenizer, "valid", eos=False)
+        test_data = encode_labelled(args.test, self.tokenizer)  # counted among the rows too long
+        if args.shots is not None:
+            train_data = few_shot(train_data, args.shots, self.config.num_labels, args.seed)
+        splits = (train_data, dev_data, test_data)
+        train_data, dev_data, _ = as_read(self.model, self.config, self.tokenizer, *splits)
+        self.train_loader = loader_for(self.model, train_data, args, shuffle=True)
+        self.train_eval_loader = loader_for(self.model, train_data, args)
+        if not self.model.llama.config.causal:
+            # The assignment evaluates train in another shuffled order, which draws random numbers.
+            self.train_eval_loader = self.train_loader
+        self.dev_loader = loader_for(self.model, dev_data, args)
+
+    def make_recipe(self) -> Recipe:
+        """Plain fine-tuning, and what the methods make of it."""
+        args = self.args
+        log_probs = functools.partial(predict, device=self.device, dtype=args.dtype)
+        recipe = Recipe(
+            args=args,
+            model=self.model,
+            label_names=self.config.label_names,
+            tokenizer=Tokenizer(tokenizer_model=self.tokenizer.model_path),
+            log_probs=log_probs,
+            loss=functools.partial(
+                classification_loss, batch_size=args.batch_size, log_probs=log_probs
+            ),
+            groups=[
+                {
+                    "params": [p for p in self.model.parameters() if p.requires_grad],
+                    "lr": float(args.lr),
+                }
+            ],
+            n_steps=args.epochs * -(-len(self.train_loader) // args.grad_accum),
+            evaluate=lambda: self.evaluate(self.dev_loader)[0],
+        )
+        methods.prepare(recipe)
+        return recipe
+
+    def evaluate(self, loader: DataLoader) -> tuple:
+        """What `model_eval` returns."""
+        with mixed_precision(self.device, self.args.dtype):
+            return model_eval(loader, self.model, self.device)
+
+    def save(self) -> None:
+        save_model(self.model, self.optimizer, self.args, self.config, self.args.filepath)
+
+    def finish(self) -> None:
+        """Do what the methods do with the best weights."""
+        if self.recipe.finish:
+            best = read_checkpoint(self.args.filepath)["model"]
+            load_trained(self.model, best, self.args.filepath)
+            for call in self.recipe.finish:
+                call()
+            self.save()
+        if methods.chosen(self.args):
+            print(f"peak memory {peak_memory(self.device) / 2**30:.2f} GiB")
 
 
-def fit_sentences(model: LlamaEmbeddingClassifier, *splits: list[Example]) -> list[list[Example]]:
-    return fit_context(*splits, max_len=model.llama.config.max_seq_len, keep="first")
+def count_labels(args: argparse.Namespace) -> tuple[int, list[str] | None]:
+    """The number of labels, and their names where they are known.
+
+    The label mapping tells them if it was given or a method needs the names, else train does.
+
+    Raises:
+        InputError: a file of labelled sentences has other labels.
+    """
+    names = None
+    if "label_names" in args.given or args.prompt_based or args.wise_ft is not None:
+        names = load_label_names(args.label_names)
+        num_labels, known_from = len(names), args.label_names
+    else:
+        num_labels = len({label for label, _ in read_labelled(args.train)})
+        known_from = args.train
+    for filename in (args.train, args.dev, args.test):
+        check_labels(filename, num_labels, known_from)
+    return num_labels, names
+
+
+def build_model(config: Any, tokenizer: Tokenizer) -> nn.Module:
+    """The classifier that a configuration describes, before training.
+
+    Args:
+        config: what the classifiers take, and the methods' flags.
+    """
+    if config.prompt_based:
+        untruncated = Tokenizer(tokenizer_model=tokenizer.model_path)
+        model = PromptClassifier(config, untruncated, config.label_names)
+    else:
+        model = LlamaEmbeddingClassifier(config)
+    check_vocabulary(tokenizer, model.llama.vocab_size, config.pretrained_model_path)
+    adapt(model, config)
+    return model
+
+
+def as_read(
+    model: nn.Module, config: Any, tokenizer: Tokenizer, *splits: list[Example]
+) -> list[list[Example]]:
+    """The rows that the model reads: prompts or sentences, cut to its context."""
+    if not config.prompt_based:
+        return fit_context(*splits, max_len=model.llama.config.max_seq_len, keep="first")
+    causal = model.llama.config.causal
+    prompts = (
+        make_prompts(data, config.prompt_template, config.label_names, tokenizer, causal=causal)
+        for data in splits
+    )
+    return fit_context(*prompts, max_len=model.max_prompt_len, keep="last")
+
+
+def loader_for(
+    model: nn.Module, data: list[Example], args: argparse.Namespace, shuffle: bool = False
+) -> DataLoader:
+    """Batches that carry lengths if the model reads each row by its own."""
+    causal = model.llama.config.causal
+    with_lengths = getattr(model, "pooling", None) is not None
+    return make_loader(data, args, causal=causal, shuffle=shuffle, with_lengths=with_lengths)
+
+
+def predict(
+    batch: dict, model: Callable[..., torch.Tensor], device: torch.device, dtype: str
+) -> torch.Tensor:
+    """Log-probabilities `(batch, num_labels)` in float32."""
+    with mixed_precision(device, dtype):
+        return model(*inputs_of(batch, device))
 
 
 def classification_loss(
-    batch: dict, model: nn.Module, batch_size: int, dtype: str = "float32"
+    batch: dict,
+    model: nn.Module,
+    batch_size: int,
+    log_probs: Callable[[dict, nn.Module], torch.Tensor],
 ) -> torch.Tensor:
     """Negative log-likelihood of the labels, summed and divided by the nominal batch size."""
-    device = next(model.parameters()).device
-    with mixed_precision(device, dtype):
-        log_probs = model(*inputs_of(batch, device))
-    labels = batch["labels"].to(device)
-    return F.nll_loss(log_probs.float(), labels, reduction="sum") / batch_size
+    predicted = log_probs(batch, model)
+    labels = batch["labels"].to(predicted.device)
+    return F.nll_loss(predicted, labels, reduction="sum") / batch_size
 
 
 def train_epoch(
@@ -139,11 +290,14 @@ def train_epoch(
     loss: Loss,
     epoch: int,
     grad_accum: int = 1,
+    after_step: Sequence[Callable[[nn.Module, int], None]] = (),
 ) -> float:
     """One pass over the loader; returns the mean loss of its batches.
 
     Args:
-        grad_accum: batches per step of the optimizer.
+        grad_accum: batches per step of the optimizer. Where fewer are left for the last step, it
+            is the smaller for it, as that of a last smaller batch is.
+        after_step: called with the model and the number of steps taken in all epochs.
 
     Raises:
         InputError: the loss is not finite; the weights are left as they were before that step.
@@ -151,11 +305,15 @@ def train_epoch(
     model.train()
     total = 0.0
     batches = iter(tqdm(loader, desc=f"train-{epoch}", leave=False, disable=None))
+    steps_before = epoch * -(-len(loader) // grad_accum)
     for step in itertools.count():
         group = list(itertools.islice(batches, grad_accum))
         if not group:
             break
-        total += len(group) * update(model, group, loss, optimizer, f"epoch {epoch}, step {step}")
+        when = f"epoch {epoch}, step {step}"
+        total += grad_accum * update(model, group, loss, optimizer, when, n=grad_accum)
+        for call in after_step:
+            call(model, steps_before + step + 1)
     return total / len(loader)
 
 
@@ -165,7 +323,7 @@ def save_model(
     """Save weights, optimizer, settings and generator states, as tensors and plain values."""
     kind, keys, *rest = np.random.get_state()
     saved = {
-        "model": model.state_dict(),
+        "model": trained_state(model),
         "optim": optimizer.state_dict(),
         "args": {name: plain(value) for name, value in vars(args).items()},
         "model_config": {name: plain(value) for name, value in vars(config).items()},
@@ -186,29 +344,35 @@ def plain(value: Any) -> Any:
 
 def test(args: argparse.Namespace) -> None:
     """Load `args.filepath`, evaluate on dev and test, and write the predictions."""
-    args = with_defaults(args)
-    check_out_files(args, "finetuning")
-    device = pick_device(args.use_gpu)
     saved = read_checkpoint(args.filepath)
-    config = SimpleNamespace(**saved["model_config"])
+    if not isinstance(saved.get("model_config"), dict):
+        raise InputError(f"{args.filepath}: not what --option finetune saves")
+    config = SimpleNamespace(**(methods.defaults() | {"label_names": None} | saved["model_config"]))
+    if "pretrained_model_path" in getattr(args, "given", ()):
+        config.pretrained_model_path = args.pretrained_model_path
+    recipe = {name: getattr(config, name) for name in methods.defaults()}
+    args = argparse.Namespace(**(vars(with_defaults(args)) | recipe))
+    check_out_files(args, methods.out_file_kinds(args, "finetuning"))
+    device = pick_device(args.use_gpu)
     tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
-    model = LlamaEmbeddingClassifier(config)
-    model.load_state_dict(saved["model"])
+    model = build_model(config, tokenizer)
+    load_trained(model, saved["model"], args.filepath)
+    merge_lora(model)
     model = model.to(device)
     print(f"load model from {args.filepath}")
     dev_data = create_data(args.dev, tokenizer, "valid", eos=False)
     test_data = create_data(args.test, tokenizer, "test", eos=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training warned of the rows that are cut
-        dev_data, test_data = fit_sentences(model, dev_data, test_data)
-    causal = model.llama.config.causal
-    results, seconds = {}, {}
-    for split, data in (("dev", dev_data), ("test", test_data)):
-        start = time.perf_counter()
+        dev_data, test_data = as_read(model, config, tokenizer, dev_data, test_data)
+
+    def evaluate(loader: DataLoader) -> tuple:
         with mixed_precision(device, args.dtype):
-            results[split] = model_eval(make_loader(data, args, causal=causal), model, device)
-        seconds[split] = time.perf_counter() - start
-    report_results(args, results, seconds, device)
+            return model_eval(loader, model, device)
+
+    loaders = {"dev": loader_for(model, dev_data, args), "test": loader_for(model, test_data, args)}
+    labels = config.label_names or [str(label) for label in range(config.num_labels)]
+    report_results(args, loaders, evaluate, device, labels)
 
 
 test.__test__ = False  # not a test of pytest's, whatever its name

@@ -36,7 +36,13 @@ from corpus import (
 from llama import Llama, load_pretrained
 from optimizer import AdamW
 from tokenizer import TOKENIZER_MODEL, Tokenizer, check_vocabulary
-from training import checkpoint_activations, mixed_precision, update
+from training import (
+    check_dtype,
+    checkpoint_activations,
+    mixed_precision,
+    update,
+    warmup_decay,
+)
 from utils import (
     InputError,
     adder,
@@ -156,8 +162,7 @@ def check_settings(args: argparse.Namespace, start_from: str | None) -> None:
             raise missing_file(path)
     if args.causal is False:
         raise InputError("--no-causal: a language model learns with the causal mask; leave it out")
-    if args.dtype == "int8":
-        raise InputError("--dtype int8: training is in float32 or bfloat16")
+    check_dtype(args.dtype)
     if args.split[0] == 0:
         raise InputError("--split: the training part needs a share greater than 0")
     if tokenizer and "vocab_size" in args.given:
@@ -567,7 +572,6 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
         step: the number of steps taken before.
     """
     warmup = min(100, args.steps // 10) if args.warmup_steps is None else args.warmup_steps
-    if step < warmup:
-        return args.lr * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, args.steps - warmup)
-    return args.min_lr + (args.lr - args.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    fraction = warmup_decay(step, args.steps, warmup)
+    lowest = args.min_lr if step >= warmup else 0.0
+    return lowest + (args.lr - lowest) * fraction

@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+import methods
 import pretrain
 from dataset import LlamaDataset, create_data
 from demo import use_demo
@@ -13,9 +14,9 @@ from generation import generate_sentence
 from packing import DTYPES
 from prompting import test_with_prompting
 from tokenizer import TOKENIZER_MODEL
+from training import check_dtype
 from utils import (
     ArgumentParser,
-    InputError,
     adder,
     check_outputs,
     keep_freed_memory,
@@ -116,9 +117,18 @@ def make_parser() -> argparse.ArgumentParser:
         help="train in less memory, for the time of one more forward pass",
     )
     add(
-        "--metrics_out", metavar="FILE.jsonl", help="append accuracies, F1 and speeds as JSON lines"
+        "--metrics_out",
+        metavar="FILE.jsonl",
+        help="with prompt and finetune, append accuracies, F1 and speeds as JSON lines",
     )
-    add("--report", action="store_true", help="print every class's scores and the confusion matrix")
+    add(
+        "--report",
+        action="store_true",
+        help="with prompt and finetune, print every class's scores and the confusion matrix",
+    )
+    help = "with --option finetune: train nothing, evaluate what an earlier run saved"
+    add("--load", metavar="CHECKPOINT", help=help)
+    methods.add_arguments(parser)
     pretrain.add_arguments(parser)
     return parser
 
@@ -156,13 +166,15 @@ def get_args() -> argparse.Namespace:
     }
     print(f"args: {shown}")
     args.given = sorted(given)
-    args.filepath = f"finetune-{args.epochs}-{args.lr}.pt"
+    args.filepath = args.load or f"finetune-{args.epochs}-{args.lr}.pt"
     return args
 
 
 def name_out_files(args: argparse.Namespace) -> None:
     """Name the files of predictions for data set and option: data/sst-dev.txt is sst's dev."""
     kind = {"prompt": "prompting", "finetune": "finetuning"}[args.option]
+    if methods.chosen(args):
+        kind = "advanced"
     for split in ("dev", "test"):
         stem = Path(getattr(args, split)).stem
         dataset = re.sub(f"[-_.]?{split}$", "", stem) or "data"
@@ -186,10 +198,11 @@ def main() -> None:
     elif args.option == "pretrain":
         pretrain.pretrain(args)
     else:
-        if args.dtype == "int8":
-            raise InputError("--dtype int8: training is in float32 or bfloat16")
-        check_out_files(args, "finetuning", args.filepath)
-        train(args)
+        check_dtype(args.dtype)
+        if args.load is None:
+            kinds = methods.out_file_kinds(args, "finetuning")
+            check_out_files(args, kinds, args.filepath)
+            train(args)
         test(args)
 
 

@@ -32,10 +32,13 @@ def missing_file(path: str | Path) -> FileNotFoundError:
     )
 
 
-def with_defaults(args: Any) -> argparse.Namespace:
+def with_defaults(args: Any, more: dict[str, Any] | None = None) -> argparse.Namespace:
     """The command line's flags, those that the assignment does not have at their defaults if unset.
 
     So the functions that take `args` also take those of other people's scripts.
+
+    Args:
+        more: further defaults.
     """
     defaults = {
         "given": (),
@@ -47,7 +50,7 @@ def with_defaults(args: Any) -> argparse.Namespace:
         "metrics_out": None,
         "report": False,
     }
-    return argparse.Namespace(**(defaults | vars(args)))
+    return argparse.Namespace(**(defaults | (more or {}) | vars(args)))
 
 
 def seed_everything(seed: int = 11711) -> None:
@@ -102,6 +105,17 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Let errors of the system name the file, as those of an unwritable disk do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """Open a file for writing that takes its name only once it is whole.
 
@@ -116,15 +130,14 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open(mode, encoding=encoding) as file:
-            yield file
-        if path.exists():
-            shutil.copymode(path, temporary)
-        temporary.replace(path)
-    except BaseException as error:
+        with named_errors(path):
+            with temporary.open(mode, encoding=encoding) as file:
+                yield file
+            if path.exists():
+                shutil.copymode(path, temporary)
+            temporary.replace(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
         raise
 
 

@@ -33,7 +33,7 @@ from benchmarks.reference_way import model_eval_with_autograd, reference_way
 from classifier import LlamaEmbeddingClassifier
 from dataset import encode_labelled, fit_context, read_labelled
 from evaluation import model_eval
-from finetune import classification_loss, train_epoch
+from finetune import classification_loss, predict, train_epoch
 from optimizer import AdamW
 from tokenizer import Tokenizer
 from training import mixed_precision
@@ -121,7 +121,11 @@ class Way:
         self.train_loader = make_loader(train, args, causal=causal, shuffle=True)
         self.dev_loader = make_loader(dev, args, causal=causal)
         self.optimizer = AdamW(self.model.parameters(), lr=2e-5)
-        self.loss = functools.partial(classification_loss, batch_size=flags.batch_size, dtype=dtype)
+        self.loss = functools.partial(
+            classification_loss,
+            batch_size=flags.batch_size,
+            log_probs=functools.partial(predict, device=DEVICE, dtype=dtype),
+        )
         self.forget()
 
     def forget(self) -> None:

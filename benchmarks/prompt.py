@@ -23,11 +23,12 @@ import torch
 from batching import make_loader
 from benchmarks.reference_way import reference_way
 from classifier import LlamaZeroShotClassifier
-from dataset import append_text, encode_labelled, fit_context, load_label_names
+from dataset import encode_labelled, fit_context, load_label_names
 from evaluation import model_eval
 from packing import pack
-from prompting import question
+from prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
+from utils import keep_freed_memory
 
 DEVICE = torch.device("cpu")
 WAYS = {  # causal, dtype, as the reference works
@@ -66,12 +67,10 @@ class Way:
         if causal:
             pack(self.model.llama, dtype)
         self.patched = reference_way if reference else contextlib.nullcontext
-        data = random.Random(0).sample(
-            encode_labelled(f"{flags.data}-dev.txt", tokenizer), flags.n_dev
-        )
-        data = append_text(data, question(names).rstrip(), tokenizer)
-        max_len = self.model.llama.config.max_seq_len - 8  # room for a label
-        (data,) = fit_context(data, max_len=max_len, keep="last")
+        data = encode_labelled(f"{flags.data}-dev.txt", tokenizer)
+        data = random.Random(0).sample(data, min(flags.n_dev, len(data)))
+        data = make_prompts(data, TEMPLATE, names, tokenizer, causal=causal)
+        (data,) = fit_context(data, max_len=self.model.max_prompt_len, keep="last")
         self.loader = make_loader(data, args, causal=causal)
         self.times: list[float] = []
 
@@ -86,6 +85,7 @@ class Way:
 def main() -> None:
     flags = parse()
     torch.set_num_threads(flags.threads)
+    keep_freed_memory()
     print(f"{platform.machine()}, torch {torch.__version__}, {vars(flags)}")
     ways = {name: Way(flags, *way) for name, way in WAYS.items()}
     for round_number in range(-1, flags.rounds):
@@ -95,10 +95,11 @@ def main() -> None:
             if round_number < 0:  # warm-up
                 way.times.clear()
     reference = median(next(iter(ways.values())).times)
+    n = len(way.loader.dataset)
     print(f"{'way':32}{'sentences/s':>12}{'ratio':>7}")
     for name, way in ways.items():
         seconds = median(way.times)
-        print(f"{name:32}{flags.n_dev / seconds:12.1f}{reference / seconds:7.2f}")
+        print(f"{name:32}{n / seconds:12.1f}{reference / seconds:7.2f}")
 
 
 if __name__ == "__main__":

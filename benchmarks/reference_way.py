@@ -61,12 +61,17 @@ def update_one_by_one(self: AdamW, group: dict) -> None:
 @contextlib.contextmanager
 def freed_memory_given_back() -> Iterator[None]:
     """The opposite of `utils.keep_freed_memory`: as glibc has set itself soon after a start."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(utils.M_MMAP_MAX, 65536)
-    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    libc.mallopt(utils.M_TRIM_THRESHOLD, 64 << 20)
-    yield
-    utils.keep_freed_memory()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(utils.M_MMAP_MAX, 65536)
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(utils.M_TRIM_THRESHOLD, 64 << 20)
+    try:
+        yield
+    finally:
+        utils.keep_freed_memory()
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ def fine_tune(results: Path, name: str, data: str, flags: dict[str, object]) -> 
     command += ["--metrics_out", "metrics.jsonl"]
     for flag, value in flags.items():
         command += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    results.parent.mkdir(parents=True, exist_ok=True)
     tqdm.write(f"{name}: {flags}")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)

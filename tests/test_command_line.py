@@ -16,11 +16,15 @@ from conftest import ROOT, SENTENCES, make_llama, save_llama
 from sklearn.metrics import confusion_matrix, f1_score
 
 import demo
+import finetune
 import generation
+import methods
 import prompting
 import run_llama
 from base_llama import read_checkpoint
+from evaluation import model_eval
 from llama import Llama
+from prompts import TEMPLATE, frame
 
 DECIMAL = re.compile(r"\d\.\d{3}\b")  # a loss or an accuracy; equal but for float rounding
 PROMPT = "Is this movie bad, fair, or good? This movie is"
@@ -163,12 +167,87 @@ def test_metrics_and_report(project, run_cli):
     true = [0, 1, 2, 0, 1, 2]
     assert lines[3]["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
     assert "precision" in out and "macro avg" in out
-    assert str(confusion_matrix(true, predicted)) in out
+    for label, row in zip(("bad", "fair", "good"), confusion_matrix(true, predicted), strict=True):
+        assert " ".join([label, *(f"{count:6d}" for count in row)]) in out
 
 
-def test_metrics_do_not_overwrite_an_input(project, run_cli):
-    code, _, err = run_cli("--option", "prompt", *project.flags, "--metrics_out", "model.pt")
-    assert code == 2 and "would overwrite the input model.pt" in err
+@pytest.mark.parametrize("option", ["prompt", "finetune"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("model.pt", "would overwrite the input model.pt"),
+        ("tokenizer.model", "would overwrite the input tokenizer.model"),
+        ("toy-dev-{kind}-output.txt", "would overwrite the output"),
+        ("notes.md", "notes.md: not a file of JSON lines"),
+        ("cut.jsonl", "cut.jsonl: not a file of JSON lines"),
+        ("data", "data: a folder"),
+        ("absent/m.jsonl", "there is no folder"),
+    ],
+)
+def test_metrics_go_to_a_file_of_their_own(project, run_cli, option, path, message):
+    (project.path / "notes.md").write_text("hello\n")
+    (project.path / "cut.jsonl").write_text('{"option": "prompt"}\n{"opt')
+    before = {p: p.read_bytes() for p in project.path.iterdir() if p.is_file()}
+    path = path.format(kind={"prompt": "prompting", "finetune": "finetuning"}[option])
+    code, _, err = run_cli("--option", option, *project.flags, "--metrics_out", path)
+    assert code == 2 and err.startswith("error: ") and message in err
+    assert {p: p.read_bytes() for p in project.path.iterdir() if p.is_file()} == before
+
+
+def test_a_disk_that_is_full_is_named(project, run_cli):
+    code, _, err = run_cli("--option", "prompt", *project.flags, "--metrics_out", "/dev/full")
+    assert code == 2 and "/dev/full: No space left" in err
+
+
+def test_the_report_names_labels_that_do_not_occur(project, run_cli):
+    (project.path / "data/toy-dev.txt").write_text("2 ||| a good film .\n" * 6)
+    code, out, err = run_cli("--option", "prompt", *project.flags, "--report")
+    assert code == 0 and "warning" not in err
+    dev = out[out.index("\ndev:") : out.index("\ntest:")]
+    assert all(re.search(rf"\n *{name} +0 +0 +0\n", dev) for name in ("bad", "fair"))
+
+
+def test_training_flags_reach_the_training(project, run_cli, monkeypatch):
+    groups, layers, dtypes = [], [], []
+    update, checkpoint, evaluate = finetune.update, finetune.checkpoint_activations, model_eval
+
+    def recorded(model, batches, *args, **kwargs):
+        groups.append(len(batches))
+        return update(model, batches, *args, **kwargs)
+
+    def evaluated(*args):
+        dtypes.append(torch.is_autocast_enabled("cpu"))
+        return evaluate(*args)
+
+    monkeypatch.setattr(finetune, "update", recorded)
+    monkeypatch.setattr(finetune, "model_eval", evaluated)
+    monkeypatch.setattr(
+        finetune, "checkpoint_activations", lambda x: layers.append(len(x)) or checkpoint(x)
+    )
+    flags = ["--grad_accum", "2", "--dtype", "bfloat16", "--activation_checkpointing"]
+    code, *_ = run_cli("--option", "finetune", *project.flags, "--causal", *flags)
+    assert code == 0
+    assert groups == [2, 1]  # 12 rows in batches of 4
+    assert layers == [2]
+    assert dtypes == [True] * 4  # train, dev, and both again
+
+
+def test_finetuning_in_bfloat16_differs_from_float32_by_rounding(project, run_cli):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        flags = [*project.flags, "--causal", "--dtype", dtype, "--metrics_out", f"{dtype}.jsonl"]
+        assert run_cli("--option", "finetune", *flags)[0] == 0
+        first = (project.path / f"{dtype}.jsonl").read_text().splitlines()[0]
+        losses.append(json.loads(first)["train_loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_freed_memory_is_kept(project, run_cli, monkeypatch):
+    calls = []
+    monkeypatch.setattr(run_llama, "keep_freed_memory", lambda: calls.append(1))
+    run_cli(*project.flags, "--max_new_tokens", "1")
+    assert calls == [1]
 
 
 def test_prompting_unmasked_cuts_sentence_and_question_together(project, run_cli):
@@ -513,7 +592,115 @@ def test_the_sanity_check_fails_a_wrong_model(tmp_path, assets):
 
 
 def test_the_question_lists_the_labels():
-    assert prompting.question(["bad", "good"]) == "Is this movie bad or good? This movie is "
-    assert prompting.question(["awful", "bad", "average", "good", "excellent"]) == (
-        "Is this movie awful, bad, average, good, or excellent? This movie is "
-    )
+    before, after = frame(TEMPLATE, ["bad", "good"])
+    assert before == ""
+    assert after == " Is this movie bad or good? This movie is "
+    _, after = frame(TEMPLATE, ["awful", "bad", "average", "good", "excellent"])
+    assert after == " Is this movie awful, bad, average, good, or excellent? This movie is "
+
+
+METHOD_FLAGS = [
+    ["--tune", "lora", "--lora_rank", "2", "--lora_alpha", "4", "--lora_dropout", "0.1"],
+    ["--tune", "adapter", "--adapter_size", "3"],
+    ["--tune", "prefix", "--prefix_length", "3"],
+    ["--tune", "norm", "--wise_ft", "0", "0.5", "1"],
+    ["--tune", "head", "--pooling", "mean"],
+    ["--prompt_based", "--shots", "2", "--prompt_template", "{sentence} So it is"],
+    ["--prompt_based", "--tune", "lora", "--smart", "1", "--smart_steps", "2"],
+    ["--mixout", "0.5", "--smart", "1", "--wise_ft", "0.5", "1", "--activation_checkpointing"],
+    ["--lr_schedule", "cosine", "--warmup", "0.5", "--layer_decay", "0.7", "--pooling", "last"],
+]
+
+
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+@pytest.mark.parametrize("flags", METHOD_FLAGS)
+def test_what_a_method_saved_loads_and_predicts_the_same(project, run_cli, flags, causal):
+    flags = [*project.flags, "--option", "finetune", causal, "--lr", "1e-3", *flags]
+    code, out, err = run_cli(*flags)
+    assert code == 0, err
+    assert re.search(r"train [\d,]+ of [\d,]+ parameters", out) and "peak memory" in out
+    outputs = [project.path / f"toy-{split}-advanced-output.txt" for split in ("dev", "test")]
+    predictions = [path.read_text() for path in outputs]
+    for path in outputs:
+        path.unlink()
+    names = ["toy-dev-advanced-output.txt", "toy-test-advanced-output.txt"]
+    load = ["--load", "finetune-1-0.001.pt", "--dev_out", names[0], "--test_out", names[1]]
+    code, again, _ = run_cli("--option", "finetune", *project.flags, *load)
+    assert code == 0
+    assert "train" not in again.split("load model")[1].split("\n")[0] and "epoch 0" not in again
+    assert [path.read_text() for path in outputs] == predictions
+    assert out[out.index("dev acc ::", out.index("load model")) :].strip() in again
+
+
+def test_a_saved_adapter_is_small_and_needs_its_base(project, run_cli):
+    flags = [*project.flags, "--option", "finetune", "--tune", "lora"]
+    assert run_cli(*flags, "--lr", "1e-3")[0] == 0
+    saved = read_checkpoint(project.path / "finetune-1-0.001.pt")
+    assert all("lora_" in name or "classifier_head" in name for name in saved["model"])
+    (project.path / "model.pt").rename(project.path / "base.pt")
+    load = ["--option", "finetune", "--load", "finetune-1-0.001.pt"]
+    code, _, err = run_cli(*load, *project.flags, "--pretrained-model-path", "base.pt")
+    assert code == 0, err
+
+
+BAD_METHODS = [
+    (["--mixout", "0.5", "--tune", "lora"], "--mixout"),
+    (["--mixout", "1"], "--mixout"),
+    (["--wise_ft", "0.5", "--tune", "prefix"], "--wise_ft"),
+    (["--wise_ft", "1.5"], "--wise_ft"),
+    (["--tune", "head", "--prompt_based"], "nothing to train"),
+    (["--shots", "5"], "label 0 has 4 sentences"),
+    (["--prompt_based", "--prompt_template", "no place"], "--prompt_template"),
+    (["--prompt_based", "--label-names", "absent.json"], "absent.json"),
+    (["--tune", "prefix", "--prefix_length", "128"], "--prefix_length"),
+    (["--load", "absent.pt"], "absent.pt"),
+    (["--load", "model.pt"], "not what --option finetune saves"),
+    (["--prompt_based", "--causal", "--activation_checkpointing"], "--activation_checkpointing"),
+    (["--option", "prompt", "--calibrate", "pmi"], "--calibrate"),
+    (["--option", "prompt", "--prompt_template", "x"], "--prompt_template"),
+]
+
+
+@pytest.mark.parametrize(("flags", "named"), BAD_METHODS)
+def test_methods_that_do_not_go_together_are_one_line(project, run_cli, flags, named):
+    before = sorted(os.listdir(project.path))
+    code, _, err = run_cli("--option", "finetune", *project.flags, *flags)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and named in err
+    assert sorted(os.listdir(project.path)) == before
+
+
+def test_advanced_names_are_for_advanced_methods(project, run_cli):
+    names = ["--dev_out", "x-dev-advanced-output.txt", "--test_out", "x-test-advanced-output.txt"]
+    for args in ({"given": []}, {"given": [], "mixout": 0.5}, {"given": ["pretrained_model_path"]}):
+        args = SimpleNamespace(**(methods.defaults() | args))
+        advanced = args.mixout > 0 or bool(args.given)
+        assert ("advanced" in methods.out_file_kinds(args, "finetuning")) == advanced
+    assert run_cli("--option", "finetune", *project.flags, "--mixout", "0.1", *names)[0] == 0
+    assert (project.path / "x-test-advanced-output.txt").exists()
+
+
+@pytest.mark.parametrize("method", ["contextual", "pmi"])
+def test_calibrated_prompting_runs(project, run_cli, method):
+    flags = ["--option", "prompt", "--causal", "--calibrate", method]
+    code, _, err = run_cli(*flags, *project.flags, "--dtype", "bfloat16")
+    assert code == 0, err
+    assert len((project.path / "toy-dev-advanced-output.txt").read_text().splitlines()) == 6
+
+
+def test_patience_ends_a_training_that_does_not_improve(project, run_cli):
+    flags = [
+        "--option",
+        "finetune",
+        *project.flags,
+        "--lr",
+        "0",
+        "--epochs",
+        "9",
+        "--patience",
+        "2",
+    ]
+    code, out, _ = run_cli(*flags)
+    assert code == 0
+    assert "epoch 2:" in out and "epoch 3:" not in out
+    assert "stop: dev has not become better for 2 epochs" in out

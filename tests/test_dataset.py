@@ -9,14 +9,12 @@ from torch.utils.data import DataLoader
 from dataset import (
     EncodedDataset,
     LlamaDataset,
-    append_text,
     check_labels,
     create_data,
     fit_context,
     load_label_names,
     read_labelled,
 )
-from tokenizer import Tokenizer
 from utils import InputError
 
 
@@ -158,12 +156,3 @@ def test_a_context_without_room_is_refused():
 def test_rows_that_fit_are_left_alone():
     rows = [("a", 0, [1, 10, 11])]
     assert fit_context(rows, max_len=3, keep="last") == [rows]
-
-
-def test_appended_text_is_whole_behind_a_cut_sentence(file, tokenizer, tokenizer_path):
-    data = create_data(file("1 ||| the plot is thin\n"), Tokenizer(2, tokenizer_path), "test")
-    data = [(s, label, tokens[:-1]) for s, label, tokens in data]  # without EOS
-    ((sentence, _, tokens),) = append_text(data, "Good or bad?", tokenizer)
-    assert sentence == "the plot is thin Good or bad?"
-    assert tokens[3:] == tokenizer.encode("Good or bad?", bos=False, eos=False)
-    assert len(tokens[:3]) == 3

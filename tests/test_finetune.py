@@ -11,7 +11,7 @@ import batching
 from batching import LengthBatchSampler, SortedBatchSampler, make_loader
 from classifier import LlamaEmbeddingClassifier
 from evaluation import model_eval
-from finetune import classification_loss, train_epoch
+from finetune import classification_loss, predict, train_epoch
 from optimizer import AdamW
 from training import checkpoint_activations, mixed_precision
 
@@ -133,7 +133,8 @@ def test_predictions_do_not_depend_on_the_batches(data, make_classifier, loader_
 def trained(model, loader, grad_accum=1, dtype="float32", batch_size=10, epochs=2, seed=0):
     torch.manual_seed(seed)
     optimizer = AdamW(model.parameters(), lr=1e-3)
-    loss = functools.partial(classification_loss, batch_size=batch_size, dtype=dtype)
+    log_probs = functools.partial(predict, device=CPU, dtype=dtype)
+    loss = functools.partial(classification_loss, batch_size=batch_size, log_probs=log_probs)
     losses = [train_epoch(model, loader, optimizer, loss, e, grad_accum) for e in range(epochs)]
     return losses, model.state_dict()
 
@@ -155,6 +156,57 @@ def test_accumulated_batches_are_one_large_batch(data, make_classifier, loader_o
     assert losses == pytest.approx(other_losses, rel=1e-4)
     for name in weights:
         assert torch.allclose(weights[name], other_weights[name], atol=2e-5), name
+
+
+def test_a_last_smaller_group_takes_a_smaller_step():
+    """As the last smaller batch does: each row weighs the same in the whole epoch."""
+    rows = [{"x": torch.tensor(float(i))} for i in range(5)]
+    model = torch.nn.Linear(1, 1, bias=False)
+    gradients = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self):
+            gradients.append(model.weight.grad.item())
+
+    def loss(batch, model):
+        return (model.weight * batch["x"]).sum()
+
+    optimizer = Recorder(model.parameters(), lr=0.0)
+    calls = []
+    mean = train_epoch(model, rows, optimizer, loss, 2, 2, [lambda m, step: calls.append(step)])
+    assert gradients == [0.5, 2.5, 2.0]
+    assert calls == [7, 8, 9]
+    assert mean == pytest.approx(model.weight.item() * 2)
+
+
+def test_checkpointing_computes_the_layers_again(make_classifier, loader_of):
+    counts = []
+    for checkpointing in (False, True):
+        model, calls = make_classifier(), []
+        if checkpointing:
+            checkpoint_activations(model.llama.layers)
+        for layer in model.llama.layers:
+            layer.attention.register_forward_hook(lambda *_: calls.append(1))  # noqa: B023
+        trained(model, loader_of(10, causal=True, shuffle=True), epochs=1)
+        counts.append(len(calls))
+    assert counts == [2 * 3, 2 * 2 * 3]
+
+
+def test_log_probabilities_are_float32_under_autocast(make_classifier):
+    model = make_classifier().eval()
+    with mixed_precision(CPU, "bfloat16"):
+        log_probs = model(torch.tensor([[1, 5, 6]]), torch.tensor([3]))
+    assert log_probs.dtype == torch.float32
+    assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_largest_batch_comes_first_even_if_a_small_one_has_the_longest_row():
+    for seed in range(300):
+        torch.manual_seed(seed)
+        lengths = [int(n) for n in torch.randint(3, 60, (45,))]
+        sampler = LengthBatchSampler(lengths, 10)
+        sizes = [len(batch) * max(lengths[i] for i in batch) for batch in sampler]
+        assert sizes[0] == max(sizes)
 
 
 def test_checkpointed_activations_change_nothing(make_classifier, loader_of):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from linear import Linear, OneDNNProduct
+from linear import Linear, OneDNNProduct, product
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -79,9 +79,39 @@ def test_second_derivatives_equal_pytorchs():
     torch.manual_seed(0)
     x, weight = torch.randn(10, 24), torch.randn(16, 24)
     seconds = []
-    for product in (OneDNNProduct.apply, F.linear):
+    for linear in (OneDNNProduct.apply, F.linear):
         leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        firsts = torch.autograd.grad(product(*leaves).pow(3).sum(), leaves, create_graph=True)
+        firsts = torch.autograd.grad(linear(*leaves).pow(3).sum(), leaves, create_graph=True)
         seconds.append(torch.autograd.grad(sum(g.pow(2).sum() for g in firsts), leaves))
     for ours, theirs in zip(*seconds, strict=True):
         assert relative_error(ours, theirs) < 1e-5
+
+
+def test_function_transforms_and_forward_mode_work():
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 10, 24), torch.randn(16, 24)
+    results = []
+    for linear in (product, F.linear):
+
+        def loss(weight, x, linear=linear):
+            return linear(x, weight).pow(2).sum()
+
+        results.append(
+            (
+                torch.func.grad(loss)(weight, x),
+                torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x),
+                *torch.func.jvp(lambda w, loss=loss: loss(w, x), (weight,), (weight * 2,)),
+            )
+        )
+    for ours, theirs in zip(*results, strict=True):
+        assert relative_error(ours, theirs) < 1e-5
+
+
+def test_compiled_models_take_pytorchs_own_products():
+    linear, x = Linear(24, 16), torch.randn(10, 24)
+    assert torch._dynamo.explain(linear)(x).graph_break_count == 0
+
+
+def test_a_wrong_width_is_named():
+    with pytest.raises(RuntimeError, match="10x23"):
+        Linear(24, 16)(torch.randn(10, 23))

@@ -281,6 +281,27 @@ def test_short_bfloat16_rows_are_as_exact_as_their_scores_allow():
     assert relative_error(output.float(), exact.numpy()) < 2**-7
 
 
+@pytest.mark.parametrize(
+    ("dtype", "seqlen", "mask", "plain"),
+    [
+        (torch.bfloat16, 11, None, True),
+        (torch.bfloat16, 12, None, False),
+        (torch.float32, 11, None, False),
+        (torch.bfloat16, 11, torch.ones(11, 11, dtype=torch.bool), False),
+    ],
+)
+def test_only_short_bfloat16_rows_take_plain_attention(monkeypatch, dtype, seqlen, mask, plain):
+    calls = []
+    monkeypatch.setattr("llama.MAX_PLAIN", 11)
+    monkeypatch.setattr(
+        "llama.plain_attention", lambda *args: calls.append(args) or plain_attention(*args)
+    )
+    attention = Attention(LlamaConfig(**MODEL_ARGS))
+    query, key, value = torch.randn(3, 2, 4, seqlen, 8).to(dtype)
+    attention.compute_query_key_value_scores(query, key, value, mask)
+    assert len(calls) == plain
+
+
 def test_plain_attention_drops_weights_and_keeps_their_mean():
     torch.manual_seed(0)
     query, key = torch.zeros(2, 64, 1, 50, 8)
