@@ -93,6 +93,7 @@ def train(args: argparse.Namespace) -> None:
             train_sentences_per_second=len(run.train_loader.dataset) / train_seconds,
             seconds=time.perf_counter() - start,
             peak_memory_bytes=peak_memory(run.device),
+            trained_parameters=count_parameters(run.model)[0],
         )
         if args.patience is not None and epoch - best_epoch >= args.patience:
             print(f"stop: dev has not become better for {args.patience} epochs")

@@ -23,7 +23,8 @@ class AdamW(Optimizer):
     not rescaled by the correction, unlike in Algorithm 1. Decay acts on the updated parameter.
 
     The parameters of a group are updated by PyTorch's multi-tensor operations, on a CPU in blocks
-    that fit its cache.
+    that fit its cache. Rows of an embedding that a batch does not touch are updated too: their
+    moments decay and move them, and to do that only when they are next seen would not be AdamW.
 
     Args:
         params: parameters, or groups of them as dicts with settings of their own.
