@@ -105,7 +105,14 @@ def test_ctrl_c_ends_the_text_and_writes_what_there_is(project, causal):
     command = [sys.executable, ROOT / "run_llama.py", "--pretrained-model-path", "model.pt"]
     command += ["--prefix", "a warm", "--max_new_tokens", "90000", causal]
     terminal, stdout = pty.openpty()
-    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background of a script is told to ignore the signal, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(stdout)
     shown = b""
     while b"a warm" not in shown.partition(b"Temperature")[2] or len(shown) < 2000:
