@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Adapter(nn.Module):
     """h + relu(h Dᵀ) Uᵀ (arXiv 1902.00751; arXiv 2110.04366, section 2.2).
 
-    U begins at zero, so that nothing changes at first.
+    Unlike in the first paper there are no biases, as in all of this model, and the norms do not
+    train. U begins at zero, so that nothing changes at first.
 
     Attributes:
         down, up: D `(size, dim)` and U `(dim, size)`.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from classifier import LlamaZeroShotClassifier
+from dataset import fit_context
 from prompts import make_prompts
 from tokenizer import Tokenizer
 from utils import adder
@@ -45,9 +46,12 @@ class Calibrated(nn.Module):
     ):
         super().__init__()
         self.model = model
-        empty = [(text, 0, tokenizer.encode(text, True, False)) for text in CONTENT_FREE[method]]
+        model.eval()
+        untruncated = Tokenizer(tokenizer_model=tokenizer.model_path)
+        empty = [(text, 0, untruncated.encode(text, True, False)) for text in CONTENT_FREE[method]]
         prompts = make_prompts(empty, template, label_names, tokenizer, causal=True)
         device = next(model.parameters()).device
+        (prompts,) = fit_context(prompts, max_len=model.max_prompt_len, keep="last")
         rows = [torch.tensor([ids], device=device) for _, _, ids in prompts]
         with torch.inference_mode():
             scores = [model(row, torch.tensor([row.shape[1]], device=device)) for row in rows]

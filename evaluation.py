@@ -122,10 +122,10 @@ def check_metrics_file(path: str | Path) -> None:
         raise InputError(f"{path}: not writable")
     *_, last = path.read_bytes().splitlines(keepends=True) or [b"{}\n"]
     try:
-        json.loads(last)
+        good = last.endswith(b"\n") and isinstance(json.loads(last), dict)
     except ValueError:
-        last = b""
-    if not last.endswith(b"\n"):
+        good = False
+    if not good:
         raise InputError(f"{path}: not a file of JSON lines to add to; name another one")
 
 

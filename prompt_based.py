@@ -43,9 +43,10 @@ def few_shot(data: Sequence[Example], shots: int, num_labels: int, seed: int) ->
         InputError: a label does not have so many.
     """
     chosen: list[int] = []
+    generator = random.Random(seed)
     for label in range(num_labels):
         rows = [i for i, example in enumerate(data) if example[1] == label]
         if len(rows) < shots:
             raise InputError(f"--shots {shots}: label {label} has {len(rows)} sentences")
-        chosen += random.Random(seed).sample(rows, shots)
+        chosen += generator.sample(rows, shots)
     return [data[i] for i in sorted(chosen)]

@@ -11,7 +11,7 @@ from utils import adder, number
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = adder(parser.add_argument_group("learning rate and stopping"))
-    help = "how --lr goes down to 0 over the training"
+    help = "whether and how --lr goes down to 0 over the training"
     add("--lr_schedule", choices=("constant", "linear", "cosine"), default="constant", help=help)
     help = "share of the steps in which --lr is reached"
     add("--warmup", type=number(float, 0, 1), default=0.0, metavar="SHARE", help=help)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "size of an ascent step, in the same unit"
     add("--smart_step_size", type=positive, default=0.1, help=help)
     help = "deviation of the perturbation that the ascent starts from, in the same unit"
-    add("--smart_noise", type=positive, default=0.01, help=help)
+    add("--smart_noise", type=number(float, 1e-6), default=0.01, help=help)
     help = "weight of the divergence from the averaged model's predictions; 0 leaves it out"
     add("--smart_mu", type=positive, default=1.0, help=help)
     help = "share of the averaged model that is kept at every step"
@@ -40,8 +40,8 @@ def prepare(recipe: Recipe) -> None:
 
 
 def symmetric_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p‖q) + KL(q‖p), the mean over rows of log-probabilities `(batch, num_labels)`."""
-    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=-1).mean()
+    """KL(p‖q) + KL(q‖p), the sum over rows of log-probabilities `(batch, num_labels)`."""
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum()
 
 
 class Smart:
@@ -69,14 +69,13 @@ class Smart:
         with evaluating(model):
             log_p = self.log_probs(batch, model)
             with perturbed(model, self.ascend(batch, model, log_p.detach())):
-                loss = loss + self.args.smart * symmetric_divergence(
-                    log_p, self.log_probs(batch, model)
-                )
+                log_q = self.log_probs(batch, model)
+            divergence = self.args.smart * symmetric_divergence(log_p, log_q)
             if self.args.smart_mu > 0:
                 with torch.no_grad():
                     log_average = self.log_probs(batch, self.averaged)
-                loss = loss + self.args.smart_mu * symmetric_divergence(log_p, log_average)
-        return loss
+                divergence += self.args.smart_mu * symmetric_divergence(log_p, log_average)
+        return loss + divergence / self.args.batch_size  # as the loss, in a smaller batch too
 
     def ascend(self, batch: dict, model: nn.Module, log_p: torch.Tensor) -> torch.Tensor:
         """The perturbation δ of the embeddings, `(batch, seqlen, dim)`, by projected ascent."""
