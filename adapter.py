@@ -8,7 +8,7 @@ from torch import nn
 
 from linear import Linear
 from llama import Llama
-from utils import adder, number
+from utils import InputError, adder, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,12 @@ def add_adapters(llama: Llama, size: int) -> list[nn.Parameter]:
     """Put an adapter behind every attention and feed-forward layer; return their parameters.
 
     They are called by a hook, so that the names of the other parameters stay the checkpoint's.
+
+    Raises:
+        InputError: they would be wider than what they adapt.
     """
+    if size > llama.config.dim:
+        raise InputError(f"--adapter_size {size}: the layers are {llama.config.dim} wide")
     added = []
     for layer in llama.layers:
         for sublayer in (layer.attention, layer.feed_forward):

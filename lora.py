@@ -9,7 +9,7 @@ from torch import nn
 
 from linear import Linear
 from llama import Llama
-from utils import adder, number
+from utils import InputError, adder, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,13 @@ class LoRALinear(Linear):
 
 
 def add_lora(llama: Llama, rank: int, alpha: float, dropout: float) -> list[nn.Parameter]:
-    """Put updates beside all linear layers of attention and feed-forward; return them."""
+    """Put updates beside all linear layers of attention and feed-forward; return them.
+
+    Raises:
+        InputError: the rank is larger than that of the layers.
+    """
+    if rank > llama.config.dim:
+        raise InputError(f"--lora_rank {rank}: the layers are {llama.config.dim} wide")
     updates = []
     for module in list(llama.layers.modules()):
         for name, child in list(module.named_children()):

@@ -65,6 +65,7 @@ def add_prefix(llama: Llama, length: int) -> list[nn.Parameter]:
     weight = llama.tok_embeddings.weight
     states = llama.tok_embeddings(torch.randint(len(weight), (1, length), device=weight.device))
     added = []
+    llama.eval()
     for layer in llama.layers:
         attention = PrefixAttention(layer.attention, length).to(weight.device)
         _, key, value = attention.project(layer.attention_norm(states))

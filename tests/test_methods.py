@@ -71,7 +71,7 @@ def make_model(tmp_path, tokenizer):
 
 
 def make_recipe(model, n_steps=3, **flags):
-    args = SimpleNamespace(**(methods.defaults() | {"lr": 1e-2} | flags))
+    args = SimpleNamespace(**(methods.defaults() | {"lr": 1e-2, "batch_size": 6} | flags))
     log_probs = functools.partial(predict, device=CPU, dtype="float32")
     loss = functools.partial(classification_loss, batch_size=6, log_probs=log_probs)
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": args.lr}]
@@ -164,6 +164,17 @@ def test_lora_is_its_definition_and_merges():
     assert torch.allclose(linear.merged()(x).double(), expected, atol=1e-4)
 
 
+def test_lora_drops_inputs_of_the_update_in_training_only():
+    torch.manual_seed(0)
+    linear = LoRALinear(make_llama().layers[0].feed_forward.w1, 4, 12.0, dropout=0.5)
+    x = torch.randn(5, 9, 32)
+    assert torch.equal(linear(x), linear(x))  # B is zero
+    torch.nn.init.normal_(linear.lora_b)
+    assert not torch.equal(linear(x), linear(x))
+    linear.eval()
+    assert torch.equal(linear(x), linear(x))
+
+
 def test_merged_lora_predicts_the_same(make_model):
     model = make_model(tune="lora")
     train(model)
@@ -238,13 +249,17 @@ def test_a_prefix_works_with_a_cache_and_ragged_rows():
 
 def test_mixout_of_nothing_is_plain_training(make_model):
     plain, mixed = make_model(), make_model()
-    assert train(plain)[0] == train(mixed, mixout=0.0)[0]
     add_mixout(mixed.llama, 0.0)
-    again = make_model()
-    add_mixout(again.llama, 0.0)
-    train(again)
-    for (name, a), b in zip(plain.named_parameters(), again.parameters(), strict=True):
+    assert train(plain)[0] == pytest.approx(train(mixed)[0], abs=1e-5)
+    for (name, a), b in zip(plain.named_parameters(), mixed.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5), name
+
+
+def test_mixout_acts_on_all_linear_layers_of_the_layers(make_model):
+    plain, mixed = make_model(), make_model()
+    losses = train(mixed, mixout=0.5)[0]
+    assert sum(isinstance(module, MixoutLinear) for module in mixed.modules()) == 2 * 7
+    assert losses[1:] != pytest.approx(train(plain)[0][1:], abs=1e-4)
 
 
 def test_mixout_takes_weights_from_both_and_keeps_the_mean():
@@ -278,8 +293,8 @@ def test_the_divergence_is_symmetric_and_zero_of_equals():
     p, q = torch.randn(2, 8, 5).log_softmax(-1)
     assert symmetric_divergence(p, q).item() == pytest.approx(symmetric_divergence(q, p).item())
     assert symmetric_divergence(p, p).item() == 0
-    expected = F.kl_div(q, p, log_target=True, reduction="batchmean")
-    expected += F.kl_div(p, q, log_target=True, reduction="batchmean")
+    expected = F.kl_div(q, p, log_target=True, reduction="sum")
+    expected += F.kl_div(p, q, log_target=True, reduction="sum")
     assert symmetric_divergence(p, q).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -287,6 +302,17 @@ def test_without_perturbation_smart_is_plain_training(make_model):
     plain, smooth = make_model(), make_model()
     flags = {"smart": 5.0, "smart_radius": 0.0, "smart_mu": 0.0}
     assert train(smooth, **flags)[0] == pytest.approx(train(plain)[0], abs=1e-5)
+
+
+def test_the_regularizers_are_computed_without_dropout(make_model):
+    model = make_model(hidden_dropout_prob=0.5)
+    recipe = make_recipe(model, smart=5.0, smart_radius=0.0)
+    model.train()
+    torch.manual_seed(0)
+    plain = recipe.loss.loss(BATCH, model).item()
+    torch.manual_seed(0)
+    assert recipe.loss(BATCH, model).item() == pytest.approx(plain, abs=1e-5)
+    assert model.training and model.dropout.training
 
 
 def test_the_perturbation_stays_in_its_ball_and_ascends(make_model):
@@ -370,7 +396,6 @@ def test_the_best_mixture_on_dev_is_kept(make_model, capsys):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 1
-    recipe.evaluate = None
     accuracies = iter([0.2, 0.6, 0.4])
     args = dict(vars(recipe), evaluate=lambda: next(accuracies), after_step=[], finish=[])
     recipe = Recipe(**args)
@@ -508,8 +533,12 @@ def test_a_template_has_one_sentence(template, tokenizer):
 
 @pytest.mark.parametrize("method", ["contextual", "pmi"])
 def test_calibration_divides_out_the_prior(method, tmp_path, tokenizer):
-    model = LlamaZeroShotClassifier(config_of(tmp_path / "z.pt"), tokenizer, NAMES).eval()
+    model = LlamaZeroShotClassifier(config_of(tmp_path / "z.pt"), tokenizer, NAMES)
+    model.llama.config.dropout = 0.5
+    for layer in model.llama.layers:
+        layer.feed_forward.dropout.p = 0.5
     template = "{sentence} It is"
+    calibrated = Calibrated(model, method, template, NAMES, tokenizer)
 
     def probabilities(sentence):
         data = [(sentence, 0, tokenizer.encode(sentence, True, False))]
@@ -519,7 +548,6 @@ def test_calibration_divides_out_the_prior(method, tmp_path, tokenizer):
 
     texts = ("N/A", "[MASK]", "") if method == "contextual" else ("",)
     prior = torch.stack([probabilities(text) for text in texts]).mean(0)
-    calibrated = Calibrated(model, method, template, NAMES, tokenizer)
     expected = (probabilities("a thin plot") / prior).log()
     data = [("a thin plot", 0, tokenizer.encode("a thin plot", True, False))]
     ((_, _, ids),) = make_prompts(data, template, NAMES, tokenizer, causal=True)
