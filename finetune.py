@@ -46,7 +46,7 @@ from prompts import make_prompts
 from recipe import Recipe
 from tokenizer import Tokenizer, check_vocabulary
 from training import Loss, checkpoint_activations, mixed_precision, update
-from tuning import adapt, count_parameters, load_trained, trained_state
+from tuning import adapt, count_parameters, frozen_digest, load_trained, trained_state
 from utils import InputError, peak_memory, pick_device, with_defaults
 
 
@@ -325,6 +325,7 @@ def save_model(
     kind, keys, *rest = np.random.get_state()
     saved = {
         "model": trained_state(model),
+        "frozen": frozen_digest(model),
         "optim": optimizer.state_dict(),
         "args": {name: plain(value) for name, value in vars(args).items()},
         "model_config": {name: plain(value) for name, value in vars(config).items()},
@@ -336,6 +337,43 @@ def save_model(
     print(f"save the model to {filepath}")
 
 
+def read_saved(path: str | Path) -> dict:
+    """What `save_model` saved.
+
+    Raises:
+        InputError: it is something else.
+    """
+    saved = read_checkpoint(path)
+    parts = [saved.get(name) for name in ("model", "args", "model_config")]
+    if not all(isinstance(part, dict) for part in parts) or "num_labels" not in parts[-1]:
+        raise InputError(f"{path}: not what --option finetune saves")
+    return saved
+
+
+def restore_settings(args: argparse.Namespace, given: frozenset[str]) -> None:
+    """Take the settings of the run that saved `args.load`, where the command line has none.
+
+    Raises:
+        InputError: the command line has others for what cannot be changed any more.
+    """
+    saved = read_saved(args.load)["args"]
+    fixed = {"max_sentence_len", "causal", "label_names", *methods.defaults()}
+    free = {
+        "dev",
+        "test",
+        "train",
+        "pretrained_model_path",
+        "tokenizer_path",
+        "dtype",
+        "batch_size",
+    }
+    for name in (fixed | free) & saved.keys():
+        if name not in given:
+            setattr(args, name, saved[name])
+        elif name in fixed and getattr(args, name) != saved[name]:
+            raise InputError(f"--{name}: {args.load} was trained with {saved[name]}; leave it out")
+
+
 def plain(value: Any) -> Any:
     """A value that can be saved without pickling a class; what is none becomes its text."""
     if isinstance(value, np.generic):
@@ -345,19 +383,23 @@ def plain(value: Any) -> Any:
 
 def test(args: argparse.Namespace) -> None:
     """Load `args.filepath`, evaluate on dev and test, and write the predictions."""
-    saved = read_checkpoint(args.filepath)
-    if not isinstance(saved.get("model_config"), dict):
-        raise InputError(f"{args.filepath}: not what --option finetune saves")
+    saved = read_saved(args.filepath)
+    args = with_defaults(args, methods.defaults())
     config = SimpleNamespace(**(methods.defaults() | {"label_names": None} | saved["model_config"]))
-    if "pretrained_model_path" in getattr(args, "given", ()):
+    if args.load is not None:
         config.pretrained_model_path = args.pretrained_model_path
-    recipe = {name: getattr(config, name) for name in methods.defaults()}
-    args = argparse.Namespace(**(vars(with_defaults(args)) | recipe))
     check_out_files(args, methods.out_file_kinds(args, "finetuning"))
+    for filename in (args.dev, args.test):
+        check_labels(filename, config.num_labels, args.filepath)
     device = pick_device(args.use_gpu)
     tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
     model = build_model(config, tokenizer)
     load_trained(model, saved["model"], args.filepath)
+    if frozen_digest(model) != saved.get("frozen", frozen_digest(model)):
+        raise InputError(
+            f"{args.filepath}: trained on other weights than {config.pretrained_model_path}; "
+            "name them with --pretrained-model-path"
+        )
     merge_lora(model)
     model = model.to(device)
     print(f"load model from {args.filepath}")

@@ -9,7 +9,7 @@ import pretrain
 from dataset import LlamaDataset, create_data
 from demo import use_demo
 from evaluation import check_out_files, model_eval, write_predictions_to_file
-from finetune import save_model, test, train
+from finetune import restore_settings, save_model, test, train
 from generation import generate_sentence
 from packing import DTYPES
 from prompting import test_with_prompting
@@ -152,6 +152,8 @@ def get_args() -> argparse.Namespace:
     if args.option == "pretrain":
         for name in pretrain.SHARED_DEFAULTS.keys() - given:
             setattr(args, name, pretrain.SHARED_DEFAULTS[name])
+    elif args.load is not None:
+        restore_settings(args, given)
     else:
         use_demo(args, given)
     if args.tokenizer_path is None:

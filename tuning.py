@@ -1,6 +1,7 @@
 """`--tune`: which tensors of a classifier train, or are put in to be trained (arXiv 2110.04366)."""
 
 import argparse
+import hashlib
 from typing import Any
 
 import torch
@@ -72,11 +73,21 @@ def load_trained(model: nn.Module, saved: dict[str, torch.Tensor], path: str) ->
         InputError: these are not its trained tensors.
     """
     expected = trained_state(model)
-    if saved.keys() != expected.keys() or any(
-        saved[name].shape != tensor.shape for name, tensor in expected.items()
+    if saved.keys() != expected.keys() or not all(
+        isinstance(saved[name], torch.Tensor) and saved[name].shape == tensor.shape
+        for name, tensor in expected.items()
     ):
         raise InputError(f"{path}: its tensors are not those that its settings describe")
     model.load_state_dict(saved, strict=False)
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """SHA-256 of the tensors that do not train, to know their base again by."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            digest.update(parameter.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -49,6 +49,7 @@ def with_defaults(args: Any, more: dict[str, Any] | None = None) -> argparse.Nam
         "activation_checkpointing": False,
         "metrics_out": None,
         "report": False,
+        "load": None,
     }
     return argparse.Namespace(**(defaults | (more or {}) | vars(args)))
 
