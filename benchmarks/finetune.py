@@ -17,7 +17,6 @@ how much of its time goes into making batches.
 import argparse
 import contextlib
 import functools
-import platform
 import random
 import time
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch.utils.data import DataLoader
 from base_llama import read_checkpoint
 from batching import make_loader
 from benchmarks.reference_way import model_eval_with_autograd, reference_way
+from benchmarks.ways import WAYS, make_parser, print_settings
 from classifier import LlamaEmbeddingClassifier
 from dataset import encode_labelled, fit_context, read_labelled
 from evaluation import model_eval
@@ -40,23 +40,12 @@ from training import mixed_precision
 from utils import keep_freed_memory, seed_everything
 
 DEVICE = torch.device("cpu")
-WAYS = {  # causal, dtype, as the reference works
-    "a unmasked float32, reference": (False, "float32", True),
-    "b unmasked float32": (False, "float32", False),
-    "c causal float32": (True, "float32", False),
-    "d causal bfloat16": (True, "bfloat16", False),
-}
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pretrained-model-path", required=True)
-    parser.add_argument("--tokenizer-path", default="tokenizer.model")
-    parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
-    parser.add_argument("--batch_size", type=int, default=80)
+    parser = make_parser(__doc__, batch_size=80)
     parser.add_argument("--batches", type=int, default=8, help="of each round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 
@@ -169,7 +158,7 @@ def main() -> None:
     flags = parse()
     torch.set_num_threads(flags.threads)
     keep_freed_memory()
-    print(f"{platform.machine()}, torch {torch.__version__}, {vars(flags)}")
+    print_settings(flags)
     num_labels = 1 + max(label for label, _ in read_labelled(f"{flags.data}-train.txt"))
     ways = {name: Way(flags, *way, num_labels) for name, way in WAYS.items()}
     rate = product_rate()

@@ -12,7 +12,6 @@ table gives the median rate of a round in sentences per second and its ratio to 
 
 import argparse
 import contextlib
-import platform
 import random
 import time
 from statistics import median
@@ -22,6 +21,7 @@ import torch
 
 from batching import make_loader
 from benchmarks.reference_way import reference_way
+from benchmarks.ways import WAYS, make_parser, print_settings
 from classifier import LlamaZeroShotClassifier
 from dataset import encode_labelled, fit_context, load_label_names
 from evaluation import model_eval
@@ -31,23 +31,12 @@ from tokenizer import Tokenizer
 from utils import keep_freed_memory
 
 DEVICE = torch.device("cpu")
-WAYS = {  # causal, dtype, as the reference works
-    "a unmasked float32, reference": (False, "float32", True),
-    "b unmasked float32": (False, "float32", False),
-    "c causal float32": (True, "float32", False),
-    "d causal bfloat16": (True, "bfloat16", False),
-}
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pretrained-model-path", required=True)
-    parser.add_argument("--tokenizer-path", default="tokenizer.model")
-    parser.add_argument("--data", default="data/sst", help="path up to -dev.txt")
-    parser.add_argument("--batch_size", type=int, default=10)
+    parser = make_parser(__doc__, batch_size=10)
     parser.add_argument("--n_dev", type=int, default=320, help="sentences to classify")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 
@@ -86,7 +75,7 @@ def main() -> None:
     flags = parse()
     torch.set_num_threads(flags.threads)
     keep_freed_memory()
-    print(f"{platform.machine()}, torch {torch.__version__}, {vars(flags)}")
+    print_settings(flags)
     ways = {name: Way(flags, *way) for name, way in WAYS.items()}
     for round_number in range(-1, flags.rounds):
         order = list(ways.values())

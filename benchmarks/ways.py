@@ -1,0 +1,30 @@
+"""What the benchmarks of fine-tuning and prompting compare, and the flags that they share."""
+
+import argparse
+import platform
+
+import torch
+
+WAYS = {  # causal, dtype, as the reference works
+    "a unmasked float32, reference": (False, "float32", True),
+    "b unmasked float32": (False, "float32", False),
+    "c causal float32": (True, "float32", False),
+    "d causal bfloat16": (True, "bfloat16", False),
+}
+
+
+def make_parser(description: str | None, batch_size: int) -> argparse.ArgumentParser:
+    """A parser with the flags of the model, the data and the threads."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pretrained-model-path", required=True)
+    parser.add_argument("--tokenizer-path", default="tokenizer.model")
+    parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
+    parser.add_argument("--batch_size", type=int, default=batch_size)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def print_settings(flags: argparse.Namespace) -> None:
+    print(f"{platform.machine()}, torch {torch.__version__}, {vars(flags)}")
