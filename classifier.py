@@ -9,6 +9,7 @@ from torch import nn
 
 from decoding import KVCache, last_column
 from llama import load_pretrained
+from pooling import mean_state
 from tokenizer import Tokenizer
 from utils import InputError
 
@@ -129,16 +130,8 @@ class LlamaEmbeddingClassifier(nn.Module):
             log-probabilities `(batch, num_labels)`.
         """
         if self.pooling == "mean":
-            pooled = self.mean_state(input_ids, lengths)
+            pooled = mean_state(self.llama.hidden_states(input_ids), lengths)
         else:
             positions = last_column(input_ids) if lengths is None else lengths[:, None] - 1
             pooled = self.llama.hidden_states(input_ids, positions)[:, 0]
         return F.log_softmax(self.classifier_head(self.dropout(pooled)).float(), dim=-1)
-
-    def mean_state(self, input_ids: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        """The mean of the hidden states of each row's tokens, `(batch, dim)`."""
-        hidden = self.llama.hidden_states(input_ids)
-        if lengths is None:
-            return hidden.mean(dim=1)
-        real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
-        return (hidden * real[..., None]).sum(dim=1) / lengths[:, None]

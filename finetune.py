@@ -214,7 +214,7 @@ def count_labels(args: argparse.Namespace) -> tuple[int, list[str] | None]:
         InputError: a file of labelled sentences has other labels.
     """
     names = None
-    if "label_names" in args.given or args.prompt_based or args.wise_ft is not None:
+    if "label_names" in args.given or methods.need_label_names(args):
         names = load_label_names(args.label_names)
         num_labels, known_from = len(names), args.label_names
     else:
@@ -232,6 +232,8 @@ def build_model(config: Any, tokenizer: Tokenizer) -> nn.Module:
         config: what the classifiers take, and the methods' flags.
     """
     if config.prompt_based:
+        if config.pooling is not None:
+            raise InputError("--pooling: --prompt_based has no new head that states are pooled for")
         untruncated = Tokenizer(tokenizer_model=tokenizer.model_path)
         model = PromptClassifier(config, untruncated, config.label_names)
     else:

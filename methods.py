@@ -5,6 +5,7 @@ from typing import Any
 
 import calibration
 import mixout
+import pooling
 import prompt_based
 import prompts
 import schedule
@@ -12,25 +13,40 @@ import smart
 import tuning
 import wise_ft
 from recipe import Recipe
+from utils import declared
 
 METHODS = (wise_ft, mixout, schedule, smart)  # in the order in which they prepare the training
-MODULES = (prompts, calibration, prompt_based, tuning, *METHODS)
+MODULES = (prompts, calibration, prompt_based, tuning, pooling, *METHODS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for module in MODULES:
         module.add_arguments(parser)
-    group = parser.add_argument_group("pooling")
-    help = "what of a sentence the new head sees: its last token's state, or the mean of all; by "
-    help += "default the last column's, as the assignment has it, or with --causal the last token's"
-    group.add_argument("--pooling", choices=("last", "mean"), help=help)
 
 
 def defaults() -> dict[str, Any]:
     """The methods' flags, all of them off."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add_arguments(parser)
-    return vars(parser.parse_args([]))
+    return declared(add_arguments)
+
+
+def acting_with() -> dict[str, dict[str, Any]]:
+    """For each flag of the methods, those of which one must be set for it to act, and to what.
+
+    A flag is set to one of the values given, or where these are None, to anything but nothing.
+    """
+    needed = {
+        "prompt_template": {"option": ("prompt",), "prompt_based": None},
+        "calibrate": {"option": ("prompt",)},
+        "adapter_size": {"tune": ("adapter",)},
+        "prefix_length": {"tune": ("prefix",)},
+    }
+    for name in defaults():
+        needed.setdefault(name, {"option": ("finetune",)})
+        if name.startswith("lora_"):
+            needed[name] = {"tune": ("lora",)}
+        if name.startswith("smart_"):
+            needed[name] = {"smart": None}
+    return needed
 
 
 def chosen(args: argparse.Namespace) -> dict[str, Any]:
@@ -40,6 +56,11 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
         for name, default in defaults().items()
         if getattr(args, name) != default
     }
+
+
+def need_label_names(args: argparse.Namespace) -> bool:
+    """Whether a method reads the labels' names."""
+    return args.prompt_based or args.wise_ft is not None
 
 
 def prepare(recipe: Recipe) -> None:

@@ -17,8 +17,10 @@ from tokenizer import TOKENIZER_MODEL
 from training import check_dtype
 from utils import (
     ArgumentParser,
+    InputError,
     adder,
     check_outputs,
+    declared,
     keep_freed_memory,
     number,
     run_script,
@@ -152,9 +154,10 @@ def get_args() -> argparse.Namespace:
     if args.option == "pretrain":
         for name in pretrain.SHARED_DEFAULTS.keys() - given:
             setattr(args, name, pretrain.SHARED_DEFAULTS[name])
-    elif args.load is not None:
+    if args.option == "finetune" and args.load is not None:
         restore_settings(args, given)
-    else:
+    check_flags(args, given)
+    if args.option != "pretrain" and args.load is None:
         use_demo(args, given)
     if args.tokenizer_path is None:
         beside = Path(args.pretrained_model_path).parent / TOKENIZER_MODEL
@@ -168,8 +171,39 @@ def get_args() -> argparse.Namespace:
     }
     print(f"args: {shown}")
     args.given = sorted(given)
-    args.filepath = args.load or f"finetune-{args.epochs}-{args.lr}.pt"
+    suffix = "-advanced" if methods.chosen(args) else ""
+    args.filepath = args.load or f"finetune-{args.epochs}-{args.lr}{suffix}.pt"
     return args
+
+
+def check_flags(args: argparse.Namespace, given: frozenset[str]) -> None:
+    """Refuse flags that would not act; the assignment's are taken with every option, as there.
+
+    Raises:
+        InputError: the first of them.
+    """
+    acting_with = methods.acting_with() | {
+        "load": {"option": ("finetune",)},
+        "metrics_out": {"option": ("prompt", "finetune")},
+        "report": {"option": ("prompt", "finetune")},
+        "grad_accum": {"option": ("finetune", "pretrain")},
+        "activation_checkpointing": {"option": ("finetune", "pretrain")},
+        "prefix": {"option": ("generate",)},
+        "max_new_tokens": {"option": ("generate",)},
+    }
+    for name in declared(pretrain.add_arguments):
+        acting_with[name] = {"option": ("pretrain",)}
+    for name in sorted(given & acting_with.keys()):
+        settings = acting_with[name]
+        if any(
+            getattr(args, other) if values is None else getattr(args, other) in values
+            for other, values in settings.items()
+        ):
+            continue
+        needed = " or ".join(
+            f"--{other} {' or '.join(values or ())}".rstrip() for other, values in settings.items()
+        )
+        raise InputError(f"--{name} acts only with {needed}; leave it out")
 
 
 def name_out_files(args: argparse.Namespace) -> None:

@@ -78,6 +78,9 @@ def load_trained(model: nn.Module, saved: dict[str, torch.Tensor], path: str) ->
         for name, tensor in expected.items()
     ):
         raise InputError(f"{path}: its tensors are not those that its settings describe")
+    for name, tensor in saved.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} has values that are not finite")
     model.load_state_dict(saved, strict=False)
 
 

@@ -190,6 +190,13 @@ def adder(group: Any) -> Callable:
     return add
 
 
+def declared(add_arguments: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
+    """The flags that a function declares, at their defaults."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    return vars(parser.parse_args([]))
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, with errors as one line."""
 

@@ -111,6 +111,7 @@ def test_models_are_packed_where_it_changes_nothing_or_was_asked_for(project, ru
     for module in (generation, prompting):
         monkeypatch.setattr(module, "pack", lambda llama, dtype: packed.append(dtype))
     for option, n_loads in (("generate", 2), ("prompt", 1)):
+        length = ["--max_new_tokens", "2"] if option == "generate" else []
         for flags, expected in (
             (["--no-causal"], []),
             (["--causal"], ["float32"]),
@@ -118,7 +119,7 @@ def test_models_are_packed_where_it_changes_nothing_or_was_asked_for(project, ru
             (["--causal", "--dtype", "int8"], ["int8"]),
         ):
             packed.clear()
-            flags = ["--option", option, *project.flags, "--max_new_tokens", "2", *flags]
+            flags = ["--option", option, *project.flags, *length, *flags]
             assert run_cli(*flags)[0] == 0
             assert packed == expected * n_loads
 
@@ -126,8 +127,8 @@ def test_models_are_packed_where_it_changes_nothing_or_was_asked_for(project, ru
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_lower_precision_generates_and_prompts(project, run_cli, dtype):
     for mode in ("--causal", "--no-causal"):
-        flags = [*project.flags, mode, "--max_new_tokens", "5", "--dtype", dtype]
-        assert run_cli(*flags)[0] == 0
+        flags = [*project.flags, mode, "--dtype", dtype]
+        assert run_cli(*flags, "--max_new_tokens", "5")[0] == 0
         assert run_cli("--option", "prompt", *flags)[0] == 0
         predictions = (project.path / "toy-dev-prompting-output.txt").read_text()
         assert predictions.count("\n") == 6
@@ -624,7 +625,7 @@ def test_what_a_method_saved_loads_and_predicts_the_same(project, run_cli, flags
     for path in outputs:
         path.unlink()
     names = ["toy-dev-advanced-output.txt", "toy-test-advanced-output.txt"]
-    load = ["--load", "finetune-1-0.001.pt", "--dev_out", names[0], "--test_out", names[1]]
+    load = ["--load", "finetune-1-0.001-advanced.pt", "--dev_out", names[0], "--test_out", names[1]]
     code, again, _ = run_cli("--option", "finetune", *project.flags, *load)
     assert code == 0
     assert "train" not in again.split("load model")[1].split("\n")[0] and "epoch 0" not in again
@@ -635,12 +636,59 @@ def test_what_a_method_saved_loads_and_predicts_the_same(project, run_cli, flags
 def test_a_saved_adapter_is_small_and_needs_its_base(project, run_cli):
     flags = [*project.flags, "--option", "finetune", "--tune", "lora"]
     assert run_cli(*flags, "--lr", "1e-3")[0] == 0
-    saved = read_checkpoint(project.path / "finetune-1-0.001.pt")
+    saved = read_checkpoint(project.path / "finetune-1-0.001-advanced.pt")
     assert all("lora_" in name or "classifier_head" in name for name in saved["model"])
     (project.path / "model.pt").rename(project.path / "base.pt")
-    load = ["--option", "finetune", "--load", "finetune-1-0.001.pt"]
+    load = ["--option", "finetune", "--load", "finetune-1-0.001-advanced.pt"]
     code, _, err = run_cli(*load, *project.flags, "--pretrained-model-path", "base.pt")
     assert code == 0, err
+
+
+@pytest.fixture
+def saved_run(project, run_cli):
+    """A trained LoRA, and the flags that load it."""
+    flags = ["--option", "finetune", *project.flags]
+    assert run_cli(*flags, "--tune", "lora", "--max_sentence_len", "9")[0] == 0
+    return ["--option", "finetune", "--load", "finetune-1-2e-05-advanced.pt"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--max_sentence_len", "8"], "--max_sentence_len"),
+        (["--causal"], "--causal"),
+        (["--tune", "adapter"], "--tune"),
+        (["--lora_rank", "4"], "--lora_rank"),
+        (["--pretrained-model-path", "other.pt"], "trained on other weights than other.pt"),
+        (["--dev", "more-labels.txt"], "more-labels.txt"),
+    ],
+)
+def test_a_saved_run_takes_no_other_settings(project, run_cli, saved_run, flags, named):
+    save_llama(make_llama(seed=1), project.path / "other.pt")
+    (project.path / "more-labels.txt").write_text("7 ||| a film\n")
+    code, _, err = run_cli(*saved_run, *flags)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and named in err
+    assert run_cli(*saved_run, "--max_sentence_len", "9", "--tune", "lora")[0] == 0
+
+
+def test_a_saved_run_with_values_that_are_no_numbers_is_named(project, run_cli, saved_run):
+    path = project.path / saved_run[-1]
+    saved = read_checkpoint(path)
+    saved["model"]["classifier_head.bias"][0] = float("nan")
+    torch.save(saved, path)
+    code, _, err = run_cli(*saved_run)
+    assert code == 2 and "classifier_head.bias has values that are not finite" in err
+
+
+@pytest.mark.parametrize("part", ["model", "args", "model_config"])
+def test_a_malformed_saved_run_is_one_line(project, run_cli, saved_run, part):
+    path = project.path / saved_run[-1]
+    saved = read_checkpoint(path)
+    for broken in ({}, [1], None):
+        torch.save(saved | {part: broken}, path)
+        code, _, err = run_cli(*saved_run)
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (broken, err)
 
 
 BAD_METHODS = [
@@ -658,10 +706,25 @@ BAD_METHODS = [
     (["--prompt_based", "--causal", "--activation_checkpointing"], "--activation_checkpointing"),
     (["--option", "prompt", "--calibrate", "pmi"], "--calibrate"),
     (["--option", "prompt", "--prompt_template", "x"], "--prompt_template"),
+    (["--prompt_based", "--pooling", "mean"], "--pooling"),
+]
+IDLE_FLAGS = [
+    (["--lora_rank", "4"], "--lora_rank acts only with --tune lora"),
+    (["--tune", "lora", "--adapter_size", "4"], "--adapter_size acts only with --tune adapter"),
+    (["--prefix_length", "4"], "--prefix_length acts only with --tune prefix"),
+    (["--smart_mu", "1"], "--smart_mu acts only with --smart"),
+    (["--calibrate", "pmi"], "--calibrate acts only with --option prompt"),
+    (["--prompt_template", "{sentence}"], "acts only with --option prompt or --prompt_based"),
+    (["--option", "prompt", "--mixout", "0.5"], "--mixout acts only with --option finetune"),
+    (["--option", "prompt", "--load", "x.pt"], "--load acts only with --option finetune"),
+    (["--option", "generate", "--tune", "lora"], "--tune acts only with --option finetune"),
+    (["--option", "generate", "--report"], "--report acts only with --option prompt or finetune"),
+    (["--option", "pretrain", "--pooling", "mean"], "--pooling acts only with --option finetune"),
+    (["--dropout", "0.1"], "--dropout acts only with --option pretrain"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "named"), BAD_METHODS)
+@pytest.mark.parametrize(("flags", "named"), BAD_METHODS + IDLE_FLAGS)
 def test_methods_that_do_not_go_together_are_one_line(project, run_cli, flags, named):
     before = sorted(os.listdir(project.path))
     code, _, err = run_cli("--option", "finetune", *project.flags, *flags)
@@ -689,18 +752,8 @@ def test_calibrated_prompting_runs(project, run_cli, method):
 
 
 def test_patience_ends_a_training_that_does_not_improve(project, run_cli):
-    flags = [
-        "--option",
-        "finetune",
-        *project.flags,
-        "--lr",
-        "0",
-        "--epochs",
-        "9",
-        "--patience",
-        "2",
-    ]
-    code, out, _ = run_cli(*flags)
+    flags = ["--option", "finetune", *project.flags, "--lr", "0", "--epochs", "9"]
+    code, out, _ = run_cli(*flags, "--patience", "2")
     assert code == 0
     assert "epoch 2:" in out and "epoch 3:" not in out
     assert "stop: dev has not become better for 2 epochs" in out

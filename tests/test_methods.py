@@ -315,6 +315,19 @@ def test_the_regularizers_are_computed_without_dropout(make_model):
     assert model.training and model.dropout.training
 
 
+def test_a_smaller_last_batch_weighs_less(make_model):
+    """The regularized losses of two halves sum to that of the whole, as plain losses do."""
+    model = make_model()
+    recipe = make_recipe(model, smart=5.0, smart_radius=0.0, smart_momentum=1.0)
+    with torch.no_grad():  # so that the averaged model differs
+        model.classifier_head.weight.add_(torch.randn_like(model.classifier_head.weight))
+    model.train()
+    halves = [{name: x[rows] for name, x in BATCH.items()} for rows in (slice(4), slice(4, 6))]
+    whole = recipe.loss(BATCH, model).item()
+    assert whole > 1.1 * recipe.loss.loss(BATCH, model).item()
+    assert sum(recipe.loss(half, model).item() for half in halves) == pytest.approx(whole, rel=1e-4)
+
+
 def test_the_perturbation_stays_in_its_ball_and_ascends(make_model):
     model = make_model()
     smart = make_recipe(model, smart=1.0, smart_radius=0.5, smart_step_size=0.2, smart_steps=4).loss
@@ -502,6 +515,22 @@ def test_prompt_based_gradients_are_those_without_a_cache(make_model, tokenizer)
         assert torch.allclose(a, b, atol=1e-3 * b.abs().max().item() + 1e-5)
 
 
+def test_prompt_based_training_goes_with_checkpointed_activations(make_model):
+    """Where no label has several tokens, so that no cache is used."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model(prompt_based=True)
+        model.label_name_ids = [[5], [6], [8]]
+        assert not model.uses_cache
+        if checkpointing:
+            checkpoint_activations(model.llama.layers)
+        model.train()
+        value = F.nll_loss(model(BATCH["token_ids"], BATCH["lengths"]), BATCH["labels"])
+        gradients.append(torch.autograd.grad(value, list(model.llama.parameters())))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-4 * a.abs().max().item())
+
+
 def test_few_shots_are_so_many_of_each_label():
     data = [(str(i), i % 3, [i]) for i in range(30)]
     chosen = few_shot(data, 4, 3, seed=1)
@@ -558,3 +587,17 @@ def test_calibration_divides_out_the_prior(method, tmp_path, tokenizer):
         alone = tokenizer.encode("It is", False, False)
         scores = calibrated(torch.tensor([[1, *alone]]), torch.tensor([1 + len(alone)]))[0]
         assert torch.allclose(scores, scores.mean().expand(3), atol=1e-4)
+
+
+def test_a_long_content_free_prompt_is_cut_to_the_context(tmp_path, tokenizer):
+    """From its left, as the prompts that are scored."""
+    model = LlamaZeroShotClassifier(config_of(tmp_path / "z.pt"), tokenizer, NAMES)
+    template = "{sentence} " + "a film about a film " * 40
+    with pytest.warns(UserWarning, match="1 of 1 rows do not fit"):
+        calibrated = Calibrated(model, "pmi", template, NAMES, tokenizer)
+    ids = tokenizer.encode(template.removeprefix("{sentence} ").strip(), False, False)
+    assert len(ids) > model.max_prompt_len
+    cut = torch.tensor([[1, *ids[1 - model.max_prompt_len :]]])
+    with torch.inference_mode():
+        expected = model(cut, torch.tensor([cut.shape[1]])).log_softmax(-1)[0]
+    assert torch.allclose(calibrated.prior, expected, atol=1e-4)
