@@ -14,7 +14,7 @@ import functools
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.runs import ROOT, fine_tune, spread
+from benchmarks.runs import ROOT, classify, spread
 
 WAYS = {
     "a unmasked float32": {"no-causal": True},
@@ -37,7 +37,7 @@ def main() -> None:
 
     def run(name: str, lr: float, seed: int, data: str, batch_size: int) -> dict:
         flags = {"batch_size": batch_size, "epochs": args.epochs, "lr": lr, "seed": seed}
-        return fine_tune(args.results, name, data, WAYS[name] | flags)
+        return classify(args.results, name, data, WAYS[name] | flags)
 
     for name in ("a unmasked float32", "d causal bfloat16"):
         on_sst = functools.partial(run, name, data=args.data, batch_size=args.batch_size)
