@@ -49,6 +49,23 @@ from training import Loss, checkpoint_activations, mixed_precision, update
 from tuning import adapt, count_parameters, frozen_digest, load_trained, trained_state
 from utils import InputError, peak_memory, pick_device, with_defaults
 
+# Of what `save_model` saves, that which `test` and `--load` need.
+SAVED_CONFIG = {
+    "num_labels": int,
+    "option": str,
+    "pretrained_model_path": str,
+    "hidden_dropout_prob": float | int,
+    "causal": bool | None,
+    "label_names": list | None,
+}
+SAVED_ARGS = {
+    **dict.fromkeys(("train", "dev", "test", "label_names", "pretrained_model_path"), str),
+    "tokenizer_path": str | None,
+    "dtype": str,
+    "batch_size": int,
+    "max_sentence_len": int | None,
+}
+
 
 def train(args: argparse.Namespace) -> None:
     """Fine-tune on `args.train`; save to `args.filepath` at each new best accuracy on `args.dev`.
@@ -126,6 +143,7 @@ class FineTuning:
         self.device = pick_device(args.use_gpu)
         self.tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
         self.model = build_model(self.config, self.tokenizer).to(self.device)
+        self.config.causal = self.model.llama.config.causal
         if args.activation_checkpointing:
             self.checkpoint_activations()
         self.load_data()
@@ -347,8 +365,20 @@ def read_saved(path: str | Path) -> dict:
     """
     saved = read_checkpoint(path)
     parts = [saved.get(name) for name in ("model", "args", "model_config")]
-    if not all(isinstance(part, dict) for part in parts) or "num_labels" not in parts[-1]:
+    if not all(isinstance(part, dict) for part in parts):
         raise InputError(f"{path}: not what --option finetune saves")
+    _, args, config = parts
+    kinds = [(args, name, kind) for name, kind in SAVED_ARGS.items()]
+    kinds += [(config, name, kind) for name, kind in SAVED_CONFIG.items()]
+    for name, default in methods.defaults().items():
+        if default is not None and name in config:
+            kinds.append((config, name, type(default)))
+    for values, name, kind in kinds:
+        if not isinstance(values.get(name), kind):
+            value = values.get(name)
+            raise InputError(f"{path}: {name} {value!r} is not what --option finetune saves")
+    if config["num_labels"] < 1:
+        raise InputError(f"{path}: num_labels 0 is not what --option finetune saves")
     return saved
 
 
@@ -358,22 +388,28 @@ def restore_settings(args: argparse.Namespace, given: frozenset[str]) -> None:
     Raises:
         InputError: the command line has others for what cannot be changed any more.
     """
-    saved = read_saved(args.load)["args"]
-    fixed = {"max_sentence_len", "causal", "label_names", *methods.defaults()}
-    free = {
-        "dev",
-        "test",
-        "train",
-        "pretrained_model_path",
-        "tokenizer_path",
-        "dtype",
-        "batch_size",
-    }
-    for name in (fixed | free) & saved.keys():
+    checkpoint = read_saved(args.load)
+    saved = methods.defaults() | checkpoint["args"]
+    saved["causal"] = checkpoint["model_config"].get("causal")
+    fixed = {"max_sentence_len", "causal", *methods.defaults()}
+    for name in (fixed | SAVED_ARGS.keys()) & saved.keys():
         if name not in given:
             setattr(args, name, saved[name])
         elif name in fixed and getattr(args, name) != saved[name]:
-            raise InputError(f"--{name}: {args.load} was trained with {saved[name]}; leave it out")
+            raise InputError(f"{args.load}: trained with {name} {saved[name]}; leave the flag out")
+
+
+def same_label_names(args: argparse.Namespace, config: Any) -> list[str]:
+    """The names in `args.label_names`.
+
+    Raises:
+        InputError: there are more or fewer than labels, or the model was trained with others.
+    """
+    names = load_label_names(args.label_names)
+    if len(names) != config.num_labels or config.label_names not in (None, names):
+        known = config.label_names or f"{config.num_labels} labels"
+        raise InputError(f"{args.label_names}: {args.load} was trained with {known}")
+    return names
 
 
 def plain(value: Any) -> Any:
@@ -390,6 +426,8 @@ def test(args: argparse.Namespace) -> None:
     config = SimpleNamespace(**(methods.defaults() | {"label_names": None} | saved["model_config"]))
     if args.load is not None:
         config.pretrained_model_path = args.pretrained_model_path
+        if "label_names" in args.given:
+            config.label_names = same_label_names(args, config)
     check_out_files(args, methods.out_file_kinds(args, "finetuning"))
     for filename in (args.dev, args.test):
         check_labels(filename, config.num_labels, args.filepath)
@@ -397,7 +435,7 @@ def test(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
     model = build_model(config, tokenizer)
     load_trained(model, saved["model"], args.filepath)
-    if frozen_digest(model) != saved.get("frozen", frozen_digest(model)):
+    if "frozen" in saved and saved["frozen"] != frozen_digest(model):
         raise InputError(
             f"{args.filepath}: trained on other weights than {config.pretrained_model_path}; "
             "name them with --pretrained-model-path"
@@ -408,7 +446,8 @@ def test(args: argparse.Namespace) -> None:
     dev_data = create_data(args.dev, tokenizer, "valid", eos=False)
     test_data = create_data(args.test, tokenizer, "test", eos=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # training warned of the rows that are cut
+        if args.load is None:  # else training has warned of the rows that are cut
+            warnings.simplefilter("ignore")
         dev_data, test_data = as_read(model, config, tokenizer, dev_data, test_data)
 
     def evaluate(loader: DataLoader) -> tuple:

@@ -223,7 +223,7 @@ class Attention(nn.Module):
         """
         n, seqlen = query.shape[2], key.shape[2]
         dropout_p = self.config.attention_dropout if self.training else 0.0
-        short = mask is None and n == seqlen <= MAX_PLAIN
+        short = mask is None and 1 < n <= seqlen <= MAX_PLAIN
         if short and query.dtype == torch.bfloat16 and query.device.type == "cpu":
             return plain_attention(query, key, value, self.config.causal, dropout_p)
         if mask is None and self.config.causal and 1 < n < seqlen:
@@ -243,25 +243,25 @@ class Attention(nn.Module):
 def plain_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, dropout_p: float
 ) -> torch.Tensor:
-    """`F.scaled_dot_product_attention` of whole rows, its softmax in float32.
+    """`F.scaled_dot_product_attention` of short rows, its softmax in float32.
 
     For short rows in bfloat16 PyTorch's CPU kernel takes several times as long, above all backward.
 
     Args:
-        query: `(batch, n_heads, seqlen, head_dim)`.
+        query: `(batch, n_heads, n, head_dim)`, of the last n of seqlen positions.
         key, value: `(batch, n_kv_heads, seqlen, head_dim)`.
 
     Returns:
         as the query.
     """
-    seqlen, head_dim = query.shape[2:]
+    (n, head_dim), seqlen = query.shape[2:], key.shape[2]
     query = query / math.sqrt(head_dim)
     query = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # all that share a key together
-    scores = (query @ key.transpose(-1, -2)).unflatten(2, (-1, seqlen)).float()
+    scores = (query @ key.transpose(-1, -2)).unflatten(2, (-1, n)).float()
     if causal:
-        scores += scores.new_full((seqlen, seqlen), -math.inf).triu(diagonal=1)
+        scores += scores.new_full((n, seqlen), -math.inf).triu(diagonal=1 + seqlen - n)
     weights = F.dropout(scores.softmax(dim=-1), dropout_p).type_as(value)
-    return (weights.flatten(2, 3) @ value).unflatten(2, (-1, seqlen)).flatten(1, 2)
+    return (weights.flatten(2, 3) @ value).unflatten(2, (-1, n)).flatten(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -1,6 +1,7 @@
 """The optional methods, as a table: the flags that they declare, and those that change training."""
 
 import argparse
+import re
 from typing import Any
 
 import calibration
@@ -63,6 +64,16 @@ def need_label_names(args: argparse.Namespace) -> bool:
     return args.prompt_based or args.wise_ft is not None
 
 
+def file_suffix(args: argparse.Namespace) -> str:
+    """The methods that are on, for a file's name: "-tune-lora" where that is the only one."""
+    parts = []
+    for name, value in chosen(args).items():
+        parts.append(name)
+        if value is not True:
+            parts.append(re.sub(r"[^\w.]+", "-", str(value)).strip("-")[:40])
+    return "".join(f"-{part}" for part in parts)
+
+
 def prepare(recipe: Recipe) -> None:
     for method in METHODS:
         method.prepare(recipe)
@@ -72,5 +83,5 @@ def out_file_kinds(args: argparse.Namespace, kind: str) -> list[str]:
     """What the names of files of predictions may tell: the option's kind and, where a method is
     on or the weights are not the assignment's, "advanced".
     """
-    own_weights = "pretrained_model_path" in args.given
+    own_weights = "pretrained_model_path" in args.given or args.load is not None
     return [kind, "advanced"] if chosen(args) or own_weights else [kind]

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class PrefixAttention(Attention):
     """softmax(query · [P_k; key]ᵀ / √head_dim) · [P_v; value] (arXiv 2101.00190).
 
-    This is the form of arXiv 2110.04366, equation 4. All tokens see the whole prefix, which has no
+    This is the form of arXiv 2110.04366, equation 5. All tokens see the whole prefix, which has no
     position.
 
     Attributes:

@@ -44,7 +44,8 @@ def make_prompts(
 
     Without a mask this is the assignment's way: the whole text is tokenized, and the tokenizer may
     cut it. For a causal model the template stays whole, however short the sentence was cut, without
-    its last space so that the label's name begins with a word.
+    its last space so that the label's name begins with a word. What stands before the sentence, the
+    sentence, and what stands after it are tokenized apart, as words with a space between them.
     """
     before, after = frame(template, label_names)
     if not causal:

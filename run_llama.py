@@ -171,8 +171,7 @@ def get_args() -> argparse.Namespace:
     }
     print(f"args: {shown}")
     args.given = sorted(given)
-    suffix = "-advanced" if methods.chosen(args) else ""
-    args.filepath = args.load or f"finetune-{args.epochs}-{args.lr}{suffix}.pt"
+    args.filepath = args.load or f"finetune-{args.epochs}-{args.lr}{methods.file_suffix(args)}.pt"
     return args
 
 
@@ -204,6 +203,8 @@ def check_flags(args: argparse.Namespace, given: frozenset[str]) -> None:
             f"--{other} {' or '.join(values or ())}".rstrip() for other, values in settings.items()
         )
         raise InputError(f"--{name} acts only with {needed}; leave it out")
+    if args.load is not None and (unused := given & {"grad_accum", "activation_checkpointing"}):
+        raise InputError(f"--{min(unused)}: --load trains nothing; leave it out")
 
 
 def name_out_files(args: argparse.Namespace) -> None:

@@ -36,7 +36,8 @@ def prepare(recipe: Recipe) -> None:
         return
     smart = Smart(recipe)
     recipe.loss = smart
-    recipe.after_step.append(smart.update_average)
+    if recipe.args.smart_mu > 0:
+        recipe.after_step.append(smart.update_average)
 
 
 def symmetric_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
@@ -60,7 +61,9 @@ class Smart:
         embedding = recipe.model.llama.tok_embeddings
         self.unit = embedding.weight.detach().std().item()
         self.average = {
-            name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
+            name: p.detach().clone()
+            for name, p in self.model.named_parameters()
+            if p.requires_grad and self.args.smart_mu > 0
         }
 
     def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
