@@ -69,6 +69,15 @@ ROWS = {
         "warm-up and linear decay", CAUSAL | {"lr_schedule": "linear", "warmup": 0.1}, "lr", RATES
     ),
     "smart": Row("SMART", CAUSAL, "smart", (0.3, 1.0, 3.0)),
+    "combination 1": Row(
+        "continued pre-training, mean pooling",
+        CAUSAL | {"steps": 1000, "pooling": "mean"},
+        "lr",
+        RATES,
+    ),
+    "combination 2": Row(
+        "… and WiSE-FT", CAUSAL | {"steps": 1000, "pooling": "mean", "wise_ft": ALPHAS}, "lr", RATES
+    ),
     "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES),
     "few prompt": Row("… prompt-based", SHOTS | PROMPT, "lr", RATES),
     "few lora": Row("… LoRA", SHOTS | {"tune": "lora"}, "lr", HIGH_RATES),

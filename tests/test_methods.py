@@ -315,6 +315,43 @@ def test_the_regularizers_are_computed_without_dropout(make_model):
     assert model.training and model.dropout.training
 
 
+def test_smarts_loss_is_its_definition(make_model):
+    """One ascent step from given noise, row by row; then the weighted sum of three terms."""
+    model, average = make_model(), make_model(hidden_dropout_prob=0.0)
+    flags = {"smart_radius": 0.5, "smart_step_size": 0.3, "smart_noise": 0.02, "smart_mu": 0.7}
+    smart = make_recipe(model, smart=3.0, **flags).loss
+    with torch.no_grad():
+        model.classifier_head.weight.mul_(3).add_(0.1)
+    unit = average.llama.tok_embeddings.weight.std().item()
+
+    def log_probs(classifier, row, change=0.0):
+        handle = classifier.llama.tok_embeddings.register_forward_hook(lambda *c: c[-1] + change)
+        output = classifier(BATCH["token_ids"][row : row + 1], BATCH["lengths"][row : row + 1])
+        handle.remove()
+        return output
+
+    def divergence(log_p, log_q):
+        both = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+        return both + F.kl_div(log_p, log_q, log_target=True, reduction="sum")
+
+    torch.manual_seed(3)
+    noise = torch.randn(6, 11, 32) * 0.02 * unit
+    expected = 0.0
+    for row in range(6):
+        log_p = log_probs(model, row)
+        delta = noise[row : row + 1].clone().requires_grad_()
+        value = divergence(log_p.detach(), log_probs(model, row, delta))
+        (gradient,) = torch.autograd.grad(value, delta)
+        delta = delta.detach() + 0.3 * unit * gradient / gradient.abs().max()
+        delta = delta.clamp(-0.5 * unit, 0.5 * unit)
+        expected += -log_p[0, BATCH["labels"][row]]
+        expected += 3.0 * divergence(log_p, log_probs(model, row, delta))
+        expected += 0.7 * divergence(log_p, log_probs(average, row))
+    model.train()
+    torch.manual_seed(3)
+    assert smart(BATCH, model).item() == pytest.approx(expected.item() / 6, rel=1e-3)
+
+
 def test_a_smaller_last_batch_weighs_less(make_model):
     """The regularized losses of two halves sum to that of the whole, as plain losses do."""
     model = make_model()
