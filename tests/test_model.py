@@ -250,15 +250,19 @@ def test_attention_scores_accept_shared_and_repeated_keys():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-def test_plain_attention_is_pytorchs_with_its_gradients(causal, n_kv_heads):
+@pytest.mark.parametrize("n_before", [0, 3])
+def test_plain_attention_is_pytorchs_with_its_gradients(causal, n_kv_heads, n_before):
     torch.manual_seed(0)
     query = torch.randn(3, 4, 11, 8, requires_grad=True)
-    key, value = (torch.randn(3, n_kv_heads, 11, 8, requires_grad=True) for _ in range(2))
+    shape = (3, n_kv_heads, n_before + 11, 8)
+    key, value = (torch.randn(shape, requires_grad=True) for _ in range(2))
     weights = torch.randn(3, 4, 11, 8)
+    seen = torch.ones(11, n_before + 11, dtype=torch.bool)
+    seen = seen.tril(diagonal=n_before) if causal else seen
     results = []
     for output in (
         plain_attention(query, key, value, causal, 0.0),
-        F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True),
+        F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True),
     ):
         results.append(
             [output, *torch.autograd.grad((output * weights).sum(), (query, key, value))]
