@@ -33,7 +33,10 @@ def make_loader(
         )
     sampler = LengthBatchSampler if shuffle else SortedBatchSampler
     batches = sampler([len(ids) for _, _, ids in data], args.batch_size)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate_fn)
+    # Every pass over a loader draws a number; evaluation shall not change what training draws.
+    generator = None if shuffle else torch.Generator()
+    collate_fn = dataset.collate_fn
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_fn, generator=generator)
 
 
 class LengthBatchSampler(Sampler[list[int]]):

@@ -70,8 +70,9 @@ SAVED_ARGS = {
 def train(args: argparse.Namespace) -> None:
     """Fine-tune on `args.train`; save to `args.filepath` at each new best accuracy on `args.dev`.
 
-    After every epoch the train loss (mean over batches) and the accuracies on train and dev are
-    printed. `args.test` is only checked, so that a mistake in it shows before the training.
+    After every epoch the train loss (mean over batches) and the accuracies on train (unless
+    `args.skip_train_eval`) and dev are printed. `args.test` is only checked, so that a mistake in
+    it shows before the training.
     """
     args = with_defaults(args, methods.defaults())
     run = FineTuning(args)
@@ -88,15 +89,15 @@ def train(args: argparse.Namespace) -> None:
             run.recipe.after_step,
         )
         train_seconds = time.perf_counter() - start
-        train_acc, train_f1, *_ = run.evaluate(run.train_eval_loader)
+        train_acc = train_f1 = None
+        if not args.skip_train_eval:
+            train_acc, train_f1, *_ = run.evaluate(run.train_eval_loader)
         dev_acc, dev_f1, *_ = run.evaluate(run.dev_loader)
         if dev_acc > best_dev_acc:
             best_dev_acc, best_epoch = dev_acc, epoch
             run.save()
-        print(
-            f"epoch {epoch}: train loss :: {train_loss:.3f}, "
-            f"train acc :: {train_acc:.3f}, dev acc :: {dev_acc:.3f}"
-        )
+        shown = "" if train_acc is None else f"train acc :: {train_acc:.3f}, "
+        print(f"epoch {epoch}: train loss :: {train_loss:.3f}, {shown}dev acc :: {dev_acc:.3f}")
         append_metrics(
             args.metrics_out,
             option="finetune",

@@ -52,6 +52,8 @@ ASSIGNMENT_FLAGS = {
     *("hidden_dropout_prob", "lr"),
 }
 
+TRAINING_FLAGS = {"grad_accum", "activation_checkpointing", "skip_train_eval"}
+
 
 def make_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
@@ -128,6 +130,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with prompt and finetune, print every class's scores and the confusion matrix",
     )
+    help = "do not evaluate train after every epoch, a fifth of the time of fine-tuning"
+    add("--skip_train_eval", action="store_true", help=help)
     help = "with --option finetune: train nothing, evaluate what an earlier run saved"
     add("--load", metavar="CHECKPOINT", help=help)
     methods.add_arguments(parser)
@@ -183,6 +187,7 @@ def check_flags(args: argparse.Namespace, given: frozenset[str]) -> None:
     """
     acting_with = methods.acting_with() | {
         "load": {"option": ("finetune",)},
+        "skip_train_eval": {"option": ("finetune",)},
         "metrics_out": {"option": ("prompt", "finetune")},
         "report": {"option": ("prompt", "finetune")},
         "grad_accum": {"option": ("finetune", "pretrain")},
@@ -203,7 +208,7 @@ def check_flags(args: argparse.Namespace, given: frozenset[str]) -> None:
             f"--{other} {' or '.join(values or ())}".rstrip() for other, values in settings.items()
         )
         raise InputError(f"--{name} acts only with {needed}; leave it out")
-    if args.load is not None and (unused := given & {"grad_accum", "activation_checkpointing"}):
+    if args.load is not None and (unused := given & TRAINING_FLAGS):
         raise InputError(f"--{min(unused)}: --load trains nothing; leave it out")
 
 

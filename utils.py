@@ -47,6 +47,7 @@ def with_defaults(args: Any, more: dict[str, Any] | None = None) -> argparse.Nam
         "dtype": "float32",
         "grad_accum": 1,
         "activation_checkpointing": False,
+        "skip_train_eval": False,
         "metrics_out": None,
         "report": False,
         "load": None,

@@ -50,7 +50,8 @@ def classify(
     Returns:
         `name`, `data`, `flags`; accuracy and macro-averaged F1 of `dev` and `test`, when
         fine-tuning for the epoch that is best on dev; `seconds` and `peak_memory_bytes`; and of
-        fine-tuning `train_loss` of every epoch and `trained_parameters`.
+        fine-tuning `train_seconds`, `train_loss` of every epoch and `trained_parameters`. Causal
+        runs do not evaluate train, which changes nothing else.
     """
     identity = {"name": name, "data": Path(data).name, "flags": flags}
     for record in read_records(results.parent):
@@ -61,11 +62,12 @@ def classify(
         "label-names": Path(f"{data}-label-mapping.json").resolve(),
         "pretrained-model-path": model(),
     }
-    command = run_llama({"option": option, "metrics_out": "metrics.jsonl"} | paths | flags)
+    unseen = {"skip_train_eval": True} if option == "finetune" and "causal" in flags else {}
+    settings = {"option": option, "metrics_out": "metrics.jsonl"} | paths | unseen | flags
     results.parent.mkdir(parents=True, exist_ok=True)
     tqdm.write(f"{name}: {flags}")
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(run_llama(settings), cwd=folder, stdout=subprocess.DEVNULL, check=True)
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()
     *epochs, dev, test = map(json.loads, lines)
     measured = epochs or [dev, test]
@@ -76,6 +78,7 @@ def classify(
         "peak_memory_bytes": max(part["peak_memory_bytes"] for part in measured),
     }
     if epochs:
+        record["train_seconds"] = sum(epoch["train_seconds"] for epoch in epochs)
         record["train_loss"] = [epoch["train_loss"] for epoch in epochs]
         record["trained_parameters"] = epochs[0]["trained_parameters"]
     with results.open("a") as file:

@@ -207,6 +207,24 @@ def test_the_report_names_labels_that_do_not_occur(project, run_cli):
     assert all(re.search(rf"\n *{name} +0 +0 +0\n", dev) for name in ("bad", "fair"))
 
 
+def test_train_need_not_be_evaluated(project, run_cli):
+    """Nothing else changes: a causal evaluation draws no random numbers."""
+    outputs = []
+    for skip in ([], ["--skip_train_eval"]):
+        flags = [*project.flags, "--causal", "--epochs", "2", "--lr", "1e-3", "--metrics_out", "m"]
+        code, out, _ = run_cli("--option", "finetune", *flags, *skip)
+        assert code == 0
+        assert len(re.findall("train acc ::", out)) == (0 if skip else 2)
+        path = project.path / "m"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.unlink()
+        assert [line["train_accuracy"] is None for line in lines[:2]] == 2 * [bool(skip)]
+        files = [project.path / f"toy-{split}-finetuning-output.txt" for split in ("dev", "test")]
+        losses = [line["train_loss"] for line in lines[:2]]
+        outputs.append((losses, [path.read_text() for path in files]))
+    assert outputs[0] == outputs[1]
+
+
 def test_training_flags_reach_the_training(project, run_cli, monkeypatch):
     groups, layers, dtypes = [], [], []
     update, checkpoint, evaluate = finetune.update, finetune.checkpoint_activations, model_eval
