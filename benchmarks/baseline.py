@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 import time
 
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -15,6 +16,7 @@ from dataset import read_labelled
 STRENGTHS = (0.5, 1.0, 3.0, 10.0)
 
 
+@functools.cache
 def baseline(data: str) -> dict:
     """Fit on train, choose the strength of the regularization on dev.
 
