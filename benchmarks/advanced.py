@@ -222,9 +222,11 @@ def draw(path: Path) -> None:
         if "few" in name:
             continue
         accuracies = [record["dev"]["accuracy"] for record in final_runs(name, SST)]
-        points.append((mean(accuracies), first_epoch(name)["trained_parameters"], row.label))
-        accuracy, trained, _ = points[-1]
-        axes.errorbar(trained, accuracy, yerr=stdev(accuracies), fmt="o", ms=4, lw=0.8, capsize=2)
+        trained = first_epoch(name)["trained_parameters"]
+        while any(x == trained for _, x, _ in points):
+            trained *= 1.07  # beside each other, so that all bars are seen
+        points.append((mean(accuracies), trained, row.label))
+        axes.errorbar(*points[-1][1::-1], yerr=stdev(accuracies), fmt="o", ms=4, lw=0.8, capsize=2)
     points.sort()
     for i, (accuracy, trained, label) in enumerate(points):  # the labels beside the axes, in order
         axes.annotate(
@@ -234,7 +236,7 @@ def draw(path: Path) -> None:
             textcoords="axes fraction",
             verticalalignment="center",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "lw": 0.3},
+            arrowprops={"arrowstyle": "-", "lw": 0.3, "relpos": (0, 0.5)},
         )
     axes.axhline(baseline(SST)["dev"]["accuracy"], ls="--", color="grey", label=BASELINE)
     axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy on SST-5's dev")
