@@ -3,15 +3,12 @@
 import argparse
 import functools
 import itertools
-import random
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import NoneType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import methods
-from base_llama import read_checkpoint, write_checkpoint
+from base_llama import read_checkpoint
 from batching import make_loader
 from classifier import LlamaEmbeddingClassifier
 from dataset import (
@@ -44,27 +41,11 @@ from optimizer import AdamW
 from prompt_based import PromptClassifier, few_shot
 from prompts import make_prompts
 from recipe import Recipe
+from saving import read_saved, same_label_names, save_model
 from tokenizer import Tokenizer, check_vocabulary
 from training import Loss, checkpoint_activations, mixed_precision, update
-from tuning import adapt, count_parameters, frozen_digest, load_trained, trained_state
+from tuning import adapt, count_parameters, frozen_digest, load_trained
 from utils import InputError, peak_memory, pick_device, with_defaults
-
-# Of what `save_model` saves, that which `test` and `--load` need.
-SAVED_CONFIG = {
-    "num_labels": int,
-    "option": str,
-    "pretrained_model_path": str,
-    "hidden_dropout_prob": float | int,
-    "causal": bool | None,
-    "label_names": list | None,
-}
-SAVED_ARGS = {
-    **dict.fromkeys(("train", "dev", "test", "label_names", "pretrained_model_path"), str),
-    "tokenizer_path": str | None,
-    "dtype": str,
-    "batch_size": int,
-    "max_sentence_len": int | None,
-}
 
 
 def train(args: argparse.Namespace) -> None:
@@ -337,87 +318,6 @@ def train_epoch(
         for call in after_step:
             call(model, steps_before + step + 1)
     return total / len(loader)
-
-
-def save_model(
-    model: nn.Module, optimizer: Optimizer, args: Any, config: Any, filepath: str | Path
-) -> None:
-    """Save weights, optimizer, settings and generator states, as tensors and plain values."""
-    kind, keys, *rest = np.random.get_state()
-    saved = {
-        "model": trained_state(model),
-        "frozen": frozen_digest(model),
-        "optim": optimizer.state_dict(),
-        "args": {name: plain(value) for name, value in vars(args).items()},
-        "model_config": {name: plain(value) for name, value in vars(config).items()},
-        "system_rng": random.getstate(),
-        "numpy_rng": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch_rng": torch.random.get_rng_state(),
-    }
-    write_checkpoint(saved, filepath)
-    print(f"save the model to {filepath}")
-
-
-def read_saved(path: str | Path) -> dict:
-    """What `save_model` saved.
-
-    Raises:
-        InputError: it is something else.
-    """
-    saved = read_checkpoint(path)
-    parts = [saved.get(name) for name in ("model", "args", "model_config")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise InputError(f"{path}: not what --option finetune saves")
-    _, args, config = parts
-    kinds = [(args, name, kind) for name, kind in SAVED_ARGS.items()]
-    kinds += [(config, name, kind) for name, kind in SAVED_CONFIG.items()]
-    for name, default in methods.defaults().items():
-        if default is not None and name in config:
-            kinds.append((config, name, type(default)))
-    for values, name, kind in kinds:
-        if not isinstance(values.get(name), kind):
-            value = values.get(name)
-            raise InputError(f"{path}: {name} {value!r} is not what --option finetune saves")
-    if config["num_labels"] < 1:
-        raise InputError(f"{path}: num_labels 0 is not what --option finetune saves")
-    return saved
-
-
-def restore_settings(args: argparse.Namespace, given: frozenset[str]) -> None:
-    """Take the settings of the run that saved `args.load`, where the command line has none.
-
-    Raises:
-        InputError: the command line has others for what cannot be changed any more.
-    """
-    checkpoint = read_saved(args.load)
-    saved = methods.defaults() | checkpoint["args"]
-    saved["causal"] = checkpoint["model_config"].get("causal")
-    fixed = {"max_sentence_len", "causal", *methods.defaults()}
-    for name in (fixed | SAVED_ARGS.keys()) & saved.keys():
-        if name not in given:
-            setattr(args, name, saved[name])
-        elif name in fixed and getattr(args, name) != saved[name]:
-            raise InputError(f"{args.load}: trained with {name} {saved[name]}; leave the flag out")
-
-
-def same_label_names(args: argparse.Namespace, config: Any) -> list[str]:
-    """The names in `args.label_names`.
-
-    Raises:
-        InputError: there are more or fewer than labels, or the model was trained with others.
-    """
-    names = load_label_names(args.label_names)
-    if len(names) != config.num_labels or config.label_names not in (None, names):
-        known = config.label_names or f"{config.num_labels} labels"
-        raise InputError(f"{args.label_names}: {args.load} was trained with {known}")
-    return names
-
-
-def plain(value: Any) -> Any:
-    """A value that can be saved without pickling a class; what is none becomes its text."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return value if type(value) in (bool, int, float, str, list, NoneType) else str(value)
 
 
 def test(args: argparse.Namespace) -> None:

@@ -9,10 +9,11 @@ import pretrain
 from dataset import LlamaDataset, create_data
 from demo import use_demo
 from evaluation import check_out_files, model_eval, write_predictions_to_file
-from finetune import restore_settings, save_model, test, train
+from finetune import test, train
 from generation import generate_sentence
 from packing import DTYPES
 from prompting import test_with_prompting
+from saving import restore_settings, save_model
 from tokenizer import TOKENIZER_MODEL
 from training import check_dtype
 from utils import (
