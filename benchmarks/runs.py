@@ -1,6 +1,7 @@
 """Runs of the command line, each one a process, their results kept in a file."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data/demo/model.pt"
+DIVERGED = {split: {"accuracy": 0.0, "macro_f1": 0.0} for split in ("dev", "test")}
 
 
 def run_llama(flags: dict[str, object]) -> list[object]:
@@ -51,7 +53,8 @@ def classify(
         `name`, `data`, `flags`; accuracy and macro-averaged F1 of `dev` and `test`, when
         fine-tuning for the epoch that is best on dev; `seconds` and `peak_memory_bytes`; and of
         fine-tuning `train_seconds`, `train_loss` of every epoch and `trained_parameters`. Causal
-        runs do not evaluate train, which changes nothing else.
+        runs do not evaluate train, which changes nothing else. With WiSE-FT there is also `alpha`,
+        and where the loss was not finite, accuracies of 0 and no more.
     """
     identity = {"name": name, "data": Path(data).name, "flags": flags}
     for record in read_records(results.parent):
@@ -67,7 +70,11 @@ def classify(
     results.parent.mkdir(parents=True, exist_ok=True)
     tqdm.write(f"{name}: {flags}")
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(run_llama(settings), cwd=folder, stdout=subprocess.DEVNULL, check=True)
+        done = subprocess.run(run_llama(settings), cwd=folder, capture_output=True, text=True)
+        if done.returncode == 2 and "lower --lr" in done.stderr:
+            return append(results, identity | DIVERGED)
+        if done.returncode != 0:
+            raise RuntimeError(f"{name}: {flags}: {done.stderr}")
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()
     *epochs, dev, test = map(json.loads, lines)
     measured = epochs or [dev, test]
@@ -81,6 +88,13 @@ def classify(
         record["train_seconds"] = sum(epoch["train_seconds"] for epoch in epochs)
         record["train_loss"] = [epoch["train_loss"] for epoch in epochs]
         record["trained_parameters"] = epochs[0]["trained_parameters"]
+    if kept := re.search("keep alpha (.*)", done.stdout):
+        record["alpha"] = float(kept[1])
+    return append(results, record)
+
+
+def append(results: Path, record: dict) -> dict:
+    """Add a line of JSON to the results; returns the record."""
     with results.open("a") as file:
         file.write(f"{json.dumps(record)}\n")
     return record
