@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.accuracy
 
 5 epochs in batches of 80, (a) unmasked in float32 and (d) causally in bfloat16. The learning rate
-is chosen for each on dev, with one seed; then three other seeds run. Beside that (c) and (d), causally
-in float32 and bfloat16, learn the demo reviews with as many seeds: their losses should not differ
-by more than those of two seeds. Results are kept in `benchmarks/results/accuracy.jsonl`;
+is chosen for each on dev, with one seed; then three other seeds run. Beside that (c) and (d),
+causally in float32 and bfloat16, learn the demo reviews with as many seeds: their losses should not
+differ by more than those of two seeds. Results are kept in `benchmarks/results/accuracy.jsonl`;
 without it they run again.
 """
 

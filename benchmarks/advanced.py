@@ -3,36 +3,49 @@
     .venv/bin/python -m pip install -r benchmarks/requirements.txt
     .venv/bin/python -m benchmarks.advanced
 
-A row's one hyperparameter is tuned on SST-5's dev with one seed; then two more seeds run. The
-first two rows and those that are best on SST-5's dev run on CFIMDB too, with the same value. Each
-row also runs for one epoch on its own, from which the table has time and memory. All runs are
-processes that can be killed; what `benchmarks/results/` has does not run again.
+A row's one hyperparameter is tuned on SST-5's dev with one seed; then three other seeds run. The
+first two rows and those that are best on SST-5's dev run on CFIMDB too, with the same value. For
+the time, all rows take turns in training on a part of SST-5, three times; that needs an idle
+machine. All runs are processes that can be killed; what `benchmarks/results/` has does not run
+again. `--only PART` runs the rows with that in their name, on SST-5, and prints no table.
 """
 
 import argparse
 import functools
+import json
+import random
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import matplotlib.pyplot as plt
+from matplotlib.transforms import offset_copy
 
 from benchmarks.baseline import STRENGTHS, baseline
-from benchmarks.runs import DEMO, ROOT, classify, run_llama, spread
+from benchmarks.runs import DEMO, ROOT, append, classify, read_records, run_llama, spread
+from dataset import read_labelled
+from utils import atomic_write
 
 RESULTS = ROOT / "benchmarks/results"
 ADVANCED = RESULTS / "advanced.jsonl"
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
 BATCH_SIZES = {SST: 80, CFIMDB: 10}
-SEEDS = (1337, 1, 2)
+TUNING_SEED, SEEDS = 1337, (1, 2, 3)
 N_BEST = 3  # of the rows run on CFIMDB
+N_ROUNDS, TIMED = 3, {"epochs": 1, "shots": 300}  # an epoch of 1,500 sentences
+PRETRAINING_STEPS = 20  # that are timed
+
 RATES = (2e-4, 5e-4, 1e-3)
 HIGH_RATES = (1e-3, 2e-3, 5e-3)
 CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}
 SHOTS = CAUSAL | {"shots": 64, "batch_size": 8}
-PROMPT = {"prompt_based": True, "prompt_template": "{sentence} It was"}
+TEMPLATE = {"prompt_template": "{sentence} It was"}
+PROMPT = {"prompt_based": True} | TEMPLATE
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
+CONTINUED = CAUSAL | {"steps": "tuned", "pooling": "mean"}
+ZERO_SHOT = {"causal": True, "batch_size": 10}
 
 
 @dataclass
@@ -41,13 +54,13 @@ class Row:
 
     label: str
     flags: dict[str, object]
-    tuned: str | None = None
-    values: tuple = ()
+    tuned: str
+    values: tuple
 
     def settings(self, data: str, value: object, seed: int) -> dict:
         """All flags of a run."""
         settings = {"batch_size": BATCH_SIZES[data], "epochs": 5} | self.flags
-        return settings | ({} if self.tuned is None else {self.tuned: value}) | {"seed": seed}
+        return settings | {self.tuned: value, "seed": seed}
 
 
 DEFAULT, PLAIN = "a unmasked float32", "d causal bfloat16"  # also the names in accuracy.jsonl
@@ -56,8 +69,9 @@ ROWS = {
     PLAIN: Row("plain: causal, bfloat16", CAUSAL, "lr", RATES),
     "continued": Row("continued pre-training", CAUSAL, "steps", (250, 500, 1000)),
     "mean": Row("mean pooling", CAUSAL | {"pooling": "mean"}, "lr", RATES),
+    "words": Row("the head begins as the label words", CAUSAL | {"wise_ft": [1]}, "lr", RATES),
+    "wise": Row("WiSE-FT, α of 0, 0.2 … 1, that head", CAUSAL | {"wise_ft": ALPHAS}, "lr", RATES),
     "prompt": Row("prompt-based", CAUSAL | PROMPT, "lr", RATES),
-    "wise": Row("WiSE-FT", CAUSAL | {"wise_ft": ALPHAS}, "lr", RATES),
     "lora": Row("LoRA", CAUSAL | {"tune": "lora"}, "lr", HIGH_RATES),
     "adapter": Row("adapters", CAUSAL | {"tune": "adapter"}, "lr", HIGH_RATES),
     "prefix": Row("prefix", CAUSAL | {"tune": "prefix"}, "lr", (2e-3, 5e-3, 1e-2)),
@@ -69,15 +83,10 @@ ROWS = {
         "warm-up and linear decay", CAUSAL | {"lr_schedule": "linear", "warmup": 0.1}, "lr", RATES
     ),
     "smart": Row("SMART", CAUSAL, "smart", (0.3, 1.0, 3.0)),
-    "combination 1": Row(
-        "continued pre-training, mean pooling",
-        CAUSAL | {"steps": 1000, "pooling": "mean"},
-        "lr",
-        RATES,
-    ),
+    "combination 1": Row("continued pre-training, mean pooling", CONTINUED, "lr", RATES),
     "combination 2": Row(
         "continued pre-training, mean pooling, WiSE-FT",
-        CAUSAL | {"steps": 1000, "pooling": "mean", "wise_ft": ALPHAS},
+        CONTINUED | {"wise_ft": ALPHAS},
         "lr",
         RATES,
     ),
@@ -85,23 +94,42 @@ ROWS = {
     "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", RATES),
     "few lora": Row("64 sentences a label: LoRA", SHOTS | {"tune": "lora"}, "lr", HIGH_RATES),
 }
-ZERO_SHOT = {"causal": True, "batch_size": 10}
 PROMPTS = {
-    "zero-shot": ZERO_SHOT,
-    "zero-shot, contextual calibration": ZERO_SHOT | {"calibrate": "contextual"},
-    "zero-shot, PMI": ZERO_SHOT | {"calibrate": "pmi"},
+    "zero-shot, the assignment's prompt": ZERO_SHOT,
+    "zero-shot, “It was”": ZERO_SHOT | TEMPLATE,
+    "zero-shot, “It was”, contextual calibration": ZERO_SHOT
+    | TEMPLATE
+    | {"calibrate": "contextual"},
+    "zero-shot, “It was”, PMI": ZERO_SHOT | TEMPLATE | {"calibrate": "pmi"},
 }
-HEADER = ["", "best of", "SST-5 dev", "SST-5 test", "CFIMDB dev", "trained", "time", "GiB"]
 BASELINE = "TF-IDF, logistic regression"
+HEADER = ["", "best of", "SST-5 dev", "SST-5 test", "CFIMDB dev", "trained", "time", "GiB"]
 
 
-def pretrain_on_tasks(steps: int) -> Path:
-    """Continue the demo model's pre-training on the sentences of both trains."""
-    folder = RESULTS / f"continued-{steps}"
+def pretrain_on_tasks(steps: int, folder: Path | None = None) -> Path:
+    """Continue the demo model's pre-training on the sentences of both trains, shuffled.
+
+    Args:
+        folder: where the run is kept; None is for the number of steps.
+
+    Returns:
+        the checkpoint.
+    """
+    folder = folder or RESULTS / f"continued-{steps}"
+    lines = [
+        line
+        for data in (SST, CFIMDB)
+        for line in Path(f"{data}-train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    ]
+    random.Random(0).shuffle(lines)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    text = folder.with_suffix(".txt")
+    with atomic_write(text) as file:
+        file.writelines(lines)
     flags = {
         "option": "pretrain",
         "pretrained-model-path": DEMO,
-        "text": [f"{SST}-train.txt", f"{CFIMDB}-train.txt"],
+        "text": text,
         "output_dir": folder,
         "split": [0.9, 0.05, 0.05],
         "max_seq_len": 256,
@@ -120,16 +148,15 @@ def train(name: str, data: str, value: object, seed: int, **changes: object) -> 
     settings = ROWS[name].settings(data, value, seed) | changes
     if (steps := settings.pop("steps", None)) is None:
         return classify(ADVANCED, name, data, settings)
+    if steps == "tuned":
+        steps, _ = tuned_value("continued")
     start = functools.partial(pretrain_on_tasks, steps)
-    return classify(ADVANCED, f"{name} {steps}", data, settings, start)
+    return classify(ADVANCED, f"{name}, {steps} steps", data, settings, start)
 
 
 def tuned_value(name: str) -> tuple[object, dict]:
     """The best value of a row's hyperparameter on SST-5's dev, and the accuracy of each."""
-    row = ROWS[name]
-    if row.tuned is None:
-        return None, {}
-    runs = {value: train(name, SST, value, SEEDS[0]) for value in row.values}
+    runs = {value: train(name, SST, value, TUNING_SEED) for value in ROWS[name].values}
     accuracies = {value: run["dev"]["accuracy"] for value, run in runs.items()}
     return max(accuracies, key=accuracies.get), accuracies
 
@@ -140,14 +167,9 @@ def final_runs(name: str, data: str) -> list[dict]:
     return [train(name, data, value, seed) for seed in SEEDS]
 
 
-def mean_accuracy(records: list[dict]) -> float:
-    return mean(record["dev"]["accuracy"] for record in records)
-
-
-def best_rows() -> list[str]:
-    """Those with the highest mean on SST-5's dev, among the methods that see all of train."""
-    methods = [name for name in ROWS if name not in (DEFAULT, PLAIN) and "few" not in name]
-    return sorted(methods, key=lambda name: -mean_accuracy(final_runs(name, SST)))[:N_BEST]
+def timed_run(name: str, round_number: int) -> dict:
+    value, _ = tuned_value(name)
+    return train(name, SST, value, round_number, **TIMED)
 
 
 def run_rows(only: str) -> None:
@@ -159,24 +181,63 @@ def run_rows(only: str) -> None:
             print(f"{name}: {dev} with {value} of {accuracies}", flush=True)
 
 
+def best_rows() -> list[str]:
+    """Those with the highest mean on SST-5's dev, among the methods that see all of train."""
+    means = {
+        name: mean(record["dev"]["accuracy"] for record in final_runs(name, SST))
+        for name in ROWS
+        if name not in (DEFAULT, PLAIN) and "few" not in name
+    }
+    return sorted(means, key=means.get, reverse=True)[:N_BEST]
+
+
+@functools.cache
+def times() -> dict[str, float]:
+    """Every row's seconds of training as a multiple of plain's, the median of all rounds.
+
+    Continued pre-training is added, as a multiple of plain's five epochs on all of SST-5.
+    """
+    n_sentences = len(read_labelled(f"{SST}-train.txt"))
+    n_timed = 5 * TIMED["shots"]
+    ratios: dict[str, list[float]] = {name: [] for name in ROWS if "few" not in name}
+    for round_number in range(N_ROUNDS):
+        seconds = {name: timed_run(name, round_number)["train_seconds"] for name in ratios}
+        plain = seconds[PLAIN]
+        in_plain = pretraining_seconds(round_number) / (5 * plain * n_sentences / n_timed)
+        for name in ratios:
+            continued = "steps" in (*ROWS[name].flags, ROWS[name].tuned)
+            ratios[name].append(seconds[name] / plain + (in_plain if continued else 0))
+    return {name: median(values) for name, values in ratios.items()}
+
+
+def pretraining_seconds(round_number: int) -> float:
+    """How long `pretrain_on_tasks` takes in all, from a few of its steps."""
+    identity = {"name": "time of pre-training", "round": round_number}
+    measured = [r for r in read_records(RESULTS) if identity.items() <= r.items()]
+    if not measured:
+        with tempfile.TemporaryDirectory() as folder:
+            pretrain_on_tasks(PRETRAINING_STEPS, Path(folder, "run"))
+            lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
+        seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
+        measured = [append(ADVANCED, identity | {"seconds": seconds})]
+    steps, _ = tuned_value("continued")
+    return measured[0]["seconds"] * steps / PRETRAINING_STEPS
+
+
 def print_table() -> None:
-    """The table in Markdown; what is missing runs. Time is that of training, plain being 1."""
+    """The table in Markdown; what is missing runs."""
     on_cfimdb = [DEFAULT, PLAIN, *best_rows()]
     lines = [trained_cells(name, name in on_cfimdb) for name in ROWS]
     lines.insert(2, baseline_cells())
+    lines.append(few_shot_baseline_cells())
     lines += [prompted_cells(label, flags) for label, flags in PROMPTS.items()]
     for cells in (HEADER, ["---"] * len(HEADER), *lines):
         print(f"| {' | '.join(cells)} |")
 
 
-def first_epoch(name: str) -> dict:
-    """A run of one epoch, for time and memory."""
-    return train(name, SST, tuned_value(name)[0], SEEDS[0], epochs=1)
-
-
 def trained_cells(name: str, on_cfimdb: bool) -> list[str]:
     """A row of the table: what is fine-tuned."""
-    row, records, epoch = ROWS[name], final_runs(name, SST), first_epoch(name)
+    row, records = ROWS[name], final_runs(name, SST)
     best, accuracies = tuned_value(name)
     values = ", ".join(f"**{value}**" if value == best else f"{value}" for value in accuracies)
     return [
@@ -185,9 +246,9 @@ def trained_cells(name: str, on_cfimdb: bool) -> list[str]:
         spread(records, "dev"),
         spread(records, "test"),
         spread(final_runs(name, CFIMDB), "dev") if on_cfimdb else "",
-        f"{epoch['trained_parameters']:,}",
-        f"{epoch['train_seconds'] / first_epoch(PLAIN)['train_seconds']:.1f}",
-        f"{epoch['peak_memory_bytes'] / 2**30:.1f}",
+        f"{timed_run(name, 0)['trained_parameters']:,}",
+        f"{times()[name]:.1f}" if name in times() else "",
+        f"{median(record['peak_memory_bytes'] for record in records) / 2**30:.1f}",
     ]
 
 
@@ -200,6 +261,21 @@ def baseline_cells() -> list[str]:
         f"`C` {', '.join(map(str, STRENGTHS))}",
         *(f"{split['accuracy']:.3f}" for split in accuracies),
         f"{sst['trained_parameters']:,}",
+        f"{sst['seconds']:.0f} s",
+        "",
+    ]
+
+
+def few_shot_baseline_cells() -> list[str]:
+    """A row of the table: the same, on the sentences that the few-shot rows see."""
+    records = [baseline(SST, SHOTS["shots"], seed) for seed in SEEDS]
+    return [
+        f"64 sentences a label: {BASELINE}",
+        f"`C` {', '.join(map(str, STRENGTHS))}",
+        spread(records, "dev"),
+        spread(records, "test"),
+        "",
+        f"{median(record['trained_parameters'] for record in records):,}",
         "",
         "",
     ]
@@ -215,23 +291,30 @@ def prompted_cells(label: str, flags: dict) -> list[str]:
 
 
 def draw(path: Path) -> None:
-    """Accuracy on SST-5's dev against trained parameters."""
+    """Accuracy on SST-5's dev against trained parameters; where these are equal, side by side."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy on SST-5's dev")
     points = []
     for name, row in ROWS.items():
         if "few" in name:
             continue
         accuracies = [record["dev"]["accuracy"] for record in final_runs(name, SST)]
-        trained = first_epoch(name)["trained_parameters"]
-        while any(x == trained for _, x, _ in points):
-            trained *= 1.07  # beside each other, so that all bars are seen
-        points.append((mean(accuracies), trained, row.label))
-        axes.errorbar(*points[-1][1::-1], yerr=stdev(accuracies), fmt="o", ms=4, lw=0.8, capsize=2)
-    points.sort()
-    for i, (accuracy, trained, label) in enumerate(points):  # the labels beside the axes, in order
+        accuracy, deviation = mean(accuracies), stdev(accuracies)
+        trained = timed_run(name, 0)["trained_parameters"]
+        n_there = sum(x == trained for _, x, *_ in points)
+        beside = offset_copy(axes.transData, figure, x=-2.5 * n_there, units="points")
+        points.append((accuracy, trained, row.label, beside))
+        style = {"fmt": "o", "ms": 4, "lw": 0.8, "capsize": 2, "transform": beside}
+        axes.errorbar(trained, accuracy, yerr=deviation, **style)
+        axes.update_datalim([(trained, accuracy - deviation), (trained, accuracy + deviation)])
+    points.sort(key=lambda point: point[0])
+    for i, (accuracy, trained, label, beside) in enumerate(
+        points
+    ):  # the labels beside the axes, in order
         axes.annotate(
             label,
             (trained, accuracy),
+            xycoords=beside,
             xytext=(1.03, (i + 0.5) / len(points)),
             textcoords="axes fraction",
             verticalalignment="center",
@@ -239,7 +322,7 @@ def draw(path: Path) -> None:
             arrowprops={"arrowstyle": "-", "lw": 0.3, "relpos": (0, 0.5)},
         )
     axes.axhline(baseline(SST)["dev"]["accuracy"], ls="--", color="grey", label=BASELINE)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy on SST-5's dev")
+    axes.autoscale_view()
     axes.legend()
     figure.savefig(path)
 

@@ -12,22 +12,29 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 
 from dataset import read_labelled
+from prompt_based import few_shot
 
 STRENGTHS = (0.5, 1.0, 3.0, 10.0)
 
 
 @functools.cache
-def baseline(data: str) -> dict:
+def baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
     """Fit on train, choose the strength of the regularization on dev.
 
     Args:
         data: path up to `-train.txt`.
+        shots: how many sentences of each label are drawn from train with the seed, as `--shots`
+            does; None takes all.
 
     Returns:
         `dev` and `test`, each with its `accuracy`; `seconds`; `trained_parameters`; `strength`.
     """
     start = time.perf_counter()
-    files = (read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test"))
+    files = [read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test")]
+    if shots is not None:
+        rows = [(sentence, label, []) for label, sentence in files[0]]
+        num_labels = 1 + max(label for label, _ in files[0])
+        files[0] = [(label, text) for text, label, _ in few_shot(rows, shots, num_labels, seed)]
     labels, texts = zip(*(zip(*file, strict=True) for file in files), strict=True)
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
     train, dev, test = (
