@@ -1,6 +1,7 @@
 """The optional methods, as a table: the flags that they declare, and those that change training."""
 
 import argparse
+import hashlib
 import re
 from typing import Any
 
@@ -65,13 +66,15 @@ def need_label_names(args: argparse.Namespace) -> bool:
 
 
 def file_suffix(args: argparse.Namespace) -> str:
-    """The methods that are on, for a file's name: "-tune-lora" where that is the only one."""
-    parts = []
-    for name, value in chosen(args).items():
-        parts.append(name)
-        if value is not True:
-            parts.append(re.sub(r"[^\w.]+", "-", str(value)).strip("-")[:40])
-    return "".join(f"-{part}" for part in parts)
+    """The methods that are on, for a file's name: "-tune-lora" where that is the only one.
+
+    Where it would become long, a digest stands for all of them.
+    """
+    parts = (name if value is True else f"{name}-{value}" for name, value in chosen(args).items())
+    suffix = "".join(f"-{part}" for part in parts)
+    if len(suffix) > 100 or not re.fullmatch(r"[\w.-]*", suffix):
+        return f"-methods-{hashlib.sha256(suffix.encode()).hexdigest()[:8]}"
+    return suffix
 
 
 def prepare(recipe: Recipe) -> None:

@@ -131,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with prompt and finetune, print every class's scores and the confusion matrix",
     )
-    help = "do not evaluate train after every epoch, a fifth of the time of fine-tuning"
+    help = "do not evaluate train after every epoch of fine-tuning"
     add("--skip_train_eval", action="store_true", help=help)
     help = "with --option finetune: train nothing, evaluate what an earlier run saved"
     add("--load", metavar="CHECKPOINT", help=help)

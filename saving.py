@@ -68,13 +68,16 @@ def read_saved(path: str | Path) -> dict:
     kinds += [(config, name, kind) for name, kind in SAVED_CONFIG.items()]
     for name, default in methods.defaults().items():
         if default is not None:
-            kinds.append((config, name, type(default)))
+            kind = float | int if isinstance(default, float) else type(default)
+            kinds.append((config, name, kind))
     for values, name, kind in kinds:
         if (name in values or name in REQUIRED) and not isinstance(values.get(name), kind):
             value = values.get(name)
             raise InputError(f"{path}: {name} {value!r} is not what --option finetune saves")
     if config["num_labels"] < 1:
-        raise InputError(f"{path}: num_labels 0 is not what --option finetune saves")
+        raise InputError(
+            f"{path}: {config['num_labels']} labels is not what --option finetune saves"
+        )
     return saved
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from recipe import Recipe
 from training import warmup_decay
-from utils import adder, number
+from utils import InputError, adder, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(recipe: Recipe) -> None:
-    """Group the parameters by depth, and set the rates before every step."""
+    """Group the parameters by depth, and set the rates before every step.
+
+    Raises:
+        InputError: there is one depth only.
+    """
     args = recipe.args
     if args.layer_decay != 1:
         recipe.groups = groups_by_depth(recipe.model, float(args.lr), args.layer_decay)
+        if len(recipe.groups) == 1:
+            raise InputError(f"--layer_decay: all that --tune {args.tune} trains is in one layer")
     if args.lr_schedule == "constant" and args.warmup == 0:
         return
     for group in recipe.groups:

@@ -192,6 +192,7 @@ BAD_METHODS = [
     (["--mixout", "1"], "--mixout"),
     (["--wise_ft", "0.5", "--tune", "prefix"], "--wise_ft"),
     (["--wise_ft", "1.5"], "--wise_ft"),
+    (["--layer_decay", "0.5", "--tune", "head"], "--layer_decay"),
     (["--tune", "head", "--prompt_based"], "nothing to train"),
     (["--shots", "5"], "label 0 has 4 sentences"),
     (["--prompt_based", "--prompt_template", "no place"], "--prompt_template"),
@@ -392,3 +393,40 @@ def test_shots_are_drawn_with_the_seed_and_prompts_with_the_template(
     assert seen == [(2, 3, 7)]
     assert len(call.batch["sents"]) == 4
     assert all(sentence.endswith(". So it is") for sentence in call.batch["sents"])
+
+
+def test_long_or_odd_settings_become_a_digest_in_the_files_name():
+    def suffix(**flags):
+        return methods.file_suffix(SimpleNamespace(**(methods.defaults() | flags)))
+
+    assert suffix() == ""
+    assert suffix(tune="lora", smart=1.0) == "-tune-lora-smart-1.0"
+    names = {suffix(prompt_based=True, prompt_template="{sentence} " + "x" * n) for n in (8, 9)}
+    assert len(names) == 2
+    assert all(re.fullmatch(r"-methods-[0-9a-f]{8}", name) for name in names)
+
+
+def test_settings_from_code_need_not_be_of_the_very_type(project):
+    """As other people's scripts call it: whole numbers for rates."""
+    data = {split: f"data/toy-{split}.txt" for split in ("train", "dev", "test")}
+    args = SimpleNamespace(
+        **data,
+        label_names="data/toy-label-mapping.json",
+        pretrained_model_path="model.pt",
+        max_sentence_len=None,
+        seed=1,
+        epochs=1,
+        option="finetune",
+        use_gpu=False,
+        dev_out="x-dev-advanced-output.txt",
+        test_out="x-test-advanced-output.txt",
+        batch_size=4,
+        hidden_dropout_prob=0,
+        lr=1e-3,
+        filepath="m.pt",
+        mixout=0,
+        smart=1,
+    )
+    finetune.train(args)
+    finetune.test(args)
+    assert (project.path / "x-dev-advanced-output.txt").exists()
