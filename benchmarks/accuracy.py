@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.accuracy
 
 5 epochs in batches of 80, (a) unmasked in float32 and (d) causally in bfloat16. The learning rate
-is chosen for each on dev, with one seed; then three other seeds run. Beside that (c) and (d),
+is chosen for each on dev, with one seed; then two more seeds run. Beside that (c) and (d),
 causally in float32 and bfloat16, learn the demo reviews with as many seeds: their losses should not
 differ by more than those of two seeds. Results are kept in `benchmarks/results/accuracy.jsonl`;
 without it they run again.
@@ -23,7 +23,7 @@ WAYS = {
 }
 REVIEWS = ROOT / "data/demo/reviews"
 RATES = (1e-4, 2e-4, 5e-4, 1e-3)
-TUNING_SEED, SEEDS = 1337, (1, 2, 3)
+SEEDS = (1337, 1, 2)
 
 
 def main() -> None:
@@ -41,13 +41,13 @@ def main() -> None:
 
     for name in ("a unmasked float32", "d causal bfloat16"):
         on_sst = functools.partial(run, name, data=args.data, batch_size=args.batch_size)
-        first = {lr: on_sst(lr, TUNING_SEED)["dev"]["accuracy"] for lr in RATES}
+        first = {lr: on_sst(lr, SEEDS[0])["dev"]["accuracy"] for lr in RATES}
         lr = max(first, key=first.get)
         print(f"{name}: dev by learning rate: {first}")
         records = [on_sst(lr, seed) for seed in SEEDS]
         print(f"{name}: lr {lr:g}: dev {spread(records, 'dev')}, test {spread(records, 'test')}")
     for name in ("c causal float32", "d causal bfloat16"):
-        records = [run(name, 5e-4, seed, str(REVIEWS), 8) for seed in (1337, 1, 2)]
+        records = [run(name, 5e-4, seed, str(REVIEWS), 8) for seed in SEEDS]
         losses = zip(*(record["train_loss"] for record in records), strict=True)
         curve = ", ".join(f"{mean(epoch):.3f} ± {stdev(epoch):.3f}" for epoch in losses)
         print(f"{name}: train loss on the reviews by epoch: {curve}")
