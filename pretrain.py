@@ -33,6 +33,7 @@ from corpus import (
     tokenize,
     train_tokenizer,
 )
+from evaluation import append_metrics
 from llama import Llama, load_pretrained
 from optimizer import AdamW
 from tokenizer import TOKENIZER_MODEL, Tokenizer, check_vocabulary
@@ -393,7 +394,7 @@ class Pretraining:
         """Evaluate the best weights on the whole of a text, and report it."""
         self.llama = load_pretrained(self.folder / MODEL).to(self.device)
         scores = self._evaluate(text, None)
-        self._append({"test": scores})
+        append_metrics(self.folder / METRICS, test=scores)
         print(f"test: {describe(scores)}")
 
     def _batches(self, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -431,7 +432,7 @@ class Pretraining:
             self._save_model()
         record["seconds"] = self.seconds
         record["tokens_per_second"] = train_loss.n_targets / seconds
-        self._append(record)
+        append_metrics(self.folder / METRICS, **record)
         left = self.seconds / self.step * (self.args.steps - self.step)
         parts = [f"{name} {describe(record[name])}" for name in PARTS if name in record]
         tqdm.write(
@@ -509,10 +510,6 @@ class Pretraining:
                 ):  # a line that was cut off
                     if json.loads(line)["step"] <= self.step:
                         file.write(f"{line}\n")
-
-    def _append(self, record: dict) -> None:
-        with (self.folder / METRICS).open("a") as file:
-            file.write(f"{json.dumps(record)}\n")
 
 
 class LanguageModelLoss:

@@ -24,14 +24,15 @@ import matplotlib.pyplot as plt
 from matplotlib.transforms import offset_copy
 
 from benchmarks.baseline import STRENGTHS, baseline
-from benchmarks.runs import DEMO, ROOT, append, classify, read_records, run_llama, spread
+from benchmarks.runs import DEMO, ROOT, classify, read_records, run_llama, spread
 from dataset import read_labelled
+from evaluation import append_metrics
 from utils import atomic_write
 
 RESULTS = ROOT / "benchmarks/results"
 ADVANCED = RESULTS / "advanced.jsonl"
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
-BATCH_SIZES = {SST: 80, CFIMDB: 10}
+EPOCHS, BATCH_SIZES = 5, {SST: 80, CFIMDB: 10}
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)
 N_BEST = 3  # of the rows run on CFIMDB
 N_ROUNDS, TIMED = 3, {"epochs": 1, "shots": 300}  # an epoch of 1,500 sentences
@@ -59,7 +60,7 @@ class Row:
 
     def settings(self, data: str, value: object, seed: int) -> dict:
         """All flags of a run."""
-        settings = {"batch_size": BATCH_SIZES[data], "epochs": 5} | self.flags
+        settings = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS} | self.flags
         return settings | {self.tuned: value, "seed": seed}
 
 
@@ -167,9 +168,9 @@ def final_runs(name: str, data: str) -> list[dict]:
     return [train(name, data, value, seed) for seed in SEEDS]
 
 
-def timed_run(name: str, round_number: int) -> dict:
-    value, _ = tuned_value(name)
-    return train(name, SST, value, round_number, **TIMED)
+def trained_parameters(name: str) -> int:
+    """Of the last seed's run; older records in `accuracy.jsonl` do not have it."""
+    return final_runs(name, SST)[-1]["trained_parameters"]
 
 
 def run_rows(only: str) -> None:
@@ -195,15 +196,18 @@ def best_rows() -> list[str]:
 def times() -> dict[str, float]:
     """Every row's seconds of training as a multiple of plain's, the median of all rounds.
 
-    Continued pre-training is added, as a multiple of plain's five epochs on all of SST-5.
+    Continued pre-training is added, as a multiple of plain's epochs on all of SST-5.
     """
     n_sentences = len(read_labelled(f"{SST}-train.txt"))
     n_timed = 5 * TIMED["shots"]
     ratios: dict[str, list[float]] = {name: [] for name in ROWS if "few" not in name}
     for round_number in range(N_ROUNDS):
-        seconds = {name: timed_run(name, round_number)["train_seconds"] for name in ratios}
+        seconds = {
+            name: train(name, SST, tuned_value(name)[0], round_number, **TIMED)["train_seconds"]
+            for name in ratios
+        }
         plain = seconds[PLAIN]
-        in_plain = pretraining_seconds(round_number) / (5 * plain * n_sentences / n_timed)
+        in_plain = pretraining_seconds(round_number) / (EPOCHS * plain * n_sentences / n_timed)
         for name in ratios:
             continued = "steps" in (*ROWS[name].flags, ROWS[name].tuned)
             ratios[name].append(seconds[name] / plain + (in_plain if continued else 0))
@@ -219,9 +223,11 @@ def pretraining_seconds(round_number: int) -> float:
             pretrain_on_tasks(PRETRAINING_STEPS, Path(folder, "run"))
             lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
         seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
-        measured = [append(ADVANCED, identity | {"seconds": seconds})]
+        append_metrics(ADVANCED, **identity, seconds=seconds)
+    else:
+        seconds = measured[0]["seconds"]
     steps, _ = tuned_value("continued")
-    return measured[0]["seconds"] * steps / PRETRAINING_STEPS
+    return seconds * steps / PRETRAINING_STEPS
 
 
 def print_table() -> None:
@@ -246,7 +252,7 @@ def trained_cells(name: str, on_cfimdb: bool) -> list[str]:
         spread(records, "dev"),
         spread(records, "test"),
         spread(final_runs(name, CFIMDB), "dev") if on_cfimdb else "",
-        f"{timed_run(name, 0)['trained_parameters']:,}",
+        f"{trained_parameters(name):,}",
         f"{times()[name]:.1f}" if name in times() else "",
         f"{median(record['peak_memory_bytes'] for record in records) / 2**30:.1f}",
     ]
@@ -300,7 +306,7 @@ def draw(path: Path) -> None:
             continue
         accuracies = [record["dev"]["accuracy"] for record in final_runs(name, SST)]
         accuracy, deviation = mean(accuracies), stdev(accuracies)
-        trained = timed_run(name, 0)["trained_parameters"]
+        trained = trained_parameters(name)
         n_there = sum(x == trained for _, x, *_ in points)
         beside = offset_copy(axes.transData, figure, x=-2.5 * n_there, units="points")
         points.append((accuracy, trained, row.label, beside))

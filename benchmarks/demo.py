@@ -12,7 +12,6 @@ import argparse
 import random
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,9 +19,8 @@ from pathlib import Path
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.runs import DEMO, run_llama
 from dataset import read_labelled
-
-ROOT = Path(__file__).parent.parent
 
 
 def bag_of_words(paths: dict[str, Path]) -> tuple[float, float]:
@@ -43,10 +41,8 @@ def bag_of_words(paths: dict[str, Path]) -> tuple[float, float]:
 
 def fine_tune(paths: dict[str, Path], flags: list[str], folder: str) -> tuple[float, float]:
     """Accuracy on dev and test of the epoch that is best on dev."""
-    command = [sys.executable, ROOT / "run_llama.py", "--option", "finetune"]
-    command += ["--pretrained-model-path", ROOT / "data/demo/model.pt", *flags]
-    for name, path in paths.items():
-        command += [f"--{name}", path]
+    settings = {"option": "finetune", "pretrained-model-path": DEMO} | paths
+    command = [*run_llama(settings), *flags]
     log = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout
     return tuple(float(a) for a in re.findall(r"^(?:dev|test) acc :: (\S+)", log, re.M))
 

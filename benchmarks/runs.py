@@ -11,6 +11,8 @@ from statistics import mean, stdev
 
 from tqdm import tqdm
 
+from evaluation import append_metrics
+
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data/demo/model.pt"
 DIVERGED = {split: {"accuracy": 0.0, "macro_f1": 0.0} for split in ("dev", "test")}
@@ -72,7 +74,8 @@ def classify(
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(run_llama(settings), cwd=folder, capture_output=True, text=True)
         if done.returncode == 2 and "lower --lr" in done.stderr:
-            return append(results, identity | DIVERGED)
+            append_metrics(results, **identity, **DIVERGED)
+            return identity | DIVERGED
         if done.returncode != 0:
             raise RuntimeError(f"{name}: {flags}: {done.stderr}")
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()
@@ -90,13 +93,7 @@ def classify(
         record["trained_parameters"] = epochs[0]["trained_parameters"]
     if kept := re.search("keep alpha (.*)", done.stdout):
         record["alpha"] = float(kept[1])
-    return append(results, record)
-
-
-def append(results: Path, record: dict) -> dict:
-    """Add a line of JSON to the results; returns the record."""
-    with results.open("a") as file:
-        file.write(f"{json.dumps(record)}\n")
+    append_metrics(results, **record)
     return record
 
 
