@@ -48,7 +48,7 @@ def classify(
             file of that folder has is not run again either.
         name: what the run is known by.
         data: path up to `-train.txt`.
-        flags: as `run_llama` takes them.
+        flags: as `run_llama` takes them; a path of `label-names` is relative to the repository.
         model: returns the checkpoint to start from, and makes it if it is not there.
 
     Returns:
@@ -63,12 +63,13 @@ def classify(
         if identity.items() <= record.items():
             return record
     paths = {split: Path(f"{data}-{split}.txt").resolve() for split in ("train", "dev", "test")}
+    names = Path(f"{data}-label-mapping.json").resolve()
     paths |= {
-        "label-names": Path(f"{data}-label-mapping.json").resolve(),
+        "label-names": ROOT / flags.get("label-names", names),
         "pretrained-model-path": model(),
     }
     unseen = {"skip_train_eval": True} if option == "finetune" and "causal" in flags else {}
-    settings = {"option": option, "metrics_out": "metrics.jsonl"} | paths | unseen | flags
+    settings = {"option": option, "metrics_out": "metrics.jsonl"} | unseen | flags | paths
     results.parent.mkdir(parents=True, exist_ok=True)
     tqdm.write(f"{name}: {flags}")
     with tempfile.TemporaryDirectory() as folder:
