@@ -299,6 +299,7 @@ def prompted_cells(label: str, flags: dict) -> list[str]:
 
 def draw(path: Path) -> None:
     """Accuracy on SST-5's dev against trained parameters; where these are equal, side by side."""
+    plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy on SST-5's dev")
     points = []
@@ -315,9 +316,8 @@ def draw(path: Path) -> None:
         axes.errorbar(trained, accuracy, yerr=deviation, **style)
         axes.update_datalim([(trained, accuracy - deviation), (trained, accuracy + deviation)])
     points.sort(key=lambda point: point[0])
-    for i, (accuracy, trained, label, beside) in enumerate(
-        points
-    ):  # the labels beside the axes, in order
+    for i, (accuracy, trained, label, beside) in enumerate(points):
+        # The labels stand beside the axes, in order.
         axes.annotate(
             label,
             (trained, accuracy),
@@ -331,7 +331,7 @@ def draw(path: Path) -> None:
     axes.axhline(baseline(SST)["dev"]["accuracy"], ls="--", color="grey", label=BASELINE)
     axes.autoscale_view()
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
