@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median, median_low, stdev
 
 import matplotlib.pyplot as plt
 from matplotlib.transforms import offset_copy
@@ -43,8 +43,8 @@ HIGH_RATES = (1e-3, 2e-3, 5e-3)
 CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}
 SHOTS = CAUSAL | {"shots": 64, "batch_size": 8}
 TEMPLATE = {"prompt_template": "{sentence} It was"}
-WORDS = {"label-names": "benchmarks/sst-label-words.json"}  # each is one token of the demo's
-PROMPT = {"prompt_based": True} | TEMPLATE | WORDS
+ONE_TOKEN = {"label-names": "benchmarks/sst-label-words.json"}  # each name, in the demo model
+PROMPT = {"prompt_based": True} | TEMPLATE | ONE_TOKEN
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 CONTINUED = CAUSAL | {"steps": "tuned", "pooling": "mean"}
 ZERO_SHOT = {"causal": True, "batch_size": 10}
@@ -169,9 +169,9 @@ def final_runs(name: str, data: str) -> list[dict]:
     return [train(name, data, value, seed) for seed in SEEDS]
 
 
-def trained_parameters(name: str) -> int:
-    """Of the last seed's run; older records in `accuracy.jsonl` do not have it."""
-    return final_runs(name, SST)[-1]["trained_parameters"]
+def measured(name: str, what: str) -> int:
+    """The median of a row's runs; those that diverged, and older records, may not have it."""
+    return median_low(record[what] for record in final_runs(name, SST) if what in record)
 
 
 def run_rows(only: str) -> None:
@@ -218,15 +218,15 @@ def times() -> dict[str, float]:
 def pretraining_seconds(round_number: int) -> float:
     """How long `pretrain_on_tasks` takes in all, from a few of its steps."""
     identity = {"name": "time of pre-training", "round": round_number}
-    measured = [r for r in read_records(RESULTS) if identity.items() <= r.items()]
-    if not measured:
+    before = [r for r in read_records(RESULTS) if identity.items() <= r.items()]
+    if not before:
         with tempfile.TemporaryDirectory() as folder:
             pretrain_on_tasks(PRETRAINING_STEPS, Path(folder, "run"))
             lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
         seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
         append_metrics(ADVANCED, **identity, seconds=seconds)
     else:
-        seconds = measured[0]["seconds"]
+        seconds = before[0]["seconds"]
     steps, _ = tuned_value("continued")
     return seconds * steps / PRETRAINING_STEPS
 
@@ -253,9 +253,9 @@ def trained_cells(name: str, on_cfimdb: bool) -> list[str]:
         spread(records, "dev"),
         spread(records, "test"),
         spread(final_runs(name, CFIMDB), "dev") if on_cfimdb else "",
-        f"{trained_parameters(name):,}",
+        f"{measured(name, 'trained_parameters'):,}",
         f"{times()[name]:.1f}" if name in times() else "",
-        f"{median(record['peak_memory_bytes'] for record in records) / 2**30:.1f}",
+        f"{measured(name, 'peak_memory_bytes') / 2**30:.1f}",
     ]
 
 
@@ -308,7 +308,7 @@ def draw(path: Path) -> None:
             continue
         accuracies = [record["dev"]["accuracy"] for record in final_runs(name, SST)]
         accuracy, deviation = mean(accuracies), stdev(accuracies)
-        trained = trained_parameters(name)
+        trained = measured(name, "trained_parameters")
         n_there = sum(x == trained for _, x, *_ in points)
         beside = offset_copy(axes.transData, figure, x=-2.5 * n_there, units="points")
         points.append((accuracy, trained, row.label, beside))
