@@ -14,6 +14,7 @@ import argparse
 import functools
 import json
 import random
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from matplotlib.transforms import offset_copy
 
 from benchmarks.baseline import STRENGTHS, baseline
 from benchmarks.runs import DEMO, ROOT, classify, read_records, run_llama, spread
-from dataset import read_labelled
+from dataset import load_label_names, read_labelled
 from evaluation import append_metrics
 from utils import atomic_write
 
@@ -43,16 +44,23 @@ HIGH_RATES = (1e-3, 2e-3, 5e-3)
 CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}
 SHOTS = CAUSAL | {"shots": 64, "batch_size": 8}
 TEMPLATE = {"prompt_template": "{sentence} It was"}
-ONE_TOKEN = {"label-names": "benchmarks/sst-label-words.json"}  # each name, in the demo model
-PROMPT = {"prompt_based": True} | TEMPLATE | ONE_TOKEN
+PROMPT = {"prompt_based": True} | TEMPLATE
+LABEL_WORDS = {  # each is one token of the demo model
+    SST: "benchmarks/sst-label-words.json",
+    CFIMDB: "data/cfimdb-label-mapping.json",
+}
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
-CONTINUED = CAUSAL | {"steps": "tuned", "pooling": "mean"}
+LABELLED = CAUSAL | {"labels": True, "lr": 2e-4}
 ZERO_SHOT = {"causal": True, "batch_size": 10}
 
 
 @dataclass
 class Row:
-    """Flags, the one that is tuned, and its values; "steps" are those of `pretrain_on_tasks`."""
+    """Flags, the one that is tuned, and its values.
+
+    "steps" and "labels" are those of `pretrain_on_tasks`; "steps" may be another row's name, whose
+    best value is taken.
+    """
 
     label: str
     flags: dict[str, object]
@@ -62,6 +70,8 @@ class Row:
     def settings(self, data: str, value: object, seed: int) -> dict:
         """All flags of a run."""
         settings = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS} | self.flags
+        if "prompt_based" in settings:
+            settings["label-names"] = LABEL_WORDS[data]
         return settings | {self.tuned: value, "seed": seed}
 
 
@@ -85,12 +95,17 @@ ROWS = {
         "warm-up and linear decay", CAUSAL | {"lr_schedule": "linear", "warmup": 0.1}, "lr", RATES
     ),
     "smart": Row("SMART", CAUSAL, "smart", (0.3, 1.0, 3.0)),
-    "combination 1": Row("continued pre-training, mean pooling", CONTINUED, "lr", RATES),
-    "combination 2": Row(
-        "continued pre-training, mean pooling, WiSE-FT",
-        CONTINUED | {"wise_ft": ALPHAS},
+    "labelled": Row(
+        "continued pre-training with the labels, prompt-based",
+        LABELLED | PROMPT,
+        "steps",
+        (125, 250, 500),
+    ),
+    "labelled mean": Row(
+        "continued pre-training with the labels, mean pooling",
+        LABELLED | {"steps": "labelled", "pooling": "mean"},
         "lr",
-        RATES,
+        (1e-4, 2e-4, 5e-4),
     ),
     "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES),
     "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", RATES),
@@ -108,21 +123,35 @@ BASELINE = "TF-IDF, logistic regression"
 HEADER = ["", "best of", "SST-5 dev", "SST-5 test", "CFIMDB dev", "trained", "time", "GiB"]
 
 
-def pretrain_on_tasks(steps: int, folder: Path | None = None) -> Path:
+def task_lines(data: str, labels: bool) -> list[str]:
+    """The lines of train, as they are or with the labels in words behind every sentence.
+
+    For the latter, reviews are cut into sentences, each of which has its review's label.
+    """
+    train = Path(f"{data}-train.txt")
+    if not labels:
+        return train.read_text(encoding="utf-8").splitlines(keepends=True)
+    words = load_label_names(ROOT / LABEL_WORDS[data])
+    return [
+        f"{label} ||| {TEMPLATE['prompt_template'].format(sentence=sentence)} {words[label]}\n"
+        for label, review in read_labelled(train)
+        for sentence in re.split(r"(?<=\w [.!?]) ", review)
+        if re.search(r"\w", sentence)
+    ]
+
+
+def pretrain_on_tasks(steps: int, labels: bool, folder: Path | None = None) -> Path:
     """Continue the demo model's pre-training on the sentences of both trains, shuffled.
 
     Args:
-        folder: where the run is kept; None is for the number of steps.
+        labels: whether the sentences end in their labels.
+        folder: where the run is kept; None is for one of its own.
 
     Returns:
         the checkpoint.
     """
-    folder = folder or RESULTS / f"continued-{steps}"
-    lines = [
-        line
-        for data in (SST, CFIMDB)
-        for line in Path(f"{data}-train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    ]
+    folder = folder or RESULTS / f"{'labelled' if labels else 'continued'}-{steps}"
+    lines = [line for data in (SST, CFIMDB) for line in task_lines(data, labels)]
     random.Random(0).shuffle(lines)
     folder.parent.mkdir(parents=True, exist_ok=True)
     text = folder.with_suffix(".txt")
@@ -148,11 +177,12 @@ def pretrain_on_tasks(steps: int, folder: Path | None = None) -> Path:
 def train(name: str, data: str, value: object, seed: int, **changes: object) -> dict:
     """One run of a row."""
     settings = ROWS[name].settings(data, value, seed) | changes
+    labels = settings.pop("labels", False)
     if (steps := settings.pop("steps", None)) is None:
         return classify(ADVANCED, name, data, settings)
-    if steps == "tuned":
-        steps, _ = tuned_value("continued")
-    start = functools.partial(pretrain_on_tasks, steps)
+    if isinstance(steps, str):
+        steps, _ = tuned_value(steps)
+    start = functools.partial(pretrain_on_tasks, steps, labels)
     return classify(ADVANCED, f"{name}, {steps} steps", data, settings, start)
 
 
@@ -208,27 +238,32 @@ def times() -> dict[str, float]:
             for name in ratios
         }
         plain = seconds[PLAIN]
-        in_plain = pretraining_seconds(round_number) / (EPOCHS * plain * n_sentences / n_timed)
+        whole = EPOCHS * plain * n_sentences / n_timed
+        step = seconds_of_a_step(round_number)
         for name in ratios:
-            continued = "steps" in (*ROWS[name].flags, ROWS[name].tuned)
-            ratios[name].append(seconds[name] / plain + (in_plain if continued else 0))
+            ratios[name].append(seconds[name] / plain + pretraining_steps(name) * step / whole)
     return {name: median(values) for name, values in ratios.items()}
 
 
-def pretraining_seconds(round_number: int) -> float:
-    """How long `pretrain_on_tasks` takes in all, from a few of its steps."""
+def pretraining_steps(name: str) -> int:
+    """Of `pretrain_on_tasks`, before a row's fine-tuning."""
+    row = ROWS[name]
+    steps = tuned_value(name)[0] if row.tuned == "steps" else row.flags.get("steps", 0)
+    return tuned_value(steps)[0] if isinstance(steps, str) else steps
+
+
+def seconds_of_a_step(round_number: int) -> float:
+    """The time of `pretrain_on_tasks`, from a few steps."""
     identity = {"name": "time of pre-training", "round": round_number}
-    before = [r for r in read_records(RESULTS) if identity.items() <= r.items()]
-    if not before:
-        with tempfile.TemporaryDirectory() as folder:
-            pretrain_on_tasks(PRETRAINING_STEPS, Path(folder, "run"))
-            lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
-        seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
-        append_metrics(ADVANCED, **identity, seconds=seconds)
-    else:
-        seconds = before[0]["seconds"]
-    steps, _ = tuned_value("continued")
-    return seconds * steps / PRETRAINING_STEPS
+    for record in read_records(RESULTS):
+        if identity.items() <= record.items():
+            return record["seconds"] / PRETRAINING_STEPS
+    with tempfile.TemporaryDirectory() as folder:
+        pretrain_on_tasks(PRETRAINING_STEPS, labels=False, folder=Path(folder, "run"))
+        lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
+    seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
+    append_metrics(ADVANCED, **identity, seconds=seconds)
+    return seconds / PRETRAINING_STEPS
 
 
 def print_table() -> None:
