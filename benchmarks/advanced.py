@@ -4,10 +4,11 @@
     .venv/bin/python -m benchmarks.advanced
 
 A row's one hyperparameter is tuned on SST-5's dev with one seed; then three other seeds run. The
-first two rows and those that are best on SST-5's dev run on CFIMDB too, with the same value. For
+reference rows and those that are best on SST-5's dev run on CFIMDB too, with the same value. For
 the time, all rows take turns in training on a part of SST-5, three times; that needs an idle
-machine. All runs are processes that can be killed; what `benchmarks/results/` has does not run
-again. `--only PART` runs the rows with that in their name, on SST-5, and prints no table.
+machine. Every run is a process and can be killed; what `benchmarks/results/advanced.jsonl` has does
+not run again, only checkpoints that it needs are made again. `--only PART` runs the rows with that
+in their name, on SST-5, and prints no table.
 """
 
 import argparse
@@ -19,38 +20,40 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, median_low, stdev
-
-import matplotlib.pyplot as plt
-from matplotlib.transforms import offset_copy
+from statistics import mean, median, median_low
 
 from benchmarks.baseline import STRENGTHS, baseline
-from benchmarks.runs import DEMO, ROOT, classify, read_records, run_llama, spread
+from benchmarks.runs import (
+    DEMO,
+    ROOT,
+    accuracies,
+    classify,
+    end_on_sigterm,
+    recorded,
+    run_llama,
+    spread,
+)
 from dataset import load_label_names, read_labelled
-from evaluation import append_metrics
 from utils import atomic_write
 
 RESULTS = ROOT / "benchmarks/results"
-ADVANCED = RESULTS / "advanced.jsonl"
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
 EPOCHS, BATCH_SIZES = 5, {SST: 80, CFIMDB: 10}
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)
-N_BEST = 3  # of the rows run on CFIMDB
-N_ROUNDS, TIMED = 3, {"epochs": 1, "shots": 300}  # an epoch of 1,500 sentences
-PRETRAINING_STEPS = 20  # that are timed
+N_BEST = 3  # of the methods run on CFIMDB
+N_ROUNDS, TIMED = 3, {"epochs": 1, "shots": 300}
+TIMED_STEPS = 20  # of pre-training
 
 RATES = (2e-4, 5e-4, 1e-3)
 HIGH_RATES = (1e-3, 2e-3, 5e-3)
-CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}
+CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}  # the rate that is plain's best
 SHOTS = CAUSAL | {"shots": 64, "batch_size": 8}
 TEMPLATE = {"prompt_template": "{sentence} It was"}
 PROMPT = {"prompt_based": True} | TEMPLATE
-LABEL_WORDS = {  # each is one token of the demo model
-    SST: "benchmarks/sst-label-words.json",
-    CFIMDB: "data/cfimdb-label-mapping.json",
+LABEL_WORDS = {  # that continue the template; each is one token of the demo model
+    data: f"benchmarks/{name}-label-words.json" for data, name in ((SST, "sst"), (CFIMDB, "cfimdb"))
 }
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
-LABELLED = CAUSAL | {"labels": True, "lr": 2e-4}
 ZERO_SHOT = {"causal": True, "batch_size": 10}
 
 
@@ -58,30 +61,34 @@ ZERO_SHOT = {"causal": True, "batch_size": 10}
 class Row:
     """Flags, the one that is tuned, and its values.
 
-    "steps" and "labels" are those of `pretrain_on_tasks`; "steps" may be another row's name, whose
-    best value is taken.
+    Attributes:
+        corpus: what pre-training is continued on before: "sentences", "labelled" or nothing. Its
+            number of steps is what is tuned, or
+        steps_of: the best one of another row.
     """
 
     label: str
     flags: dict[str, object]
     tuned: str
     values: tuple
+    corpus: str | None = None
+    steps_of: str | None = None
 
     def settings(self, data: str, value: object, seed: int) -> dict:
         """All flags of a run."""
-        settings = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS} | self.flags
-        if "prompt_based" in settings:
-            settings["label-names"] = LABEL_WORDS[data]
-        return settings | {self.tuned: value, "seed": seed}
+        tuned = {} if self.tuned == "steps" else {self.tuned: value}
+        common = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS}
+        return with_label_words(common | self.flags | tuned | {"seed": seed}, data)
 
 
-DEFAULT, PLAIN = "a unmasked float32", "d causal bfloat16"  # also the names in accuracy.jsonl
-ROWS = {
-    DEFAULT: Row("the assignment's default: unmasked, float32", {"no-causal": True}, "lr", RATES),
-    PLAIN: Row("plain: causal, bfloat16", CAUSAL, "lr", RATES),
-    "continued": Row("continued pre-training", CAUSAL, "steps", (250, 500, 1000)),
+REFERENCE = {
+    "default": Row("the assignment's default: unmasked, float32", {"no-causal": True}, "lr", RATES),
+    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", RATES),
+}
+METHODS = {
+    "continued": Row("continued pre-training", CAUSAL, "steps", (250, 500, 1000), "sentences"),
     "mean": Row("mean pooling", CAUSAL | {"pooling": "mean"}, "lr", RATES),
-    "words": Row("the head begins as the label words", CAUSAL | {"wise_ft": [1]}, "lr", RATES),
+    "names": Row("the head begins as the labels' names", CAUSAL | {"wise_ft": [1]}, "lr", RATES),
     "wise": Row("WiSE-FT, α of 0, 0.2 … 1, that head", CAUSAL | {"wise_ft": ALPHAS}, "lr", RATES),
     "prompt": Row("prompt-based", CAUSAL | PROMPT, "lr", RATES),
     "lora": Row("LoRA", CAUSAL | {"tune": "lora"}, "lr", HIGH_RATES),
@@ -97,20 +104,26 @@ ROWS = {
     "smart": Row("SMART", CAUSAL, "smart", (0.3, 1.0, 3.0)),
     "labelled": Row(
         "continued pre-training with the labels, prompt-based",
-        LABELLED | PROMPT,
+        CAUSAL | PROMPT | {"lr": 2e-4},
         "steps",
         (125, 250, 500),
+        "labelled",
     ),
     "labelled mean": Row(
         "continued pre-training with the labels, mean pooling",
-        LABELLED | {"steps": "labelled", "pooling": "mean"},
+        CAUSAL | {"pooling": "mean"},
         "lr",
         (1e-4, 2e-4, 5e-4),
+        "labelled",
+        steps_of="labelled",
     ),
+}
+FEW_SHOT = {
     "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES),
     "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", RATES),
     "few lora": Row("64 sentences a label: LoRA", SHOTS | {"tune": "lora"}, "lr", HIGH_RATES),
 }
+ROWS = REFERENCE | METHODS | FEW_SHOT
 PROMPTS = {
     "zero-shot, the assignment's prompt": ZERO_SHOT,
     "zero-shot, “It was”": ZERO_SHOT | TEMPLATE,
@@ -123,13 +136,21 @@ BASELINE = "TF-IDF, logistic regression"
 HEADER = ["", "best of", "SST-5 dev", "SST-5 test", "CFIMDB dev", "trained", "time", "GiB"]
 
 
-def task_lines(data: str, labels: bool) -> list[str]:
+def with_label_words(flags: dict[str, object], data: str) -> dict[str, object]:
+    """Our template's flags, completed by the labels that go with it."""
+    return flags | ({"label-names": LABEL_WORDS[data]} if "prompt_template" in flags else {})
+
+
+record = functools.partial(recorded, RESULTS / "advanced.jsonl")
+
+
+def task_lines(data: str, labelled: bool) -> list[str]:
     """The lines of train, as they are or with the labels in words behind every sentence.
 
     For the latter, reviews are cut into sentences, each of which has its review's label.
     """
     train = Path(f"{data}-train.txt")
-    if not labels:
+    if not labelled:
         return train.read_text(encoding="utf-8").splitlines(keepends=True)
     words = load_label_names(ROOT / LABEL_WORDS[data])
     return [
@@ -140,18 +161,18 @@ def task_lines(data: str, labels: bool) -> list[str]:
     ]
 
 
-def pretrain_on_tasks(steps: int, labels: bool, folder: Path | None = None) -> Path:
+def pretrain_on_tasks(corpus: str, steps: int, folder: Path | None = None) -> Path:
     """Continue the demo model's pre-training on the sentences of both trains, shuffled.
 
     Args:
-        labels: whether the sentences end in their labels.
+        corpus: "sentences", or "labelled" where they end in their labels.
         folder: where the run is kept; None is for one of its own.
 
     Returns:
         the checkpoint.
     """
-    folder = folder or RESULTS / f"{'labelled' if labels else 'continued'}-{steps}"
-    lines = [line for data in (SST, CFIMDB) for line in task_lines(data, labels)]
+    folder = folder or RESULTS / f"{corpus}-{steps}"
+    lines = [line for data in (SST, CFIMDB) for line in task_lines(data, corpus == "labelled")]
     random.Random(0).shuffle(lines)
     folder.parent.mkdir(parents=True, exist_ok=True)
     text = folder.with_suffix(".txt")
@@ -174,119 +195,131 @@ def pretrain_on_tasks(steps: int, labels: bool, folder: Path | None = None) -> P
     return folder / "model.pt"
 
 
-def train(name: str, data: str, value: object, seed: int, **changes: object) -> dict:
-    """One run of a row."""
-    settings = ROWS[name].settings(data, value, seed) | changes
-    labels = settings.pop("labels", False)
-    if (steps := settings.pop("steps", None)) is None:
-        return classify(ADVANCED, name, data, settings)
-    if isinstance(steps, str):
-        steps, _ = tuned_value(steps)
-    start = functools.partial(pretrain_on_tasks, steps, labels)
-    return classify(ADVANCED, f"{name}, {steps} steps", data, settings, start)
+def pretraining_steps(name: str, value: object) -> int:
+    """Of `pretrain_on_tasks` before a row's run with a value of its hyperparameter."""
+    row = ROWS[name]
+    if row.corpus is None:
+        return 0
+    return value if row.steps_of is None else tuned_value(row.steps_of)[0]
+
+
+def run_row(name: str, data: str, value: object, seed: int) -> dict:
+    """One run of a row; what `classify` returns."""
+    flags = ROWS[name].settings(data, value, seed)
+    identity = {"name": name, "data": Path(data).name, "flags": flags}
+    steps = pretraining_steps(name, value)
+    if steps:
+        identity["steps"] = steps
+
+    def measure() -> dict:
+        return classify(data, flags, pretrain_on_tasks(ROWS[name].corpus, steps) if steps else DEMO)
+
+    return record(identity, measure)
 
 
 def tuned_value(name: str) -> tuple[object, dict]:
     """The best value of a row's hyperparameter on SST-5's dev, and the accuracy of each."""
-    runs = {value: train(name, SST, value, TUNING_SEED) for value in ROWS[name].values}
-    accuracies = {value: run["dev"]["accuracy"] for value, run in runs.items()}
-    return max(accuracies, key=accuracies.get), accuracies
+    runs = {value: run_row(name, SST, value, TUNING_SEED) for value in ROWS[name].values}
+    found = {value: sum(accuracies([run], "dev")) for value, run in runs.items()}
+    return max(found, key=found.get), found
 
 
 def final_runs(name: str, data: str) -> list[dict]:
     """A row's runs with all seeds."""
     value, _ = tuned_value(name)
-    return [train(name, data, value, seed) for seed in SEEDS]
+    return [run_row(name, data, value, seed) for seed in SEEDS]
 
 
 def measured(name: str, what: str) -> int:
-    """The median of a row's runs; those that diverged, and older records, may not have it."""
-    return median_low(record[what] for record in final_runs(name, SST) if what in record)
+    """The median of a row's runs on SST-5; those that diverged do not have it."""
+    return median_low(run[what] for run in final_runs(name, SST) if what in run)
 
 
-def run_rows(only: str) -> None:
-    """Run what is missing on SST-5, of the rows with `only` in their name."""
-    for name in ROWS:
-        if only in name:
-            value, accuracies = tuned_value(name)
-            dev = spread(final_runs(name, SST), "dev")
-            print(f"{name}: {dev} with {value} of {accuracies}", flush=True)
+def run_baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
+    """What `baseline` returns."""
+    identity = {"name": BASELINE, "data": Path(data).name, "shots": shots, "seed": seed}
+    return record(identity, lambda: baseline(data, shots, seed))
 
 
-def best_rows() -> list[str]:
-    """Those with the highest mean on SST-5's dev, among the methods that see all of train."""
-    means = {
-        name: mean(record["dev"]["accuracy"] for record in final_runs(name, SST))
-        for name in ROWS
-        if name not in (DEFAULT, PLAIN) and "few" not in name
-    }
+def run_rows(names: list[str]) -> None:
+    """Run what is missing on SST-5."""
+    for name in names:
+        value, found = tuned_value(name)
+        print(f"{name}: {spread(final_runs(name, SST), 'dev')} with {value} of {found}", flush=True)
+
+
+def best_methods() -> list[str]:
+    """Those with the highest mean on SST-5's dev."""
+    means = {name: mean(accuracies(final_runs(name, SST), "dev") or [0]) for name in METHODS}
     return sorted(means, key=means.get, reverse=True)[:N_BEST]
+
+
+def timed_round(number: int) -> dict[str, float | None]:
+    """Seconds of training on a part of SST-5 by row, one after the other; None if it diverged.
+
+    Under "step" are those of a step of pre-training.
+    """
+    tuned = {name: tuned_value(name)[0] for name in REFERENCE | METHODS}
+
+    def measure() -> dict:
+        seconds = {}
+        for name, value in tuned.items():
+            run = classify(SST, ROWS[name].settings(SST, value, number) | TIMED)
+            seconds[name] = run.get("train_seconds")
+        with tempfile.TemporaryDirectory() as folder:
+            pretrain_on_tasks("sentences", TIMED_STEPS, Path(folder, "run"))
+            lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
+        total = max(json.loads(line).get("seconds", 0.0) for line in lines)
+        return {"seconds": seconds | {"step": total / TIMED_STEPS}}
+
+    return record({"name": "times", "round": number, "tuned": tuned}, measure)["seconds"]
 
 
 @functools.cache
 def times() -> dict[str, float]:
-    """Every row's seconds of training as a multiple of plain's, the median of all rounds.
+    """Seconds of training on all of SST-5 by row, as a multiple of plain's, the median of rounds.
 
-    Continued pre-training is added, as a multiple of plain's epochs on all of SST-5.
+    What continued pre-training takes is added. Rows that diverged in all rounds are not there.
     """
-    n_sentences = len(read_labelled(f"{SST}-train.txt"))
-    n_timed = 5 * TIMED["shots"]
-    ratios: dict[str, list[float]] = {name: [] for name in ROWS if "few" not in name}
-    for round_number in range(N_ROUNDS):
-        seconds = {
-            name: train(name, SST, tuned_value(name)[0], round_number, **TIMED)["train_seconds"]
-            for name in ratios
-        }
-        plain = seconds[PLAIN]
-        whole = EPOCHS * plain * n_sentences / n_timed
-        step = seconds_of_a_step(round_number)
-        for name in ratios:
-            ratios[name].append(seconds[name] / plain + pretraining_steps(name) * step / whole)
+    n_timed = TIMED["shots"] * len(load_label_names(ROOT / LABEL_WORDS[SST]))
+    n_all = EPOCHS * len(read_labelled(f"{SST}-train.txt"))
+    ratios: dict[str, list[float]] = {}
+    for seconds in map(timed_round, range(N_ROUNDS)):
+        for name in REFERENCE | METHODS:
+            steps = pretraining_steps(name, tuned_value(name)[0])
+            if seconds[name] is not None:
+                total = seconds[name] * n_all / n_timed + steps * seconds["step"]
+                ratio = total / (seconds["plain"] * n_all / n_timed)
+                ratios.setdefault(name, []).append(ratio)
     return {name: median(values) for name, values in ratios.items()}
 
 
-def pretraining_steps(name: str) -> int:
-    """Of `pretrain_on_tasks`, before a row's fine-tuning."""
-    row = ROWS[name]
-    steps = tuned_value(name)[0] if row.tuned == "steps" else row.flags.get("steps", 0)
-    return tuned_value(steps)[0] if isinstance(steps, str) else steps
+def make_table() -> list[list[str]]:
+    """The cells, row by row; what is missing runs."""
+    on_cfimdb = [*REFERENCE, *best_methods()]
+    return [
+        *(trained_cells(name, name in on_cfimdb) for name in REFERENCE),
+        baseline_cells(BASELINE, [run_baseline(SST)], [run_baseline(CFIMDB)]),
+        *(trained_cells(name, name in on_cfimdb) for name in METHODS),
+        *(trained_cells(name) for name in FEW_SHOT),
+        baseline_cells(
+            f"64 sentences a label: {BASELINE}",
+            [run_baseline(SST, SHOTS["shots"], seed) for seed in SEEDS],
+        ),
+        *(prompted_cells(label) for label in PROMPTS),
+    ]
 
 
-def seconds_of_a_step(round_number: int) -> float:
-    """The time of `pretrain_on_tasks`, from a few steps."""
-    identity = {"name": "time of pre-training", "round": round_number}
-    for record in read_records(RESULTS):
-        if identity.items() <= record.items():
-            return record["seconds"] / PRETRAINING_STEPS
-    with tempfile.TemporaryDirectory() as folder:
-        pretrain_on_tasks(PRETRAINING_STEPS, labels=False, folder=Path(folder, "run"))
-        lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
-    seconds = max(json.loads(line).get("seconds", 0.0) for line in lines)
-    append_metrics(ADVANCED, **identity, seconds=seconds)
-    return seconds / PRETRAINING_STEPS
-
-
-def print_table() -> None:
-    """The table in Markdown; what is missing runs."""
-    on_cfimdb = [DEFAULT, PLAIN, *best_rows()]
-    lines = [trained_cells(name, name in on_cfimdb) for name in ROWS]
-    lines.insert(2, baseline_cells())
-    lines.append(few_shot_baseline_cells())
-    lines += [prompted_cells(label, flags) for label, flags in PROMPTS.items()]
-    for cells in (HEADER, ["---"] * len(HEADER), *lines):
-        print(f"| {' | '.join(cells)} |")
-
-
-def trained_cells(name: str, on_cfimdb: bool) -> list[str]:
+def trained_cells(name: str, on_cfimdb: bool = False) -> list[str]:
     """A row of the table: what is fine-tuned."""
-    row, records = ROWS[name], final_runs(name, SST)
-    best, accuracies = tuned_value(name)
-    values = ", ".join(f"**{value}**" if value == best else f"{value}" for value in accuracies)
+    row, runs = ROWS[name], final_runs(name, SST)
+    best, found = tuned_value(name)
+    values = ", ".join(f"**{value}**" if value == best else f"{value}" for value in found)
     return [
         row.label,
         f"`{row.tuned}` {values}",
-        spread(records, "dev"),
-        spread(records, "test"),
+        spread(runs, "dev"),
+        spread(runs, "test"),
         spread(final_runs(name, CFIMDB), "dev") if on_cfimdb else "",
         f"{measured(name, 'trained_parameters'):,}",
         f"{times()[name]:.1f}" if name in times() else "",
@@ -294,79 +327,31 @@ def trained_cells(name: str, on_cfimdb: bool) -> list[str]:
     ]
 
 
-def baseline_cells() -> list[str]:
+def baseline_cells(label: str, sst: list[dict], cfimdb: list[dict] | None = None) -> list[str]:
     """A row of the table: what a sceptic would use."""
-    sst, cfimdb = baseline(SST), baseline(CFIMDB)
-    accuracies = (sst["dev"], sst["test"], cfimdb["dev"])
     return [
-        BASELINE,
+        label,
         f"`C` {', '.join(map(str, STRENGTHS))}",
-        *(f"{split['accuracy']:.3f}" for split in accuracies),
-        f"{sst['trained_parameters']:,}",
-        f"{sst['seconds']:.0f} s",
+        spread(sst, "dev"),
+        spread(sst, "test"),
+        spread(cfimdb, "dev") if cfimdb else "",
+        f"{median_low(run['trained_parameters'] for run in sst):,}",
+        f"{median(run['seconds'] for run in sst):.0f} s",
         "",
     ]
 
 
-def few_shot_baseline_cells() -> list[str]:
-    """A row of the table: the same, on the sentences that the few-shot rows see."""
-    records = [baseline(SST, SHOTS["shots"], seed) for seed in SEEDS]
-    return [
-        f"64 sentences a label: {BASELINE}",
-        f"`C` {', '.join(map(str, STRENGTHS))}",
-        spread(records, "dev"),
-        spread(records, "test"),
-        "",
-        f"{median(record['trained_parameters'] for record in records):,}",
-        "",
-        "",
-    ]
-
-
-def prompted_cells(label: str, flags: dict) -> list[str]:
+def prompted_cells(label: str) -> list[str]:
     """A row of the table: prompting, which trains nothing."""
-    sst, cfimdb = (
-        classify(ADVANCED, label, data, flags, option="prompt") for data in (SST, CFIMDB)
-    )
-    accuracies = (sst["dev"], sst["test"], cfimdb["dev"])
-    return [label, "", *(f"{split['accuracy']:.3f}" for split in accuracies), "0", "", ""]
-
-
-def draw(path: Path) -> None:
-    """Accuracy on SST-5's dev against trained parameters; where these are equal, side by side."""
-    plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy on SST-5's dev")
-    points = []
-    for name, row in ROWS.items():
-        if "few" in name:
-            continue
-        accuracies = [record["dev"]["accuracy"] for record in final_runs(name, SST)]
-        accuracy, deviation = mean(accuracies), stdev(accuracies)
-        trained = measured(name, "trained_parameters")
-        n_there = sum(x == trained for _, x, *_ in points)
-        beside = offset_copy(axes.transData, figure, x=-2.5 * n_there, units="points")
-        points.append((accuracy, trained, row.label, beside))
-        style = {"fmt": "o", "ms": 4, "lw": 0.8, "capsize": 2, "transform": beside}
-        axes.errorbar(trained, accuracy, yerr=deviation, **style)
-        axes.update_datalim([(trained, accuracy - deviation), (trained, accuracy + deviation)])
-    points.sort(key=lambda point: point[0])
-    for i, (accuracy, trained, label, beside) in enumerate(points):
-        # The labels stand beside the axes, in order.
-        axes.annotate(
-            label,
-            (trained, accuracy),
-            xycoords=beside,
-            xytext=(1.03, (i + 0.5) / len(points)),
-            textcoords="axes fraction",
-            verticalalignment="center",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "lw": 0.3, "relpos": (0, 0.5)},
-        )
-    axes.axhline(baseline(SST)["dev"]["accuracy"], ls="--", color="grey", label=BASELINE)
-    axes.autoscale_view()
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+    runs = []
+    for data in (SST, CFIMDB):
+        flags = with_label_words(PROMPTS[label], data)
+        identity = {"name": label, "data": Path(data).name, "flags": flags}
+        measure = functools.partial(classify, data, flags, option="prompt")
+        runs.append(record(identity, measure))
+    sst, cfimdb = runs
+    parts = (sst["dev"], sst["test"], cfimdb["dev"])
+    return [label, "", *(f"{part['accuracy']:.3f}" for part in parts), "0", "", ""]
 
 
 def main() -> None:
@@ -374,12 +359,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     help = "tune and run only rows with this in their name, on SST-5; print no table"
-    parser.add_argument("--only", metavar="PART", help=help)
-    args = parser.parse_args()
-    run_rows(args.only or "")
-    if args.only is None:
-        print_table()
-        draw(RESULTS / "advanced.svg")
+    parser.add_argument("--only", metavar="PART", default="", help=help)
+    only = parser.parse_args().only
+    names = [name for name in ROWS if only in name]
+    if not names:
+        parser.error(f"--only {only}: expected a part of one of {', '.join(ROWS)}")
+    end_on_sigterm()
+    run_rows(names)
+    if only:
+        return
+    from benchmarks.picture import draw  # needs matplotlib; the runs do not
+
+    for cells in (HEADER, ["---"] * len(HEADER), *make_table()):
+        print(f"| {' | '.join(cells)} |")
+    points = {
+        ROWS[name].label: (
+            measured(name, "trained_parameters"),
+            accuracies(final_runs(name, SST), "dev"),
+        )
+        for name in REFERENCE | METHODS
+    }
+    draw(points, (BASELINE, run_baseline(SST)["dev"]["accuracy"]), RESULTS / "advanced.svg")
 
 
 if __name__ == "__main__":

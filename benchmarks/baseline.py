@@ -4,12 +4,10 @@
 """
 
 import argparse
-import functools
 import time
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score
 
 from dataset import read_labelled
 from prompt_based import few_shot
@@ -17,7 +15,6 @@ from prompt_based import few_shot
 STRENGTHS = (0.5, 1.0, 3.0, 10.0)
 
 
-@functools.cache
 def baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
     """Fit on train, choose the strength of the regularization on dev.
 
@@ -30,22 +27,22 @@ def baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
         `dev` and `test`, each with its `accuracy`; `seconds`; `trained_parameters`; `strength`.
     """
     start = time.perf_counter()
-    files = [read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test")]
+    splits = {split: read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test")}
     if shots is not None:
-        rows = [(sentence, label, []) for label, sentence in files[0]]
-        num_labels = 1 + max(label for label, _ in files[0])
-        files[0] = [(label, text) for text, label, _ in few_shot(rows, shots, num_labels, seed)]
-    labels, texts = zip(*(zip(*file, strict=True) for file in files), strict=True)
+        rows = [(sentence, label, []) for label, sentence in splits["train"]]
+        num_labels = 1 + max(label for label, _ in splits["train"])
+        drawn = few_shot(rows, shots, num_labels, seed)
+        splits["train"] = [(label, sentence) for sentence, label, _ in drawn]
+    y = {split: [label for label, _ in rows] for split, rows in splits.items()}
+    texts = {split: [sentence for _, sentence in rows] for split, rows in splits.items()}
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
-    train, dev, test = (
-        vectorizer.fit_transform(texts[0]),
-        *(vectorizer.transform(split) for split in texts[1:]),
-    )
-    models = [LogisticRegression(C=c, max_iter=1000).fit(train, labels[0]) for c in STRENGTHS]
-    best = max(models, key=lambda model: accuracy_score(labels[1], model.predict(dev)))
+    x = {"train": vectorizer.fit_transform(texts["train"])}
+    x |= {split: vectorizer.transform(texts[split]) for split in ("dev", "test")}
+    models = [LogisticRegression(C=c, max_iter=1000).fit(x["train"], y["train"]) for c in STRENGTHS]
+    best = max(models, key=lambda model: model.score(x["dev"], y["dev"]))
     return {
-        "dev": {"accuracy": accuracy_score(labels[1], best.predict(dev))},
-        "test": {"accuracy": accuracy_score(labels[2], best.predict(test))},
+        "dev": {"accuracy": best.score(x["dev"], y["dev"])},
+        "test": {"accuracy": best.score(x["test"], y["test"])},
         "seconds": time.perf_counter() - start,
         "trained_parameters": best.coef_.size + best.intercept_.size,
         "strength": best.C,
