@@ -75,11 +75,13 @@ class LlamaZeroShotClassifier(nn.Module):
     ) -> list[torch.Tensor]:
         """For each label Σ_j log p(label_j | prompt, label_<j), `(batch,)`.
 
-        The prompts are read once; the labels continue them through the cache.
+        The prompts are read once; labels of several tokens continue them through a cache.
         """
         batch_size, seqlen = input_ids.shape
-        room = seqlen + max(len(ids) for ids in self.label_name_ids) - 1
-        cache = KVCache(self.llama.config, batch_size, room, input_ids.device)
+        cache = None
+        if self.uses_cache:
+            room = seqlen + max(len(ids) for ids in self.label_name_ids) - 1
+            cache = KVCache(self.llama.config, batch_size, room, input_ids.device)
         hidden = self.llama.hidden_states(input_ids, lengths[:, None] - 1, cache=cache)
         first = F.log_softmax(self.llama.output(hidden[:, 0]).float(), dim=-1)
         prompt_lengths = lengths.tolist()

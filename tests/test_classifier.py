@@ -52,6 +52,20 @@ def test_zero_shot_causal_is_the_log_probability_of_the_whole_label(config, toke
                 assert scores[r, i].item() == pytest.approx(expected.item(), abs=1e-3)
 
 
+def test_labels_of_one_token_are_scored_without_a_cache(config, tokenizer, monkeypatch):
+    """Its copies and its attention would slow prompt-based training down by a third."""
+    config.causal = True
+    model = LlamaZeroShotClassifier(config, tokenizer, NAMES).eval()
+    model.label_name_ids = [[5], [6], [8]]
+    monkeypatch.delattr("classifier.KVCache")
+    with torch.inference_mode():
+        scores = model(PADDED, LENGTHS)
+        for row, score in zip(ROWS, scores, strict=True):
+            tokens = torch.tensor([row])
+            expected = model.llama(tokens)[0][0, -1].log_softmax(-1)[[5, 6, 8]]
+            assert torch.allclose(score, expected, atol=1e-5)
+
+
 def test_zero_shot_needs_a_name_for_every_label(config, tokenizer):
     with pytest.raises(InputError, match="2 label names for 3 labels"):
         LlamaZeroShotClassifier(config, tokenizer, ["bad", "good"])
