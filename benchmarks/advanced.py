@@ -106,7 +106,7 @@ METHODS = {
         "continued pre-training with the labels, prompt-based",
         CAUSAL | PROMPT | {"lr": 2e-4},
         "steps",
-        (125, 250, 500),
+        (250, 500, 1000),
         "labelled",
     ),
     "labelled mean": Row(
