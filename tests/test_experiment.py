@@ -101,8 +101,8 @@ def test_a_row_takes_what_belongs_to_its_data(name):
             assert len(words) == n_labels
 
 
-def test_the_table_and_the_picture(tmp_path, monkeypatch):
-    """All numbers in it are those of the right runs; some of the runs diverge."""
+def test_the_cells_of_the_table_are_of_the_right_runs(tmp_path, monkeypatch):
+    """Some of which diverge."""
 
     def pretrain_on_tasks(corpus, steps, folder=None):
         if folder is not None:
