@@ -14,8 +14,6 @@ in their name, on SST-5, and prints no table.
 import argparse
 import functools
 import json
-import random
-import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -33,11 +31,11 @@ from benchmarks.runs import (
     run_llama,
     spread,
 )
+from benchmarks.task_text import CFIMDB, LABEL_WORDS, SST, TEMPLATE, task_text
 from dataset import load_label_names, read_labelled
 from utils import atomic_write
 
 RESULTS = ROOT / "benchmarks/results"
-SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
 EPOCHS, BATCH_SIZES = 5, {SST: 80, CFIMDB: 10}
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)
 N_BEST = 3  # of the methods run on CFIMDB
@@ -48,13 +46,10 @@ RATES = (2e-4, 5e-4, 1e-3)
 HIGH_RATES = (1e-3, 2e-3, 5e-3)
 CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}  # the rate that is plain's best
 SHOTS = CAUSAL | {"shots": 64, "batch_size": 8}
-TEMPLATE = {"prompt_template": "{sentence} It was"}
-PROMPT = {"prompt_based": True} | TEMPLATE
-LABEL_WORDS = {  # that continue the template; each is one token of the demo model
-    data: f"benchmarks/{name}-label-words.json" for data, name in ((SST, "sst"), (CFIMDB, "cfimdb"))
-}
+PROMPT = {"prompt_based": True, "prompt_template": TEMPLATE}
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 ZERO_SHOT = {"causal": True, "batch_size": 10}
+ZERO_SHOT_OURS = ZERO_SHOT | {"prompt_template": TEMPLATE}
 
 
 @dataclass
@@ -126,11 +121,9 @@ FEW_SHOT = {
 ROWS = REFERENCE | METHODS | FEW_SHOT
 PROMPTS = {
     "zero-shot, the assignment's prompt": ZERO_SHOT,
-    "zero-shot, “It was”": ZERO_SHOT | TEMPLATE,
-    "zero-shot, “It was”, contextual calibration": ZERO_SHOT
-    | TEMPLATE
-    | {"calibrate": "contextual"},
-    "zero-shot, “It was”, PMI": ZERO_SHOT | TEMPLATE | {"calibrate": "pmi"},
+    "zero-shot, “It was”": ZERO_SHOT_OURS,
+    "zero-shot, “It was”, contextual calibration": ZERO_SHOT_OURS | {"calibrate": "contextual"},
+    "zero-shot, “It was”, PMI": ZERO_SHOT_OURS | {"calibrate": "pmi"},
 }
 BASELINE = "TF-IDF, logistic regression"
 HEADER = ["", "best of", "SST-5 dev", "SST-5 test", "CFIMDB dev", "trained", "time", "GiB"]
@@ -144,23 +137,6 @@ def with_label_words(flags: dict[str, object], data: str) -> dict[str, object]:
 record = functools.partial(recorded, RESULTS / "advanced.jsonl")
 
 
-def task_lines(data: str, labelled: bool) -> list[str]:
-    """The lines of train, as they are or with the labels in words behind every sentence.
-
-    For the latter, reviews are cut into sentences, each of which has its review's label.
-    """
-    train = Path(f"{data}-train.txt")
-    if not labelled:
-        return train.read_text(encoding="utf-8").splitlines(keepends=True)
-    words = load_label_names(ROOT / LABEL_WORDS[data])
-    return [
-        f"{label} ||| {TEMPLATE['prompt_template'].format(sentence=sentence)} {words[label]}\n"
-        for label, review in read_labelled(train)
-        for sentence in re.split(r"(?<=\w [.!?]) ", review)
-        if re.search(r"\w", sentence)
-    ]
-
-
 def pretrain_on_tasks(corpus: str, steps: int, folder: Path | None = None) -> Path:
     """Continue the demo model's pre-training on the sentences of both trains, shuffled.
 
@@ -172,12 +148,10 @@ def pretrain_on_tasks(corpus: str, steps: int, folder: Path | None = None) -> Pa
         the checkpoint.
     """
     folder = folder or RESULTS / f"{corpus}-{steps}"
-    lines = [line for data in (SST, CFIMDB) for line in task_lines(data, corpus == "labelled")]
-    random.Random(0).shuffle(lines)
     folder.parent.mkdir(parents=True, exist_ok=True)
     text = folder.with_suffix(".txt")
     with atomic_write(text) as file:
-        file.writelines(lines)
+        file.writelines(task_text(corpus == "labelled"))
     flags = {
         "option": "pretrain",
         "pretrained-model-path": DEMO,

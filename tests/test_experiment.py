@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from benchmarks import advanced, runs
+from benchmarks import advanced, runs, task_text
 from benchmarks.baseline import baseline
 from dataset import create_data
 from prompt_based import few_shot
@@ -178,3 +178,20 @@ def test_the_baseline_sees_the_sentences_that_shots_draws(tmp_path, monkeypatch,
     monkeypatch.setattr("benchmarks.baseline.TfidfVectorizer", Vectorizer)
     baseline(str(tmp_path / "toy"), shots=4, seed=5)
     assert set(seen) == expected and len(seen) == 12
+
+
+def test_the_text_of_the_tasks_ends_in_the_labels(tmp_path, monkeypatch):
+    sst, cfimdb = str(tmp_path / "sst"), str(tmp_path / "cfimdb")
+    (tmp_path / "sst-train.txt").write_text("4 ||| A joy .\n0 ||| No. 5 bores\n")
+    (tmp_path / "cfimdb-train.txt").write_text("0 ||| Dr. No fails ! I left early . ...\n")
+    words = dict(zip((sst, cfimdb), task_text.LABEL_WORDS.values(), strict=True))
+    monkeypatch.setattr(task_text, "SST", sst)
+    monkeypatch.setattr(task_text, "CFIMDB", cfimdb)
+    monkeypatch.setattr(task_text, "LABEL_WORDS", words)
+    assert sorted(task_text.task_text(labelled=True)) == [
+        "0 ||| Dr. No fails ! It was bad\n",
+        "0 ||| I left early . It was bad\n",
+        "0 ||| No. 5 bores It was wrong\n",
+        "4 ||| A joy . It was great\n",
+    ]
+    assert len(task_text.task_text(labelled=False)) == 3
