@@ -46,6 +46,7 @@ RATES = (2e-4, 5e-4, 1e-3)
 HIGH_RATES = (1e-3, 2e-3, 5e-3)
 CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}  # the rate that is plain's best
 SHOTS = CAUSAL | {"shots": 64, "batch_size": 8}
+LINEAR = {"lr_schedule": "linear", "warmup": 0.1}
 PROMPT = {"prompt_based": True, "prompt_template": TEMPLATE}
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 ZERO_SHOT = {"causal": True, "batch_size": 10}
@@ -93,9 +94,7 @@ METHODS = {
     "head": Row("the head only", CAUSAL | {"tune": "head"}, "lr", (2e-3, 1e-2, 5e-2)),
     "mixout": Row("Mixout", CAUSAL, "mixout", (0.1, 0.3, 0.6)),
     "decay": Row("layer-wise rates", CAUSAL, "layer_decay", (0.6, 0.75, 0.9)),
-    "schedule": Row(
-        "warm-up and linear decay", CAUSAL | {"lr_schedule": "linear", "warmup": 0.1}, "lr", RATES
-    ),
+    "schedule": Row("warm-up and linear decay", CAUSAL | LINEAR, "lr", RATES),
     "smart": Row("SMART", CAUSAL, "smart", (0.3, 1.0, 3.0)),
     "labelled": Row(
         "continued pre-training with the labels, prompt-based",
@@ -111,6 +110,14 @@ METHODS = {
         (1e-4, 2e-4, 5e-4),
         "labelled",
         steps_of="labelled",
+    ),
+    "short": Row(
+        "continued pre-training, mean pooling, linear decay",
+        CAUSAL | {"pooling": "mean"} | LINEAR,
+        "epochs",
+        (1, 2, 3),
+        "sentences",
+        steps_of="continued",
     ),
 }
 FEW_SHOT = {
@@ -256,15 +263,19 @@ def times() -> dict[str, float]:
     What continued pre-training takes is added. Rows that diverged in all rounds are not there.
     """
     n_timed = TIMED["shots"] * len(load_label_names(ROOT / LABEL_WORDS[SST]))
-    n_all = EPOCHS * len(read_labelled(f"{SST}-train.txt"))
+    n_train = len(read_labelled(f"{SST}-train.txt"))
     ratios: dict[str, list[float]] = {}
-    for seconds in map(timed_round, range(N_ROUNDS)):
+    for number in range(N_ROUNDS):
+        seconds = timed_round(number)
+        totals = {}
         for name in REFERENCE | METHODS:
-            steps = pretraining_steps(name, tuned_value(name)[0])
+            value, _ = tuned_value(name)
             if seconds[name] is not None:
-                total = seconds[name] * n_all / n_timed + steps * seconds["step"]
-                ratio = total / (seconds["plain"] * n_all / n_timed)
-                ratios.setdefault(name, []).append(ratio)
+                epochs = ROWS[name].settings(SST, value, number)["epochs"]
+                totals[name] = seconds[name] * epochs * n_train / n_timed
+                totals[name] += pretraining_steps(name, value) * seconds["step"]
+        for name, total in totals.items():
+            ratios.setdefault(name, []).append(total / totals["plain"])
     return {name: median(values) for name, values in ratios.items()}
 
 

@@ -153,6 +153,8 @@ def test_the_cells_of_the_table_are_of_the_right_runs(tmp_path, monkeypatch):
     # 500 steps of 10 / 20 seconds, and 5 epochs of 3000 sentences, of which 1500 take 10 seconds
     assert table[label["continued"]][0] == "`steps` 250, **500**, 1000"
     assert table[label["continued"]][5] == f"{(250 + 100) / 100:.1f}"
+    # those, and 1 epoch
+    assert table[label["short"]][5] == f"{(250 + 20) / 100:.1f}"
     assert table[label["mixout"]][5] == "3.0"
     assert table[label["mixout"]][3] == "0.860 ± 0.100"  # among the best on SST-5
     assert table[label["head"]][1] == "0.550 ± 0.071 (1 diverged)"
