@@ -95,7 +95,7 @@ METHODS = {
     "mixout": Row("Mixout", CAUSAL, "mixout", (0.1, 0.3, 0.6)),
     "decay": Row("layer-wise rates", CAUSAL, "layer_decay", (0.6, 0.75, 0.9)),
     "schedule": Row("warm-up and linear decay", CAUSAL | LINEAR, "lr", RATES),
-    "smart": Row("SMART", CAUSAL, "smart", (0.3, 1.0, 3.0)),
+    "smart": Row("SMART", CAUSAL, "smart", (0.3, 1.0)),
     "labelled": Row(
         "continued pre-training with the labels, prompt-based",
         CAUSAL | PROMPT | {"lr": 2e-4},
