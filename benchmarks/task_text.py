@@ -13,6 +13,7 @@ import sys
 
 from benchmarks.runs import ROOT
 from dataset import SEPARATOR, load_label_names, read_labelled
+from utils import run_script
 
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
 TEMPLATE = "{sentence} It was"
@@ -22,7 +23,14 @@ LABEL_WORDS = {  # that continue the template; each is one token of the demo mod
 
 
 def task_text(labelled: bool) -> list[str]:
-    """Lines `label ||| sentence`, of which pre-training takes the sentences."""
+    """Lines `label ||| sentence`, of which pre-training takes the sentences.
+
+    Args:
+        labelled: put the labels behind the sentences, in words; cut reviews into sentences first.
+
+    Raises:
+        FileNotFoundError: the data are not there; `setup.sh` fetches them.
+    """
     lines = []
     for data in (SST, CFIMDB):
         examples = read_labelled(f"{data}-train.txt")
@@ -43,9 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--labelled", action="store_true")
+    parser.add_argument("--labelled", action="store_true", help="put the labels behind, in words")
     sys.stdout.writelines(task_text(parser.parse_args().labelled))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
