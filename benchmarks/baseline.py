@@ -11,17 +11,22 @@ from sklearn.linear_model import LogisticRegression
 
 from dataset import read_labelled
 from prompt_based import few_shot
+from tokenizer import Tokenizer
+from utils import run_script
 
 STRENGTHS = (0.5, 1.0, 3.0, 10.0)
 
 
-def baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
+def baseline(
+    data: str, shots: int | None = None, seed: int = 0, tokenizer: Tokenizer | None = None
+) -> dict:
     """Fit on train, choose the strength of the regularization on dev.
 
     Args:
         data: path up to `-train.txt`.
         shots: how many sentences of each label are drawn from train with the seed, as `--shots`
             does; None takes all.
+        tokenizer: count its pieces in place of words.
 
     Returns:
         `dev` and `test`, each with its `accuracy`; `seconds`; `trained_parameters`; `strength`.
@@ -35,6 +40,10 @@ def baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
         splits["train"] = [(label, sentence) for sentence, label, _ in drawn]
     y = {split: [label for label, _ in rows] for split, rows in splits.items()}
     texts = {split: [sentence for _, sentence in rows] for split, rows in splits.items()}
+    if tokenizer is not None:
+        for split, sentences in texts.items():
+            ids = (tokenizer.encode(sentence, bos=False, eos=False) for sentence in sentences)
+            texts[split] = [" ".join(map(str, pieces)) for pieces in ids]
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
     x = {"train": vectorizer.fit_transform(texts["train"])}
     x |= {split: vectorizer.transform(texts[split]) for split in ("dev", "test")}
@@ -52,7 +61,11 @@ def baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
-    result = baseline(parser.parse_args().data)
+    help = "count this tokenizer's pieces in place of words"
+    parser.add_argument("--tokenizer-path", metavar="FILE", help=help)
+    args = parser.parse_args()
+    tokenizer = args.tokenizer_path and Tokenizer(tokenizer_model=args.tokenizer_path)
+    result = baseline(args.data, tokenizer=tokenizer)
     print(
         f"TF-IDF and logistic regression, C {result['strength']:g}: "
         f"dev {result['dev']['accuracy']:.3f}, test {result['test']['accuracy']:.3f}, "
@@ -61,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -139,6 +139,7 @@ def test_the_cells_of_the_table_are_of_the_right_runs(tmp_path, monkeypatch):
         },
     )
     monkeypatch.setattr(advanced, "read_labelled", lambda path: [(0, "")] * 3000)
+    monkeypatch.setattr(advanced, "write_timed_part", lambda folder: advanced.SST)
     monkeypatch.setattr(
         advanced, "record", lambda *args: runs.recorded(tmp_path / "advanced.jsonl", *args)
     )
@@ -156,11 +157,24 @@ def test_the_cells_of_the_table_are_of_the_right_runs(tmp_path, monkeypatch):
     # those, and 1 epoch
     assert table[label["short"]][5] == f"{(250 + 20) / 100:.1f}"
     assert table[label["mixout"]][5] == "3.0"
+    assert table[label["smart"]][0] == "`smart` **0.3**"  # not tuned
     assert table[label["mixout"]][3] == "0.860 ± 0.100"  # among the best on SST-5
     assert table[label["head"]][1] == "0.550 ± 0.071 (1 diverged)"
     assert table[label["head"]][4:6] == [f"{FEW:,}", "1.0"]
     assert sum(bool(table[label[name]][3]) for name in advanced.METHODS) == advanced.N_BEST
     assert table[advanced.BASELINE][1:] == ["0.400", "0.410", "0.400", "100", "3 s", ""]
+
+
+def test_what_is_timed_are_the_first_lines(tmp_path, monkeypatch):
+    for split in ("train", "dev", "test"):
+        lines = [f"{i % 5} ||| {split} sentence {i}\n" for i in range(2000)]
+        (tmp_path / f"all-{split}.txt").write_text("".join(lines))
+    (tmp_path / "all-label-mapping.json").write_text("{}")
+    monkeypatch.setattr(advanced, "SST", str(tmp_path / "all"))
+    data = advanced.write_timed_part(str(tmp_path))
+    assert Path(f"{data}-train.txt").read_text().splitlines()[-1] == "4 ||| train sentence 1499"
+    assert len(Path(f"{data}-dev.txt").read_text().splitlines()) == 100
+    assert Path(f"{data}-label-mapping.json").read_text() == "{}"
 
 
 def test_the_baseline_sees_the_sentences_that_shots_draws(tmp_path, monkeypatch, tokenizer):
@@ -180,6 +194,9 @@ def test_the_baseline_sees_the_sentences_that_shots_draws(tmp_path, monkeypatch,
     monkeypatch.setattr("benchmarks.baseline.TfidfVectorizer", Vectorizer)
     baseline(str(tmp_path / "toy"), shots=4, seed=5)
     assert set(seen) == expected and len(seen) == 12
+    seen.clear()
+    baseline(str(tmp_path / "toy"), shots=4, seed=5, tokenizer=tokenizer)
+    assert {tokenizer.decode(list(map(int, text.split()))) for text in seen} == expected
 
 
 def test_the_text_of_the_tasks_ends_in_the_labels(tmp_path, monkeypatch):
