@@ -3,7 +3,6 @@
 .venv/bin/python -m benchmarks.baseline --data data/sst
 """
 
-import argparse
 import time
 
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -12,15 +11,15 @@ from sklearn.linear_model import LogisticRegression
 from dataset import read_labelled
 from prompt_based import few_shot
 from tokenizer import Tokenizer
-from utils import run_script
+from utils import ArgumentParser, run_script
 
-STRENGTHS = (0.5, 1.0, 3.0, 10.0)
+CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization
 
 
 def baseline(
     data: str, shots: int | None = None, seed: int = 0, tokenizer: Tokenizer | None = None
 ) -> dict:
-    """Fit on train, choose the strength of the regularization on dev.
+    """Fit on train, choose `C` on dev.
 
     Args:
         data: path up to `-train.txt`.
@@ -29,7 +28,7 @@ def baseline(
         tokenizer: count its pieces in place of words.
 
     Returns:
-        `dev` and `test`, each with its `accuracy`; `seconds`; `trained_parameters`; `strength`.
+        `dev` and `test`, each with its `accuracy`; `seconds`; `trained_parameters`; `C`.
     """
     start = time.perf_counter()
     splits = {split: read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test")}
@@ -47,19 +46,19 @@ def baseline(
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
     x = {"train": vectorizer.fit_transform(texts["train"])}
     x |= {split: vectorizer.transform(texts[split]) for split in ("dev", "test")}
-    models = [LogisticRegression(C=c, max_iter=1000).fit(x["train"], y["train"]) for c in STRENGTHS]
+    models = [LogisticRegression(C=c, max_iter=1000).fit(x["train"], y["train"]) for c in CS]
     best = max(models, key=lambda model: model.score(x["dev"], y["dev"]))
     return {
         "dev": {"accuracy": best.score(x["dev"], y["dev"])},
         "test": {"accuracy": best.score(x["test"], y["test"])},
         "seconds": time.perf_counter() - start,
         "trained_parameters": best.coef_.size + best.intercept_.size,
-        "strength": best.C,
+        "C": best.C,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
     help = "count this tokenizer's pieces in place of words"
     parser.add_argument("--tokenizer-path", metavar="FILE", help=help)
@@ -67,7 +66,7 @@ def main() -> None:
     tokenizer = args.tokenizer_path and Tokenizer(tokenizer_model=args.tokenizer_path)
     result = baseline(args.data, tokenizer=tokenizer)
     print(
-        f"TF-IDF and logistic regression, C {result['strength']:g}: "
+        f"TF-IDF and logistic regression, C {result['C']:g}: "
         f"dev {result['dev']['accuracy']:.3f}, test {result['test']['accuracy']:.3f}, "
         f"{result['trained_parameters']:,} parameters"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from evaluation import append_metrics
+from utils import InputError
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data/demo/model.pt"
@@ -73,6 +74,9 @@ def classify(
         best on dev; `peak_memory_bytes`; and of fine-tuning `train_seconds`, `train_loss` of every
         epoch and `trained_parameters`. Causal runs do not evaluate train, which changes nothing
         else. With WiSE-FT there is also `alpha`. Where the loss was not finite, only `diverged`.
+
+    Raises:
+        InputError: the command refused its input.
     """
     paths = {split: Path(f"{data}-{split}.txt").resolve() for split in ("train", "dev", "test")}
     names = Path(f"{data}-label-mapping.json").resolve()
@@ -83,6 +87,8 @@ def classify(
         done = subprocess.run(run_llama(settings), cwd=folder, capture_output=True, text=True)
         if done.returncode == 2 and "lower --lr" in done.stderr:
             return {"diverged": True}
+        if done.returncode == 2:
+            raise InputError(done.stderr.splitlines()[-1].removeprefix("error: "))
         if done.returncode != 0:
             raise RuntimeError(f"{data}: {flags}: {done.stderr}")
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()

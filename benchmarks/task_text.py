@@ -6,14 +6,14 @@ With `--labelled` every sentence is followed by "It was" and a word for its labe
 into sentences, each of which has its review's label.
 """
 
-import argparse
 import random
 import re
 import sys
+from argparse import RawDescriptionHelpFormatter
 
 from benchmarks.runs import ROOT
 from dataset import SEPARATOR, load_label_names, read_labelled
-from utils import run_script
+from utils import ArgumentParser, run_script
 
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
 TEMPLATE = "{sentence} It was"
@@ -48,9 +48,7 @@ def task_text(labelled: bool) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--labelled", action="store_true", help="put the labels behind, in words")
     sys.stdout.writelines(task_text(parser.parse_args().labelled))
 
