@@ -6,7 +6,7 @@
 A row's one hyperparameter is tuned on SST-5's dev with one seed, if it has several values; then
 three other seeds run. The reference rows and those that are best on SST-5's dev run on CFIMDB too,
 with the same value. For the time, all rows but those of few sentences take turns in training on a
-part of SST-5, three times; that needs an idle machine. Every run is a process, and all can be
+part of SST-5, twice; that needs an idle machine. Every run is a process, and all can be
 killed: what `benchmarks/results/advanced.jsonl` has does not run again, only checkpoints that it
 needs are made again. `--only PART` runs the rows with that in their name, on SST-5, and prints no
 table.
@@ -43,7 +43,7 @@ RESULTS = ROOT / "benchmarks/results"
 EPOCHS, BATCH_SIZES = 5, {SST: 80, CFIMDB: 10}
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)
 N_BEST = 3  # of the methods run on CFIMDB
-N_ROUNDS = 3
+N_ROUNDS = 2
 TIMED_LINES, TIMED_STRIDE = {"train": 1500, "dev": 100, "test": 100}, 5
 TIMED_STEPS = 20  # of pre-training
 
