@@ -6,10 +6,9 @@
 A row's one hyperparameter is tuned on SST-5's dev with one seed, if it has several values; then
 three other seeds run. The reference rows and those that are best on SST-5's dev run on CFIMDB too,
 with the same value. For the time, all rows but those of few sentences take turns in training on a
-part of SST-5, twice; that needs an idle machine. Every run is a process, and all can be
-killed: what `benchmarks/results/advanced.jsonl` has does not run again, only checkpoints that it
-needs are made again. `--only PART` runs the rows with that in their name, on SST-5, and prints no
-table.
+part of SST-5, twice; that needs an idle machine. Every run is a process, and all can be killed:
+what `benchmarks/results/advanced.jsonl` has does not run again, only checkpoints that it needs are
+made again. `--only PART` runs the rows with that in their name, on SST-5, and prints no table.
 """
 
 import functools
