@@ -1,22 +1,20 @@
-"""The base class of Llama, reading and writing checkpoints, and the names of their tensors."""
-
-import pickle
-import warnings
-import zipfile
-from pathlib import Path
+"""The base class of Llama: its configuration, its initial weights, and how a part is replaced."""
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from config import LlamaConfig
-from utils import InputError, atomic_write, missing_file
 
 __all__ = [
     "LlamaConfig",
     "LlamaPreTrainedModel",
-    "checked_state_dict",
-    "read_checkpoint",
-    "write_checkpoint",
+    "NoInitialWeights",
+    "Wrapper",
+    "load_state",
+    "named_weights",
+    "replace",
+    "state_of",
 ]
 
 
@@ -35,127 +33,69 @@ class LlamaPreTrainedModel(nn.Module):
             nn.init.zeros_(module.bias)
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Load a file that `torch.save` wrote, without ever running code that it holds.
+class NoInitialWeights(TorchFunctionMode):
+    """A context in which the weights of new modules are left as memory happens to be.
 
-    Returns:
-        the saved dict, its tensors on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        InputError: the file is not a dict of tensors and plain values.
+    Nothing is drawn. It is for modules whose weights are replaced at once. (The "meta" device does
+    the same, but with it PyTorch imports SymPy, which takes a second.)
     """
-    path = Path(path)
-    if not path.is_file():
-        raise missing_file(path)
-    with path.open("rb") as file:
-        start = file.read(512).lstrip()
-    again = "; `bash setup.sh` fetches it again" if path.name == "stories42M.pt" else ""
-    if not start:
-        raise InputError(f"{path}: an empty file, not a checkpoint{again}")
-    if start.startswith(b"<"):
-        raise InputError(f"{path}: a web page, not a checkpoint{again}")
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        size = path.stat().st_size
-        raise InputError(f"{path}: incomplete, only its first {size:,} bytes are here{again}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of foreign pickles, which are refused below anyway
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: refused, it is not a checkpoint of tensors and plain values, "
-            "and loading anything else could run code"
-        ) from error
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever a reader trips over in a damaged file
-        raise InputError(f"{path}: a damaged checkpoint{again}") from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path}: a {type(checkpoint).__name__}, expected a checkpoint's dict")
-    return checkpoint
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
-def write_checkpoint(saved: dict, path: str | Path) -> None:
-    """Save a dict of tensors and plain values so that `read_checkpoint` can load it.
+def replace(module: nn.Module, name: str, new_module: nn.Module) -> None:
+    """Put a module in the place of a part of a model. There is no other way to change a model.
 
-    Raises:
-        OSError: it could not be written; what stood there before remains.
-    """
-    with atomic_write(path, "wb") as file:
-        try:
-            torch.save(saved, file)
-        except RuntimeError as error:
-            # A failed write makes PyTorch's zip writer fail once more when it closes.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-
-
-OTHER_NAMES = {
-    "attention.wq.": "attention.compute_query.",
-    "attention.wk.": "attention.compute_key.",
-    "attention.wv.": "attention.compute_value.",
-    "attention.wo.": "attention.compute_output.",
-}
-
-
-def canonical_name(name: str) -> str:
-    """This repository's name of a tensor: without `torch.compile`'s prefix, and not llama2.c's."""
-    name = name.removeprefix("_orig_mod.")
-    for theirs, ours in OTHER_NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
-
-
-def checked_state_dict(tensors: dict, expected: dict, checkpoint: str | Path) -> dict:
-    """A checkpoint's tensors under this repository's names, embedding and head made one.
+    It is in training or evaluation mode as the part was.
 
     Args:
-        expected: the state dict of a model of its configuration.
+        name: of the part, with dots where it lies deeper: "layers.0.attention".
+    """
+    new_module.train(module.get_submodule(name).training)
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, new_module)
+
+
+class Wrapper(nn.Module):
+    """A module that stands in the place of another one and uses it.
+
+    The tensors of what is wrapped keep their names for `named_weights`, so that a checkpoint does
+    not depend on what a model was wrapped in.
+    """
+
+    def __init__(self, wrapped: nn.Module):
+        super().__init__()
+        self.wrapped = wrapped
+
+
+def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by the names that they have without wrappers; a shared one comes once."""
+    return {_unwrapped(name): parameter for name, parameter in module.named_parameters()}
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict by the names that the tensors have without wrappers."""
+    return {_unwrapped(name): tensor for name, tensor in module.state_dict().items()}
+
+
+def load_state(module: nn.Module, state: dict[str, torch.Tensor], *, strict: bool = True) -> None:
+    """The opposite of `state_of`.
+
+    Args:
+        strict: whether all tensors of the module must be there; others than its own never may.
 
     Raises:
-        InputError: names or shapes are not as expected; the message names all that differ.
+        ValueError: a tensor is missing, or not the module's.
     """
-    tied = {"tok_embeddings.weight", "output.weight"}
-    state_dict, complaints = {}, []
-    for name, tensor in tensors.items():
-        name = canonical_name(str(name))
-        if name in state_dict:
-            complaints.append(f"{name} is there twice")
-        elif name not in expected:
-            complaints.append(f"{name} is unexpected")
-        elif not is_dense(tensor):
-            complaints.append(f"{name} is no tensor of floating-point numbers")
-        elif tensor.shape != expected[name].shape:
-            shapes = tuple(tensor.shape), tuple(expected[name].shape)
-            complaints.append(f"{name} has shape {shapes[0]}, expected {shapes[1]}")
-        elif not tensor.isfinite().all():
-            complaints.append(f"{name} has values that are not finite")
-        state_dict[name] = tensor
-    absent = expected.keys() - state_dict.keys()
-    if len(absent & tied) == 1:
-        absent -= tied  # one of the two is enough
-    complaints += [f"{name} is missing" for name in sorted(absent)]
-    if complaints:
-        complaint = "; ".join(complaints)
-        raise InputError(f"{checkpoint}: not the tensors of its model_args: {complaint}")
-
-    embedding, head = (state_dict.get(name) for name in ("tok_embeddings.weight", "output.weight"))
-    if embedding is not None and head is not None and not torch.equal(embedding, head):
-        warnings.warn(
-            f"{checkpoint}: tok_embeddings.weight differs from output.weight; "
-            "output.weight is used for both",
-            stacklevel=3,
-        )
-    return state_dict | dict.fromkeys(tied, embedding if head is None else head)
+    names = {_unwrapped(name): name for name in module.state_dict()}
+    if not state.keys() <= names.keys() or (strict and state.keys() != names.keys()):
+        raise ValueError(f"not the module's tensors: {sorted(state.keys() ^ names.keys())}")
+    module.load_state_dict({names[name]: t for name, t in state.items()}, strict=False)
 
 
-def is_dense(value: object) -> bool:
-    """Whether a checkpoint's value is an ordinary tensor of floating-point numbers."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and not value.is_meta
-    )
+def _unwrapped(name: str) -> str:
+    return name.replace("wrapped.", "")

@@ -7,19 +7,32 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from decoding import KVCache, last_column
-from llama import load_pretrained
-from pooling import mean_state
+from inference.cache import KVCache
+from inference.decoding import last_column
+from llama import Llama, load_pretrained
 from tokenizer import Tokenizer
 from utils import InputError
+
+
+def load_backbone(config: Any) -> Llama:
+    """The Llama of a classifier.
+
+    Args:
+        config: any object with `pretrained_model_path`; optionally `causal` overrides the
+            checkpoint's, and `init_weights` False draws no initial weights.
+    """
+    return load_pretrained(
+        config.pretrained_model_path,
+        causal=getattr(config, "causal", None),
+        init_weights=getattr(config, "init_weights", True),
+    )
 
 
 class LlamaZeroShotClassifier(nn.Module):
     """Asks which label's name continues a prompt best. Nothing is trained.
 
     Args:
-        config: any object with `pretrained_model_path` and `num_labels`, and optionally `causal`
-            to override the checkpoint's.
+        config: any object with `num_labels`, and what `load_backbone` takes.
         tokenizer: turns the label names into ids.
         label_names: one name per label.
     """
@@ -29,12 +42,18 @@ class LlamaZeroShotClassifier(nn.Module):
         if len(label_names) != config.num_labels:
             raise InputError(f"{len(label_names)} label names for {config.num_labels} labels")
         self.num_labels = config.num_labels
-        self.llama = load_pretrained(
-            config.pretrained_model_path, causal=getattr(config, "causal", None)
-        )
+        self.llama = load_backbone(config)
         self.llama.requires_grad_(False)
         self.tokenizer = tokenizer
-        self.label_name_ids = [tokenizer.encode(name, bos=False, eos=False) for name in label_names]
+        self.label_names = list(label_names)
+        self.label_name_ids = [
+            tokenizer.encode(name, bos=False, eos=False, truncate=False) for name in label_names
+        ]
+
+    @property
+    def reads_lengths(self) -> bool:
+        """Whether batches are to tell each row's own length."""
+        return self.llama.config.causal
 
     @property
     def uses_cache(self) -> bool:
@@ -48,12 +67,18 @@ class LlamaZeroShotClassifier(nn.Module):
         longest = max(len(ids) for ids in self.label_name_ids)
         return config.max_seq_len - (longest - 1 if config.causal else 0)
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Score every label.
 
         Args:
             input_ids: right-padded prompts `(batch, seqlen)`.
             lengths: the prompts' lengths `(batch,)`, or None.
+            offset: added to the prompts' embeddings, `(batch, seqlen, dim)`.
 
         Returns:
             `(batch, num_labels)`. With lengths, log p(label | prompt) over all of a label's tokens,
@@ -63,15 +88,15 @@ class LlamaZeroShotClassifier(nn.Module):
         if lengths is not None and not self.llama.config.causal:
             raise ValueError("only a causal model can score prompts by their lengths")
         if lengths is None:
-            hidden = self.llama.hidden_states(input_ids, last_column(input_ids))
+            hidden = self.llama.hidden_states(input_ids, last_column(input_ids), offset=offset)
             log_probs = F.log_softmax(self.llama.output(hidden[:, 0]).float(), dim=-1)
             scores = [log_probs[:, ids].sum(dim=-1) for ids in self.label_name_ids]
         else:
-            scores = self._log_likelihoods(input_ids, lengths)
+            scores = self._log_likelihoods(input_ids, lengths, offset)
         return torch.stack(scores, dim=-1)
 
     def _log_likelihoods(
-        self, input_ids: torch.Tensor, lengths: torch.Tensor
+        self, input_ids: torch.Tensor, lengths: torch.Tensor, offset: torch.Tensor | None
     ) -> list[torch.Tensor]:
         """For each label Σ_j log p(label_j | prompt, label_<j), `(batch,)`.
 
@@ -82,7 +107,8 @@ class LlamaZeroShotClassifier(nn.Module):
         if self.uses_cache:
             room = seqlen + max(len(ids) for ids in self.label_name_ids) - 1
             cache = KVCache(self.llama.config, batch_size, room, input_ids.device)
-        hidden = self.llama.hidden_states(input_ids, lengths[:, None] - 1, cache=cache)
+        last = lengths[:, None] - 1
+        hidden = self.llama.hidden_states(input_ids, last, cache=cache, offset=offset)
         first = F.log_softmax(self.llama.output(hidden[:, 0]).float(), dim=-1)
         prompt_lengths = lengths.tolist()
         scores = []
@@ -103,37 +129,70 @@ class LlamaEmbeddingClassifier(nn.Module):
     """A linear head on a sentence's last hidden state, or on the mean of all.
 
     Args:
-        config: any object with `pretrained_model_path`, `num_labels`, `hidden_dropout_prob`, and
+        config: any object with `num_labels`, `hidden_dropout_prob`, what `load_backbone` takes, and
             `option`: "finetune" trains Llama and head, "pretrain" (the assignment's old word)
-            freezes Llama and trains the head. Optionally `causal` overrides the checkpoint's, and
-            `pooling` "mean" takes the mean.
+            freezes Llama and trains the head.
+
+    Attributes:
+        pooling: "mean" reads the mean of a row's states, "last" its own last token's; None is as
+            the assignment has it without a mask, the last column's, and as "last" for a causal
+            model.
+        uses_cache: False, unlike the zero-shot classifier.
     """
+
+    uses_cache = False
 
     def __init__(self, config: Any):
         super().__init__()
         self.num_labels = config.num_labels
-        self.pooling = getattr(config, "pooling", None)
-        self.llama = load_pretrained(
-            config.pretrained_model_path, causal=getattr(config, "causal", None)
-        )
+        self.pooling: str | None = None
+        self.llama = load_backbone(config)
         self.llama.requires_grad_(config.option != "pretrain")
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier_head = nn.Linear(self.llama.config.dim, self.num_labels)
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    @property
+    def reads_lengths(self) -> bool:
+        """Whether batches are to tell each row's own length."""
+        return self.llama.config.causal or self.pooling is not None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Classify each row.
 
         Args:
             input_ids: right-padded sentences `(batch, seqlen)`.
             lengths: the sentences' lengths `(batch,)`; None reads the last column, as the
                 assignment does, padding or not.
+            offset: added to the sentences' embeddings, `(batch, seqlen, dim)`.
 
         Returns:
             log-probabilities `(batch, num_labels)`.
         """
         if self.pooling == "mean":
-            pooled = mean_state(self.llama.hidden_states(input_ids), lengths)
+            hidden = self.llama.hidden_states(input_ids, offset=offset)  # (batch, seqlen, dim)
+            pooled = mean_state(hidden, lengths)  # (batch, dim)
         else:
-            positions = last_column(input_ids) if lengths is None else lengths[:, None] - 1
-            pooled = self.llama.hidden_states(input_ids, positions)[:, 0]
+            last = last_column(input_ids) if lengths is None else lengths[:, None] - 1
+            pooled = self.llama.hidden_states(input_ids, last, offset=offset)[:, 0]  # (batch, dim)
         return F.log_softmax(self.classifier_head(self.dropout(pooled)).float(), dim=-1)
+
+
+def mean_state(hidden: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """The mean of the states of each row's tokens, without padding (arXiv 1908.10084, section 3).
+
+    Args:
+        hidden: `(batch, seqlen, dim)`.
+        lengths: of the rows `(batch,)`; None takes every column for a token.
+
+    Returns:
+        `(batch, dim)`.
+    """
+    if lengths is None:
+        return hidden.mean(dim=1)
+    real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    return (hidden * real[..., None]).sum(dim=1) / lengths[:, None]

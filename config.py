@@ -1,5 +1,6 @@
 """The shape of a Llama: the numbers that a checkpoint carries as `model_args`."""
 
+import inspect
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ class LlamaConfig:
         layer_norm_eps: epsilon of the RMSNorms.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
         hidden_dim: width of the feed-forward layer; None derives it from `dim`.
+        rope_theta: base of the wavelengths of the rotary position embedding.
         causal: whether a position attends only to itself and those before it. The assignment
             attends without a mask, so the default is False.
         **kwargs: further keywords are kept as attributes.
@@ -41,6 +43,7 @@ class LlamaConfig:
         *,
         causal: bool = False,
         attention_dropout: float | None = None,
+        rope_theta: float = 10000.0,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -53,6 +56,7 @@ class LlamaConfig:
         self.layer_norm_eps = layer_norm_eps
         self.multiple_of = multiple_of
         self.hidden_dim = hidden_dim
+        self.rope_theta = rope_theta
         self.causal = causal
         self.attention_dropout = dropout if attention_dropout is None else attention_dropout
         for name, value in kwargs.items():
@@ -69,11 +73,14 @@ class LlamaConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a positive integer")
-        for name, high in (("dropout", 1), ("attention_dropout", 1), ("layer_norm_eps", math.inf)):
+        for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value < high:
-                below = "" if high == math.inf else f", below {high}"
-                raise ValueError(f"{name} is {value!r}, expected a number of at least 0{below}")
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a number from 0 to below 1")
+        for name, low in (("layer_norm_eps", 0), ("rope_theta", 1)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not low <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}, expected a number of at least {low}")
         if type(self.causal) is not bool:
             raise ValueError(f"causal is {self.causal!r}, expected True or False")
         n_kv_heads = self.n_kv_heads or self.n_heads
@@ -83,6 +90,29 @@ class LlamaConfig:
             raise ValueError(f"n_heads {self.n_heads} is no multiple of n_kv_heads {n_kv_heads}")
         if self.dim // self.n_heads % 2:
             raise ValueError(f"dim / n_heads is {self.dim // self.n_heads}, expected an even one")
+
+    @classmethod
+    def from_model_args(cls, model_args: dict[str, Any]) -> "LlamaConfig":
+        """The configuration that a checkpoint's `model_args` describe, checked.
+
+        `norm_eps` is another name of `layer_norm_eps`. A name that is not known would change the
+        model without a word if it were ignored, so it is refused.
+
+        Raises:
+            ValueError: a name is unknown, or there is no Llama of this configuration.
+        """
+        arguments = dict(model_args)
+        if "norm_eps" in arguments:
+            epsilon = arguments.pop("norm_eps")
+            if arguments.setdefault("layer_norm_eps", epsilon) != epsilon:
+                raise ValueError("norm_eps and layer_norm_eps differ")
+        known = inspect.signature(cls.__init__).parameters.keys() - {"self", "kwargs"}
+        unknown = sorted(str(name) for name in arguments.keys() - known)
+        if unknown:
+            raise ValueError(f"not understood: {', '.join(unknown)}")
+        config = cls(**arguments)
+        config.check()
+        return config
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())

@@ -1,5 +1,10 @@
-"""Llama 2 (arXiv 2307.09288), top down: the model, a layer, its two sub-layers, the norm."""
+"""Llama 2 (arXiv 2307.09288), top down: the model, a layer, its two sub-layers, the norm.
 
+Shapes are those of a batch of `batch` rows of `seqlen` tokens. Nothing here knows of speed: what is
+faster is put in from outside (`training/cpu.py`, `inference/packing.py`) and computes the same.
+"""
+
+import contextlib
 import math
 from pathlib import Path
 
@@ -7,15 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from base_llama import LlamaPreTrainedModel, checked_state_dict, read_checkpoint
+from base_llama import LlamaPreTrainedModel, NoInitialWeights
+from checkpoints import pt
 from config import LlamaConfig
-from decoding import STOP_IDS, KVCache, decode, decode_unmasked
-from linear import Linear
+from inference.cache import KVCache
+from inference.decoding import EOS_ID, decode, decode_unmasked
 from rope import apply_rotary_emb
-from utils import InputError
-
-EOS_ID = STOP_IDS[1]
-MAX_PLAIN = 512  # tokens up to which attention by plain products is the faster one in bfloat16
 
 
 class Llama(LlamaPreTrainedModel):
@@ -37,7 +39,7 @@ class Llama(LlamaPreTrainedModel):
             LlamaLayer(layer_id, config) for layer_id in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
-        self.output = Linear(config.dim, config.vocab_size)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.tok_embeddings.weight = self.output.weight
 
         self.apply(self._init_weights)
@@ -59,7 +61,7 @@ class Llama(LlamaPreTrainedModel):
             logits `(batch, 1, vocab_size)` of the last position, or `(batch, seqlen, vocab_size)`;
             hidden states after the final norm, `(batch, seqlen, dim)`.
         """
-        h = self.hidden_states(tokens)
+        h = self.hidden_states(tokens)  # (batch, seqlen, dim)
         logits = self.output(h if targets is not None else h[:, [-1], :])
         return logits, h
 
@@ -68,6 +70,7 @@ class Llama(LlamaPreTrainedModel):
         tokens: torch.Tensor,
         positions: torch.Tensor | None = None,
         cache: KVCache | None = None,
+        offset: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The states after the final norm, without the logits.
 
@@ -76,26 +79,23 @@ class Llama(LlamaPreTrainedModel):
             positions: the only columns of each row that are wanted, `(batch, n)`. The last
                 layer's feed-forward then computes no others.
             cache: what came before the tokens, for causal models; they are added to it.
+            offset: added to the embeddings, `(batch, seqlen, dim)`.
 
         Returns:
             `(batch, seqlen, dim)`, or `(batch, n, dim)`.
         """
-        # What is None is not passed on: a replaced layer may have the assignment's signature.
-        options = {}
+        h = self.tok_embeddings(tokens)  # (batch, seqlen, dim)
+        if offset is not None:
+            h = h + offset
+        h = self.dropout(h)
         if cache is not None:
             if not self.config.causal:
                 raise ValueError("without a causal mask, nothing can be cached")
             cache.begin(tokens.shape[1])
-            options["cache"] = cache
-        h = self.tok_embeddings(tokens)
-        if self.training:
-            h = self.dropout(h)
         *layers, last_layer = self.layers
         for layer in layers:
-            h = layer(h, **options)
-        if positions is not None:
-            options["positions"] = positions
-        h = last_layer(h, **options)
+            h = layer(h, cache=cache)
+        h = last_layer(h, positions, cache)  # (batch, seqlen or n, dim)
         if cache is not None:
             cache.end(tokens.shape[1])
         return self.norm(h)
@@ -103,7 +103,7 @@ class Llama(LlamaPreTrainedModel):
     def generate(
         self, idx: torch.Tensor, max_new_tokens: int, temperature: float = 1.0
     ) -> torch.Tensor:
-        """Continue each row, as `decoding.decode` and `decoding.decode_unmasked` say.
+        """Continue each row, as `decode` and `decode_unmasked` of `inference/decoding.py` say.
 
         Args:
             idx: ids `(batch, seqlen)`.
@@ -145,10 +145,9 @@ class LlamaLayer(nn.Module):
         cache: KVCache | None = None,
     ) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape, or to `(batch, n, dim)` for n positions."""
-        normed = self.attention_norm(x)
-        h = x + (self.attention(normed) if cache is None else self.attention(normed, cache))
+        h = x + self.attention(self.attention_norm(x), cache)
         if positions is not None:
-            h = select(h, positions)
+            h = select(h, positions)  # (batch, n, dim)
         return h + self.feed_forward(self.ffn_norm(h))
 
 
@@ -172,49 +171,67 @@ class Attention(nn.Module):
         self.n_rep = self.n_local_heads // self.n_local_kv_heads
         self.head_dim = config.dim // self.n_local_heads
         kv_dim = self.n_local_kv_heads * self.head_dim
-        self.compute_query = Linear(config.dim, config.dim)
-        self.compute_key = Linear(config.dim, kv_dim)
-        self.compute_value = Linear(config.dim, kv_dim)
-        self.compute_output = Linear(config.dim, config.dim)
+        self.compute_query = nn.Linear(config.dim, config.dim, bias=False)
+        self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
+        self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
+        self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
+        self.attend = ScaledDotProductAttention(config)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
-        batch_size, seqlen, _ = x.shape
-        query, key, value = self.project(x)
-        query = query.view(batch_size, seqlen, self.n_local_heads, self.head_dim)
-        key = key.view(batch_size, seqlen, self.n_local_kv_heads, self.head_dim)
-        value = value.view(batch_size, seqlen, self.n_local_kv_heads, self.head_dim)
-        start = {} if cache is None else {"start": cache.start}
-        query, key = apply_rotary_emb(query, key, self.head_dim, self.config.max_seq_len, **start)
+        # (batch, seqlen, n_local_heads or n_local_kv_heads, head_dim)
+        query = self.compute_query(x).unflatten(-1, (self.n_local_heads, self.head_dim))
+        key = self.compute_key(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
+        value = self.compute_value(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
+        query, key = apply_rotary_emb(
+            query,
+            key,
+            self.head_dim,
+            self.config.max_seq_len,
+            self.config.rope_theta,
+            start=0 if cache is None else cache.start,
+        )
+        # (batch, heads, seqlen, head_dim)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        if cache is not None:
-            key, value = cache.update(self.layer_id, key, value)
-            query = query.type_as(key)
-        if cache is None or cache.mask is None:
+        if cache is None:
             output = self.compute_query_key_value_scores(query, key, value)
         else:
-            output = self.compute_query_key_value_scores(query, key, value, cache.mask)
-        output = self.compute_output(output.transpose(1, 2).flatten(2))
-        return self.resid_dropout(output) if self.training else output
-
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query, key and value of all heads, `(batch, seqlen, n · head_dim)` each."""
-        return self.compute_query(x), self.compute_key(x), self.compute_value(x)
+            key, value = cache.update(self.layer_id, key, value)  # those before them in front
+            output = self.attend(query.type_as(key), key, value, cache.mask)
+        output = output.transpose(1, 2).flatten(2)  # (batch, seqlen, dim)
+        return self.resid_dropout(self.compute_output(output))
 
     def compute_query_key_value_scores(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """What `ScaledDotProductAttention` computes; the assignment has it under this name."""
+        return self.attend(query, key, value)
+
+
+class ScaledDotProductAttention(nn.Module):
+    """softmax(query · keyᵀ / √head_dim) · value (arXiv 1706.03762, equation 1).
+
+    Args:
+        config: says whether there is a causal mask, and how many weights are dropped in training.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """softmax(query · keyᵀ / √head_dim) · value (arXiv 1706.03762, equation 1).
-
+        """
         Args:
             query: `(batch, n_local_heads, n, head_dim)`, of the last n of seqlen positions.
             key, value: `(batch, n_local_heads, seqlen, head_dim)`, or with `n_local_kv_heads`, each
-                then serving `n_rep` queries.
+                then serving several queries.
             mask: which keys each query sees, broadcastable to `(batch, n_local_heads, n, seqlen)`;
                 None is as the configuration says, all of them or those up to its own position.
 
@@ -222,10 +239,6 @@ class Attention(nn.Module):
             `(batch, n_local_heads, n, head_dim)`.
         """
         n, seqlen = query.shape[2], key.shape[2]
-        dropout_p = self.config.attention_dropout if self.training else 0.0
-        short = mask is None and 1 < n <= seqlen <= MAX_PLAIN
-        if short and query.dtype == torch.bfloat16 and query.device.type == "cpu":
-            return plain_attention(query, key, value, self.config.causal, dropout_p)
         if mask is None and self.config.causal and 1 < n < seqlen:
             mask = torch.ones(n, seqlen, dtype=torch.bool, device=query.device)
             mask = mask.tril(diagonal=seqlen - n)
@@ -234,34 +247,10 @@ class Attention(nn.Module):
             key,
             value,
             attn_mask=mask,
-            dropout_p=dropout_p,
+            dropout_p=self.config.attention_dropout if self.training else 0.0,
             is_causal=self.config.causal and mask is None and n == seqlen,
             enable_gqa=key.shape[1] != query.shape[1],
         )
-
-
-def plain_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, dropout_p: float
-) -> torch.Tensor:
-    """`F.scaled_dot_product_attention` of short rows, its softmax in float32.
-
-    For short rows in bfloat16 PyTorch's CPU kernel takes several times as long, above all backward.
-
-    Args:
-        query: `(batch, n_heads, n, head_dim)`, of the last n of seqlen positions.
-        key, value: `(batch, n_kv_heads, seqlen, head_dim)`.
-
-    Returns:
-        as the query.
-    """
-    (n, head_dim), seqlen = query.shape[2:], key.shape[2]
-    query = query / math.sqrt(head_dim)
-    query = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # all that share a key together
-    scores = (query @ key.transpose(-1, -2)).unflatten(2, (-1, n)).float()
-    if causal:
-        scores += scores.new_full((n, seqlen), -math.inf).triu(diagonal=1 + seqlen - n)
-    weights = F.dropout(scores.softmax(dim=-1), dropout_p).type_as(value)
-    return (weights.flatten(2, 3) @ value).unflatten(2, (-1, n)).flatten(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -277,24 +266,18 @@ class FeedForward(nn.Module):
         super().__init__()
         if hidden_dim is None:
             hidden_dim = math.ceil(int(2 * 4 * dim / 3) / multiple_of) * multiple_of
-        self.w1 = Linear(dim, hidden_dim)
-        self.w2 = Linear(hidden_dim, dim)
-        self.w3 = Linear(dim, hidden_dim)
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def SwiGLU(self, x: torch.Tensor) -> torch.Tensor:
         """silu(w1 x) * w3 x: `(…, dim)` to `(…, hidden_dim)`."""
-        gate, up = self.project(x)
-        return F.silu(gate) * up
-
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """w1 x and w3 x."""
-        return self.w1(x), self.w3(x)
+        return F.silu(self.w1(x)) * self.w3(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
-        output = self.w2(self.SwiGLU(x))
-        return self.dropout(output) if self.training else output
+        return self.dropout(self.w2(self.SwiGLU(x)))
 
 
 class RMSNorm(nn.Module):
@@ -311,8 +294,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
-        if x.dtype == self.weight.dtype == torch.float32:  # in one operation
-            return torch.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return self._norm(x.float()).type_as(x) * self.weight
 
 
@@ -322,33 +303,30 @@ def select(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return x[rows, positions]
 
 
-def load_pretrained(checkpoint: str | Path, *, causal: bool | None = None) -> Llama:
-    """Build the Llama that a checkpoint describes and load its weights.
-
-    The initial weights are drawn before they are replaced, as in the assignment, so that what is
-    drawn afterwards (a new head, the order of the batches) is the same for the same seed.
+def load_pretrained(
+    checkpoint: str | Path, *, causal: bool | None = None, init_weights: bool = True
+) -> Llama:
+    """Build the Llama that a checkpoint describes and load its weights, in float32.
 
     Args:
-        checkpoint: a file like `stories42M.pt`: a dict with the tensors as `model` and the
-            arguments of `LlamaConfig` as `model_args`. llama2.c's tensor names are understood.
+        checkpoint: a file like `stories42M.pt`, as `checkpoints/pt.py` says.
         causal: overrides the checkpoint's `model_args["causal"]`.
+        init_weights: draw the initial weights before they are replaced, as the assignment does, so
+            that what is drawn afterwards (a new head, the order of the batches) is the same for the
+            same seed. False draws nothing, and takes less time and memory.
 
     Raises:
         FileNotFoundError: there is no such file.
         InputError: it is no such checkpoint; the message names the tensors that are missing,
             unexpected or of another shape.
     """
-    saved = read_checkpoint(checkpoint)
-    for key in ("model_args", "model"):
-        if not isinstance(saved.get(key), dict):
-            raise InputError(f"{checkpoint}: no dict {key!r} in it, so it is no Llama checkpoint")
-    try:
-        config = LlamaConfig(**saved["model_args"])
-        config.check()
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{checkpoint}: model_args describe no Llama: {error}") from error
+    config, tensors = pt.load(checkpoint)
     if causal is not None:
         config.causal = causal
-    model = Llama(config)
-    model.load_state_dict(checked_state_dict(saved["model"], model.state_dict(), checkpoint))
+    with contextlib.nullcontext() if init_weights else NoInitialWeights():
+        model = Llama(config)
+    tensors = pt.check_tensors(tensors, model.state_dict(), checkpoint)
+    weights = {name: tensor.float() for name, tensor in tensors.items()}
+    model.load_state_dict(weights, assign=not init_weights)
+    model.tok_embeddings.weight = model.output.weight
     return model

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from base_llama import read_checkpoint
-from demo import demo_path
+from checkpoints.pt import read_checkpoint
 from llama import load_pretrained
+from tasks.settings import demo_path
 from utils import InputError, run_script, seed_everything
 
 TOKENS = torch.tensor(
@@ -29,7 +29,7 @@ def compare(weights: str, causal: bool, tokens: torch.Tensor, expected: dict) ->
         tokens: ids `(batch, seqlen)`.
         expected: `logits` of the last position and `hidden_states` of all.
     """
-    llama = load_pretrained(weights, causal=causal).eval()
+    llama = load_pretrained(weights, causal=causal, init_weights=False).eval()
     if llama.vocab_size <= tokens.max():
         raise InputError(f"{weights}: another model, its vocabulary is only {llama.vocab_size}")
     with torch.inference_mode():

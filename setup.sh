@@ -39,4 +39,4 @@ if ! cat requirements.txt requirements-dev.txt | cmp -s - "$installed"; then
     cat requirements.txt requirements-dev.txt >"$installed"
 fi
 
-.venv/bin/python fetch_assets.py
+.venv/bin/python -m data.fetch_assets

@@ -42,8 +42,11 @@ class Tokenizer:
         self.pad_id = self.sp_model.piece_to_id("<0x00>")
         self.max_len = max_len
 
-    def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
+    def encode(self, s: str, bos: bool, eos: bool, truncate: bool = True) -> list[int]:
         """The ids of a text, cut to `max_len`, then with BOS before and EOS behind if asked for.
+
+        Args:
+            truncate: False cuts nothing.
 
         Raises:
             InputError: the text holds surrogates, which stand for no character.
@@ -52,7 +55,9 @@ class Tokenizer:
             s.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{s[:40]!r}: not valid Unicode, it cannot be tokenized") from error
-        ids = self.sp_model.encode(s)[: self.max_len]
+        ids = self.sp_model.encode(s)
+        if truncate:
+            ids = ids[: self.max_len]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def decode(self, ids: list[int]) -> str:

@@ -1,22 +1,27 @@
-"""What the scripts share: seeds, devices, whole-file writes, and errors as one line."""
+"""What all share: one-line errors, devices, files that appear whole, and typed settings.
+
+Nothing here needs PyTorch before a function does, so that `--help` is quick.
+"""
+
+from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
+import dataclasses
 import os
-import random
-import resource
 import shutil
 import sys
+import types
+import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+# Errors
 
 
 class InputError(ValueError):
@@ -32,31 +37,44 @@ def missing_file(path: str | Path) -> FileNotFoundError:
     )
 
 
-def with_defaults(args: Any, more: dict[str, Any] | None = None) -> argparse.Namespace:
-    """The command line's flags, those that the assignment does not have at their defaults if unset.
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with errors as one line."""
 
-    So the functions that take `args` also take those of other people's scripts.
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help lists all flags\n")
 
-    Args:
-        more: further defaults.
-    """
-    defaults = {
-        "given": (),
-        "causal": None,
-        "tokenizer_path": None,
-        "dtype": "float32",
-        "grad_accum": 1,
-        "activation_checkpointing": False,
-        "skip_train_eval": False,
-        "metrics_out": None,
-        "report": False,
-        "load": None,
-    }
-    return argparse.Namespace(**(defaults | (more or {}) | vars(args)))
+
+def run_script(main: Callable[[], None]) -> None:
+    """Call `main`, ending user errors with one line and exit code 2."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args: print(f"warning: {message}", file=sys.stderr)
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal can show
+        try:
+            main()
+        except InputError as error:
+            sys.exit(_complain(str(error)))
+        except OSError as error:
+            named = error.filename is not None and error.strerror is not None
+            sys.exit(_complain(f"{error.filename}: {error.strerror}" if named else str(error)))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+# Seeds and devices
 
 
 def seed_everything(seed: int = 11711) -> None:
     """Seed the generators of `random`, numpy and PyTorch, on every device."""
+    import random
+
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -71,6 +89,8 @@ def pick_device(use_gpu: bool) -> torch.device:
     Raises:
         InputError: there is neither.
     """
+    import torch
+
     if not use_gpu:
         return torch.device("cpu")
     device = best_device()
@@ -81,29 +101,37 @@ def pick_device(use_gpu: bool) -> torch.device:
 
 def best_device() -> torch.device:
     """CUDA, or else MPS, or else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that were in use so far: of the GPU's memory, or by this process."""
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were in use so far: of the GPU's memory, or by this process.
+
+    Returns:
+        None where the system does not tell (Windows).
+    """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory that tensors give back for the next ones.
+def in_gibibytes(n_bytes: int | None) -> str:
+    """A size as people read it."""
+    return "unknown" if n_bytes is None else f"{n_bytes / 2**30:.2f} GiB"
 
-    By default large blocks go back to the system at once, and come again page by page, zeroed: in
-    training up to a fifth of the time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+
+# Files
 
 
 @contextlib.contextmanager
@@ -167,60 +195,215 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
         taken[str(path)] = f"the output {output}"
 
 
-def number(kind: type, low: float, high: float = 2**31 - 1) -> Callable[[str], float]:
-    """An argparse type: an int or a float from `low` to `high`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {low} to {high}")
-        return value
-
-    parse.__name__ = kind.__name__  # what argparse calls the type in its errors
-    return parse
+# Settings
 
 
-def adder(group: Any) -> Callable:
-    """`group.add_argument`, but the help also tells the default."""
+def flag(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] | None = None,
+    metavar: str | None = None,
+    nargs: str | int | None = None,
+    spelling: str | None = None,
+) -> Any:
+    """A field of `Settings` that is a flag of the command line.
 
-    def add(flag: str, *, help: str, **settings: Any) -> None:
-        if settings.get("default") is not None and "default" not in help:
-            help += " (default: %(default)s)"
-        group.add_argument(flag, help=help, **settings)
-
-    return add
-
-
-def declared(add_arguments: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
-    """The flags that a function declares, at their defaults."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add_arguments(parser)
-    return vars(parser.parse_args([]))
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse, with errors as one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; --help lists all flags\n")
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Call `main`, ending user errors with one line and exit code 2."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_args: print(f"warning: {message}", file=sys.stderr)
-        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal can show
-        try:
-            main()
-        except InputError as error:
-            sys.exit(_complain(str(error)))
-        except OSError as error:
-            named = error.filename is not None and error.strerror is not None
-            sys.exit(_complain(f"{error.filename}: {error.strerror}" if named else str(error)))
-        except KeyboardInterrupt:
-            sys.exit(130)
+    Args:
+        default: its value where the flag is not given.
+        low, high: the range of a number; by default from 0 to 2³¹ - 1.
+        choices: the only texts that are taken, or a function that tells them.
+        metavar, nargs: as in argparse.
+        spelling: the flag, if it is not the field's name behind two dashes.
+    """
+    metadata = {
+        "help": help,
+        "low": 0 if low is None else low,
+        "high": 2**31 - 1 if high is None else high,
+        "choices": choices,
+        "metavar": metavar,
+        "nargs": nargs,
+        "spelling": spelling,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of all settings. A field is a flag, its default, its check, and an entry when saved.
+
+    Subclasses are frozen dataclasses. Their fields are made by `flag`, but for those that no flag
+    sets. Annotations are `bool`, `int`, `float`, `str`, or a `list` or `tuple` of these, and each
+    of them may be `| None`. A whole number is taken for a float, a path for a text, and a number of
+    numpy's for a number.
+
+    Attributes:
+        title, description: of the group of flags in `--help`.
+
+    Raises:
+        InputError: a value is of another type or out of its range; the message names the flag.
+    """
+
+    title: ClassVar[str] = ""
+    description: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        for field, annotation in fields_of(type(self)):
+            value = converted(getattr(self, field.name), annotation)
+            object.__setattr__(self, field.name, value)  # frozen from here on
+            if complaint := complaint_about(value, annotation, field.metadata):
+                raise InputError(f"{spelling_of(field)} {value}: {complaint}")
+
+    @classmethod
+    def from_args(cls, args: Any) -> Self:
+        """Take from a Namespace, or any object with attributes, what these settings know."""
+        return cls(**cls.known(vars(args)))
+
+    @classmethod
+    def known(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Of some values those that are fields here."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return {name: value for name, value in values.items() if name in names}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The flags at their defaults."""
+        return {field.name: field.default for field, _ in fields_of(cls) if field.metadata}
+
+    def plain(self) -> dict[str, Any]:
+        """All fields as values that JSON and a checkpoint can hold."""
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def changed(self) -> dict[str, Any]:
+        """The flags that are not at their defaults."""
+        values = {name: getattr(self, name) for name in self.defaults()}
+        return {name: value for name, value in values.items() if value != self.defaults()[name]}
+
+    def replace(self, **changes: Any) -> Self:
+        """The same settings but for some changes."""
+        return dataclasses.replace(self, **changes)
+
+
+def fields_of(cls: type[Settings]) -> list[tuple[dataclasses.Field, Any]]:
+    """The fields of settings, each with its annotation as a type."""
+    annotations = typing.get_type_hints(cls)
+    return [(field, annotations[field.name]) for field in dataclasses.fields(cls)]
+
+
+def spelling_of(field: dataclasses.Field) -> str:
+    """A field's flag as the user writes it."""
+    return field.metadata.get("spelling") or f"--{field.name}"
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows: `int | None` to int and NoneType."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def converted(value: Any, annotation: Any) -> Any:
+    """A value as its annotation has it, where it is near enough."""
+    kinds = alternatives(annotation)
+    if hasattr(value, "item") and hasattr(value, "dtype"):  # a number of numpy's
+        value = value.item()
+    if isinstance(value, Path) and str in kinds:
+        return str(value)
+    if type(value) is int and float in kinds:
+        return float(value)
+    for kind in kinds:
+        container, items = typing.get_origin(kind), typing.get_args(kind)
+        if container in (list, tuple) and isinstance(value, list | tuple):
+            return container(converted(item, items[0]) for item in value)
+    return value
+
+
+def complaint_about(value: Any, annotation: Any, metadata: typing.Mapping) -> str | None:
+    """What is wrong with a setting's value, or None."""
+    kinds = alternatives(annotation)
+    if value is None and types.NoneType in kinds:
+        return None
+    for kind in kinds:
+        container, items = typing.get_origin(kind), typing.get_args(kind)
+        if container is not None and isinstance(value, container):
+            is_fixed = container is tuple and Ellipsis not in items
+            if is_fixed and len(value) != len(items):
+                return f"expected {len(items)} values"
+            complaints = (complaint_about(item, items[0], metadata) for item in value)
+            return next(filter(None, complaints), None)
+        is_other_number = isinstance(value, bool) and kind is not bool
+        if container is None and isinstance(value, kind) and not is_other_number:
+            return out_of_range(value, metadata) if metadata else None
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    return f"expected {names}, not {type(value).__name__}".replace("NoneType", "None")
+
+
+def out_of_range(value: Any, metadata: typing.Mapping) -> str | None:
+    choices = choices_of(metadata)
+    if choices and value not in choices:
+        return f"expected one of {', '.join(choices)}"
+    low, high = metadata["low"], metadata["high"]
+    if type(value) in (int, float) and not low <= value <= high:
+        return f"out of range, expected {low} to {high}"
+    return None
+
+
+def choices_of(metadata: typing.Mapping) -> tuple[str, ...] | None:
+    choices = metadata["choices"]
+    return choices() if callable(choices) else choices
+
+
+def plain(value: Any) -> Any:
+    """A value that can be saved without pickling a class; what is none becomes its text."""
+    if hasattr(value, "item") and hasattr(value, "dtype"):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if type(value) in (bool, int, float, str, types.NoneType) else str(value)
+
+
+def add_flags(parser: argparse.ArgumentParser, classes: Iterable[type[Settings]]) -> None:
+    """Declare the flags of settings, a group for each class; what is not given stays absent.
+
+    A flag that several have is declared with the first of them. Its help tells the defaults of all.
+    """
+    classes = list(classes)
+    told: dict[str, list[str]] = {}  # by flag its defaults, and where they are others
+    values: dict[str, Any] = {}
+    for cls in classes:
+        for name, default in cls.defaults().items():
+            text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            if name not in values and default is not None and default is not False:
+                told[name] = [text]
+            elif values.get(name, default) != default:
+                told[name].append(f"{cls.title} {text}")
+            values.setdefault(name, default)
+    declared: set[str] = set()
+    for cls in classes:
+        group = parser.add_argument_group(cls.title, cls.description)
+        for field, annotation in fields_of(cls):
+            if field.metadata and field.name not in declared:
+                declared.add(field.name)
+                _add_flag(group, field, annotation, told.get(field.name, []))
+
+
+def _add_flag(group: Any, field: dataclasses.Field, annotation: Any, told: list[str]) -> None:
+    settings, help = field.metadata, field.metadata["help"]
+    options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+    kind = next(kind for kind in alternatives(annotation) if kind is not types.NoneType)
+    if told and "default" not in help:
+        help += f" (default: {'; '.join(told)})"
+    options["help"] = help.replace("%", "%%")
+    if annotation is bool:
+        options["action"] = "store_true"
+    elif kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options["type"] = (typing.get_args(kind) or (kind,))[0]
+        more = {"choices": choices_of(settings), "nargs": settings["nargs"]}
+        if more["choices"] is None:
+            usual = {int: "N", float: "X", str: "FILE"}
+            more["metavar"] = settings["metavar"] or usual[options["type"]]
+        options |= {name: value for name, value in more.items() if value is not None}
+    group.add_argument(spelling_of(field), **options)

@@ -26,10 +26,11 @@ from unittest import mock
 import torch
 import transformers
 
-import decoding
-from decoding import decode
+from inference import decoding
+from inference.decoding import decode
+from inference.packing import DTYPES, pack
 from llama import Llama, load_pretrained
-from packing import DTYPES, pack
+from training.cpu import accelerate
 
 PROMPT = [1, 306, 505, 5131, 304]
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -74,6 +75,13 @@ def as_transformers(llama: Llama) -> transformers.LlamaForCausalLM:
         }
     theirs.load_state_dict(state)
     return theirs.eval()
+
+
+def load_packed(path: str, dtype: str) -> Llama:
+    """The model as `run_llama.py` decodes with it."""
+    llama = load_pretrained(path, causal=True, init_weights=False).eval()
+    accelerate(llama)
+    return pack(llama, dtype)
 
 
 def run_ours(llama: Llama, batch_size: int, n_new: int) -> list[list[int]]:
@@ -142,7 +150,7 @@ def main() -> None:
     print(
         f"{platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
-    plain = load_pretrained(args.pretrained_model_path, causal=True).eval()
+    plain = load_pretrained(args.pretrained_model_path, causal=True, init_weights=False).eval()
     theirs = as_transformers(plain)
     shared = {id(p): p.numel() for p in plain.parameters() if p.dim() == 2}
     n_weights = sum(shared.values())
@@ -152,10 +160,7 @@ def main() -> None:
     print(f"{'threads':>7} {'batch':>5}  {'weights':13}{'tokens/s':>9}{'memory':>8}{'ratio':>7}")
     for n_threads in args.threads:
         torch.set_num_threads(n_threads)
-        packed = {
-            dtype: pack(load_pretrained(args.pretrained_model_path, causal=True).eval(), dtype)
-            for dtype in DTYPES
-        }
+        packed = {dtype: load_packed(args.pretrained_model_path, dtype) for dtype in DTYPES}
         runs = {
             (b, dtype): (run_ours, packed[dtype], b) for b in args.batch_sizes for dtype in DTYPES
         }

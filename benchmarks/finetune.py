@@ -16,28 +16,27 @@ how much of its time goes into making batches.
 
 import argparse
 import contextlib
-import functools
 import random
 import time
 from dataclasses import dataclass
 from statistics import median
-from types import SimpleNamespace
 
 import torch
 from torch.utils.data import DataLoader
 
-from base_llama import read_checkpoint
-from batching import make_loader
 from benchmarks.reference_way import model_eval_with_autograd, reference_way
-from benchmarks.ways import WAYS, make_parser, print_settings
+from benchmarks.ways import WAYS, loader_for, make_parser, print_settings
+from checkpoints.pt import read_checkpoint
 from classifier import LlamaEmbeddingClassifier
-from dataset import encode_labelled, fit_context, read_labelled
-from evaluation import model_eval
-from finetune import classification_loss, predict, train_epoch
 from optimizer import AdamW
+from tasks.evaluation import model_eval
+from tasks.finetune import ClassificationLoss, train_epoch
+from tasks.saving import ClassifierConfig
+from text.labelled import encode_labelled, fit_context, read_labelled
 from tokenizer import Tokenizer
-from training import mixed_precision
-from utils import keep_freed_memory, seed_everything
+from training.cpu import accelerate, keep_freed_memory
+from training.step import mixed_precision
+from utils import seed_everything
 
 DEVICE = torch.device("cpu")
 
@@ -51,12 +50,11 @@ def parse() -> argparse.Namespace:
 
 def spread(loader: DataLoader, n: int) -> DataLoader:
     """Some batches of an epoch, evenly from the shortest to the longest."""
-    dataset = loader.dataset
-    batches = list(loader.batch_sampler)
-    batches.sort(key=lambda rows: max(len(dataset.token_ids(dataset[i])) for i in rows))
+    data, batches = loader.dataset, list(loader.batch_sampler)
+    batches.sort(key=lambda rows: max(len(data[i][2]) for i in rows))
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * n)] for i in range(n)]
     random.shuffle(chosen)
-    return DataLoader(dataset, batch_sampler=chosen, collate_fn=loader.collate_fn)
+    return DataLoader(data, batch_sampler=chosen, collate_fn=loader.collate_fn)
 
 
 @dataclass
@@ -86,9 +84,15 @@ class Work:
 class Way:
     """A model and its loaders for one way of working."""
 
-    def __init__(self, flags, causal: bool, dtype: str, reference: bool, num_labels: int):
-        args = SimpleNamespace(**vars(flags), max_sentence_len=None)
-        config = SimpleNamespace(
+    def __init__(
+        self,
+        flags: argparse.Namespace,
+        causal: bool,
+        dtype: str,
+        reference: bool,
+        num_labels: int,
+    ):
+        config = ClassifierConfig(
             pretrained_model_path=flags.pretrained_model_path,
             num_labels=num_labels,
             option="finetune",
@@ -97,6 +101,8 @@ class Way:
         )
         torch.manual_seed(0)
         self.model = LlamaEmbeddingClassifier(config)
+        if not reference:
+            accelerate(self.model)
         self.dtype = dtype
         self.patched = reference_way if reference else contextlib.nullcontext
         self.evaluate_all = model_eval_with_autograd if reference else model_eval
@@ -107,14 +113,11 @@ class Way:
             *(encode_labelled(file, tokenizer) for file in files), max_len=max_len, keep="first"
         )
         self.sizes = len(train), len(dev)
-        self.train_loader = make_loader(train, args, causal=causal, shuffle=True)
-        self.dev_loader = make_loader(dev, args, causal=causal)
+        way = {"causal": causal, "reference": reference}
+        self.train_loader = loader_for(train, flags.batch_size, tokenizer, **way, shuffle=True)
+        self.dev_loader = loader_for(dev, flags.batch_size, tokenizer, **way)
         self.optimizer = AdamW(self.model.parameters(), lr=2e-5)
-        self.loss = functools.partial(
-            classification_loss,
-            batch_size=flags.batch_size,
-            log_probs=functools.partial(predict, device=DEVICE, dtype=dtype),
-        )
+        self.loss = ClassificationLoss(flags.batch_size, DEVICE, dtype)
         self.forget()
 
     def forget(self) -> None:

@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from base_llama import write_checkpoint
+from checkpoints.pt import write_checkpoint
 from config import LlamaConfig
 from llama import Llama
 

@@ -11,6 +11,7 @@ time. With `--tokens` every row is repeated or cut to that length.
 """
 
 import argparse
+import math
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -19,10 +20,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks.finetune import DEVICE, Way
 from benchmarks.ways import WAYS, make_parser, print_settings
-from dataset import read_labelled
-from finetune import train_epoch
-from training import checkpoint_activations, mixed_precision
-from utils import keep_freed_memory, peak_memory
+from tasks.finetune import train_epoch
+from text.labelled import read_labelled
+from training.checkpointing import checkpoint_activations
+from training.cpu import keep_freed_memory
+from training.step import mixed_precision
+from utils import peak_memory
 
 FASTEST = WAYS["d causal bfloat16"]
 SETTINGS = {name: (way, 1, False) for name, way in WAYS.items()} | {  # --grad_accum, checkpointing
@@ -66,16 +69,15 @@ def longest_first(loader: DataLoader, n: int, tokens: int | None) -> DataLoader:
     Args:
         tokens: the length that every row gets, by repetition or by a cut.
     """
-    dataset = loader.dataset
-    batches = list(loader.batch_sampler)
-    lengths = [max(len(dataset.token_ids(dataset[i])) for i in rows) for rows in batches]
+    data, batches = loader.dataset, list(loader.batch_sampler)
+    lengths = [max(len(data[i][2]) for i in rows) for rows in batches]
     batches.insert(0, batches.pop(lengths.index(max(lengths))))
     if tokens is not None:
-        dataset.dataset = [
-            (sentence, label, (ids * -(-tokens // len(ids)))[:tokens])
-            for sentence, label, ids in dataset.dataset
+        data = [
+            (sentence, label, (ids * math.ceil(tokens / len(ids)))[:tokens])
+            for sentence, label, ids in data
         ]
-    return DataLoader(dataset, batch_sampler=batches[:n], collate_fn=loader.collate_fn)
+    return DataLoader(data, batch_sampler=batches[:n], collate_fn=loader.collate_fn)
 
 
 def main() -> None:

@@ -15,20 +15,19 @@ import contextlib
 import random
 import time
 from statistics import median
-from types import SimpleNamespace
 
 import torch
 
-from batching import make_loader
 from benchmarks.reference_way import reference_way
-from benchmarks.ways import WAYS, make_parser, print_settings
+from benchmarks.ways import WAYS, loader_for, make_parser, print_settings
 from classifier import LlamaZeroShotClassifier
-from dataset import encode_labelled, fit_context, load_label_names
-from evaluation import model_eval
-from packing import pack
-from prompts import TEMPLATE, make_prompts
+from inference.packing import pack
+from tasks.evaluation import model_eval
+from tasks.prompt import ZeroShotConfig
+from text.labelled import encode_labelled, fit_context, load_label_names
+from text.prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
-from utils import keep_freed_memory
+from training.cpu import accelerate, keep_freed_memory
 
 DEVICE = torch.device("cpu")
 
@@ -44,15 +43,16 @@ class Way:
     """A model and its prompts for one way of working."""
 
     def __init__(self, flags: argparse.Namespace, causal: bool, dtype: str, reference: bool):
-        args = SimpleNamespace(**vars(flags), max_sentence_len=None)
         names = load_label_names(f"{flags.data}-label-mapping.json")
         tokenizer = Tokenizer(tokenizer_model=flags.tokenizer_path)
-        config = SimpleNamespace(
+        config = ZeroShotConfig(
             pretrained_model_path=flags.pretrained_model_path,
             num_labels=len(names),
             causal=causal,
         )
         self.model = LlamaZeroShotClassifier(config, tokenizer, names)
+        if not reference:
+            accelerate(self.model)
         if causal:
             pack(self.model.llama, dtype)
         self.patched = reference_way if reference else contextlib.nullcontext
@@ -60,7 +60,9 @@ class Way:
         data = random.Random(0).sample(data, min(flags.n_dev, len(data)))
         data = make_prompts(data, TEMPLATE, names, tokenizer, causal=causal)
         (data,) = fit_context(data, max_len=self.model.max_prompt_len, keep="last")
-        self.loader = make_loader(data, args, causal=causal)
+        self.loader = loader_for(
+            data, flags.batch_size, tokenizer, causal=causal, reference=reference
+        )
         self.times: list[float] = []
 
     def run(self) -> None:

@@ -1,37 +1,76 @@
-"""The reference's way of working, restored by patches, to measure against in the same run."""
+"""The reference's way of working, to measure against in the same run.
+
+`reference_way` restores most of it by patches, `make_reference_loader` makes its batches. The
+model is the plain one: nothing is put in from outside to make it faster.
+"""
 
 import contextlib
 import ctypes
+import functools
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch.utils.data import DataLoader
 
-import evaluation
 import rope
-import utils
-from dataset import EncodedDataset, LlamaDataset
-from linear import Linear
+from inference.cache import KVCache
 from llama import Llama, select
 from optimizer import AdamW
+from tasks.evaluation import model_eval
+from text.labelled import Example, pad_rows
+from tokenizer import Tokenizer
+from training.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 hidden_states = Llama.hidden_states
-model_eval = evaluation.model_eval
 
 
-def tokenize_at_every_use(self: LlamaDataset, row: tuple) -> list[int]:
-    """`LlamaDataset.token_ids`, but it encodes the sentence anew."""
-    return self.tokenizer.encode(row[0], bos=True, eos=self.eos)
+@contextlib.contextmanager
+def reference_way() -> Iterator[None]:
+    """Work as the reference does, but for the batches.
+
+    Rotary tables are rebuilt in every layer. All states are computed where only the last one is
+    read. The optimizer is a Python loop over the parameters. Memory is given back to the system.
+    Products and attention are PyTorch's own anyway, as long as the model is not accelerated.
+    """
+    with (
+        freed_memory_given_back(),
+        mock.patch.object(rope, "rotary_table", rope.rotary_table.__wrapped__),
+        mock.patch.object(Llama, "hidden_states", all_hidden_states),
+        mock.patch.object(AdamW, "_update", update_one_by_one),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def freed_memory_given_back() -> Iterator[None]:
+    """The opposite of `keep_freed_memory`: as glibc has set itself soon after a start."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_MMAP_MAX, 65536)
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(M_TRIM_THRESHOLD, 64 << 20)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 def all_hidden_states(
-    self: Llama, tokens: torch.Tensor, positions: torch.Tensor | None = None
+    self: Llama,
+    tokens: torch.Tensor,
+    positions: torch.Tensor | None = None,
+    cache: KVCache | None = None,
+    offset: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`Llama.hidden_states`, but all layers compute all positions."""
-    hidden = hidden_states(self, tokens)
+    hidden = hidden_states(self, tokens, cache=cache, offset=offset)
     return hidden if positions is None else select(hidden, positions)
 
 
@@ -58,39 +97,29 @@ def update_one_by_one(self: AdamW, group: dict) -> None:
             p.add_(p, alpha=-group["lr"] * group["weight_decay"])
 
 
-@contextlib.contextmanager
-def freed_memory_given_back() -> Iterator[None]:
-    """The opposite of `utils.keep_freed_memory`: as glibc has set itself soon after a start."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        yield
-        return
-    mallopt(utils.M_MMAP_MAX, 65536)
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(utils.M_TRIM_THRESHOLD, 64 << 20)
-    try:
-        yield
-    finally:
-        utils.keep_freed_memory()
-
-
-@contextlib.contextmanager
-def reference_way() -> Iterator[None]:
-    """Rotary tables rebuilt in every layer, tokenization at every use, all states computed where
-    only the last one is read, PyTorch's own float32 products, a Python loop over the parameters in
-    the optimizer, memory given back to the system.
-    """
-    with (
-        freed_memory_given_back(),
-        mock.patch.object(rope, "rotary_table", rope.rotary_table.__wrapped__),
-        mock.patch.object(EncodedDataset, "token_ids", tokenize_at_every_use),
-        mock.patch.object(Llama, "hidden_states", all_hidden_states),
-        mock.patch.object(Linear, "forward", nn.Linear.forward),
-        mock.patch.object(AdamW, "_update", update_one_by_one),
-    ):
-        yield
-
-
-def model_eval_with_autograd(*args) -> tuple:
-    """`evaluation.model_eval` as the reference calls it while it fine-tunes."""
+def model_eval_with_autograd(*args: Any) -> tuple:
+    """`model_eval` as the reference calls it while it fine-tunes: autograd records."""
     return model_eval.__wrapped__(*args)
+
+
+def make_reference_loader(
+    data: Sequence[Example], batch_size: int, tokenizer: Tokenizer, *, shuffle: bool = False
+) -> DataLoader:
+    """The batches of `text.labelled.make_loader`, whose sentences are tokenized at every use.
+
+    Args:
+        data: rows with the very ids that a model is to read.
+    """
+    collate = functools.partial(tokenize_and_pad, tokenizer=tokenizer)
+    return DataLoader(data, shuffle=shuffle, batch_size=batch_size, collate_fn=collate)
+
+
+def tokenize_and_pad(rows: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Tokenize the sentences and make a batch, as `pad_rows` does.
+
+    The batch has the rows' own ids. They are the same, unless they were cut to the context or made
+    longer for a measurement.
+    """
+    for sentence, _, _ in rows:
+        tokenizer.encode(sentence, bos=True, eos=False)
+    return pad_rows(rows, tokenizer.pad_id)

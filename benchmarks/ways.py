@@ -2,8 +2,14 @@
 
 import argparse
 import platform
+from collections.abc import Sequence
 
 import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.reference_way import make_reference_loader
+from text.labelled import Example, make_loader
+from tokenizer import Tokenizer
 
 WAYS = {  # causal, dtype, as the reference works
     "a unmasked float32, reference": (False, "float32", True),
@@ -24,6 +30,21 @@ def make_parser(description: str | None, batch_size: int) -> argparse.ArgumentPa
     parser.add_argument("--batch_size", type=int, default=batch_size)
     parser.add_argument("--threads", type=int, default=2)
     return parser
+
+
+def loader_for(
+    data: Sequence[Example],
+    batch_size: int,
+    tokenizer: Tokenizer,
+    *,
+    causal: bool,
+    reference: bool,
+    shuffle: bool = False,
+) -> DataLoader:
+    """The batches of a way of working; `shuffle` is for training."""
+    if reference:
+        return make_reference_loader(data, batch_size, tokenizer, shuffle=shuffle)
+    return make_loader(data, batch_size, tokenizer.pad_id, causal=causal, shuffle=shuffle)
 
 
 def print_settings(flags: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ def llama_forward(weights: dict, tokens: np.ndarray, args: dict) -> tuple[np.nda
     n_heads, n_kv_heads = args["n_heads"], args["n_kv_heads"]
     head_dim = args["dim"] // n_heads
     eps = args.get("layer_norm_eps", 1e-5)
+    theta = args.get("rope_theta", 10000.0)
 
     def norm(x, name):
         return np.stack([row / np.sqrt((row @ row) / len(row) + eps) for row in x]) * weights[name]
@@ -26,7 +27,7 @@ def llama_forward(weights: dict, tokens: np.ndarray, args: dict) -> tuple[np.nda
     def rotated(vector, position):
         out = np.empty_like(vector)
         for j in range(0, head_dim, 2):
-            angle = position / 10000.0 ** (j / head_dim)
+            angle = position / theta ** (j / head_dim)
             out[j] = vector[j] * np.cos(angle) - vector[j + 1] * np.sin(angle)
             out[j + 1] = vector[j] * np.sin(angle) + vector[j + 1] * np.cos(angle)
         return out

@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import MODEL_ARGS, make_llama
 from reference_math import llama_forward
 
-from benchmarks.bits_per_byte import bits_per_byte, read_stories
 from config import LlamaConfig
-from llama import Attention, FeedForward, Llama, RMSNorm, load_pretrained, plain_attention
+from experiments.bits_per_byte import bits_per_byte, read_stories
+from llama import Attention, FeedForward, Llama, RMSNorm, load_pretrained
 from sanity_check import TOKENS
 from tokenizer import Tokenizer
 
@@ -248,73 +247,6 @@ def test_attention_scores_accept_shared_and_repeated_keys():
     assert torch.allclose(shared.double(), weights @ repeated[1].double(), atol=1e-6)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("n_before", [0, 3])
-def test_plain_attention_is_pytorchs_with_its_gradients(causal, n_kv_heads, n_before):
-    torch.manual_seed(0)
-    query = torch.randn(3, 4, 11, 8, requires_grad=True)
-    shape = (3, n_kv_heads, n_before + 11, 8)
-    key, value = (torch.randn(shape, requires_grad=True) for _ in range(2))
-    weights = torch.randn(3, 4, 11, 8)
-    seen = torch.ones(11, n_before + 11, dtype=torch.bool)
-    seen = seen.tril(diagonal=n_before) if causal else seen
-    results = []
-    for output in (
-        plain_attention(query, key, value, causal, 0.0),
-        F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True),
-    ):
-        results.append(
-            [output, *torch.autograd.grad((output * weights).sum(), (query, key, value))]
-        )
-    for ours, theirs in zip(*results, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
-
-
-def test_short_bfloat16_rows_are_as_exact_as_their_scores_allow():
-    """Scores below 4 in bfloat16 are known to 2⁻⁸, so the weights are to about that fraction."""
-    torch.manual_seed(0)
-    attention = Attention(LlamaConfig(**MODEL_ARGS, causal=True))
-    query = torch.randn(2, 4, 60, 8).bfloat16()
-    key, value = torch.randn(2, 2, 2, 60, 8).bfloat16()
-    exact = F.scaled_dot_product_attention(
-        query.double(), key.double(), value.double(), is_causal=True, enable_gqa=True
-    )
-    output = attention.compute_query_key_value_scores(query, key, value)
-    assert output.dtype == torch.bfloat16
-    assert relative_error(output.float(), exact.numpy()) < 2**-7
-
-
-@pytest.mark.parametrize(
-    ("dtype", "seqlen", "mask", "plain"),
-    [
-        (torch.bfloat16, 11, None, True),
-        (torch.bfloat16, 12, None, False),
-        (torch.float32, 11, None, False),
-        (torch.bfloat16, 11, torch.ones(11, 11, dtype=torch.bool), False),
-    ],
-)
-def test_only_short_bfloat16_rows_take_plain_attention(monkeypatch, dtype, seqlen, mask, plain):
-    calls = []
-    monkeypatch.setattr("llama.MAX_PLAIN", 11)
-    monkeypatch.setattr(
-        "llama.plain_attention", lambda *args: calls.append(args) or plain_attention(*args)
-    )
-    attention = Attention(LlamaConfig(**MODEL_ARGS))
-    query, key, value = torch.randn(3, 2, 4, seqlen, 8).to(dtype)
-    attention.compute_query_key_value_scores(query, key, value, mask)
-    assert len(calls) == plain
-
-
-def test_plain_attention_drops_weights_and_keeps_their_mean():
-    torch.manual_seed(0)
-    query, key = torch.zeros(2, 64, 1, 50, 8)
-    value = torch.ones(64, 1, 50, 8)
-    output = plain_attention(query, key, value, False, 0.5)
-    assert output.std() > 0.1
-    assert output.mean().item() == pytest.approx(1, abs=0.02)
-
-
 def test_feed_forward_rounds_its_width_up():
     assert FeedForward(512, None, 32, 0.0).w1.weight.shape == (1376, 512)
     assert FeedForward(64, None, 4, 0.0).w2.weight.shape == (64, 172)
@@ -340,7 +272,7 @@ def test_heads_that_do_not_divide_are_refused():
 
 
 def test_the_assignments_methods_can_be_replaced(monkeypatch):
-    """Other people's attention has the assignment's signature, and no further arguments."""
+    """Other people's scores have the assignment's signature, and no further arguments."""
 
     def scores(self, query, key, value):
         key, value = (x.repeat_interleave(self.n_rep, dim=1) for x in (key, value))
@@ -351,7 +283,7 @@ def test_the_assignments_methods_can_be_replaced(monkeypatch):
         expected = llama.hidden_states(tokens, torch.tensor([[3]]))
         monkeypatch.setattr(Attention, "compute_query_key_value_scores", scores)
         assert torch.allclose(llama.hidden_states(tokens, torch.tensor([[3]])), expected, atol=1e-5)
-        monkeypatch.setattr(Attention, "forward", lambda self, x: torch.zeros_like(x))
+        monkeypatch.setattr(Attention, "forward", lambda self, x, cache: torch.zeros_like(x))
         assert not torch.allclose(llama(tokens)[1][:, -1:], expected, atol=1e-2)
 
 

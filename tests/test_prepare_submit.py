@@ -1,5 +1,6 @@
 """Submissions: what goes in, what is refused, what the messages name."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -141,3 +142,21 @@ def test_as_a_script_it_ends_in_one_line(folder):
     )
     assert done.returncode == 2
     assert done.stderr == f"error: {folder} lacks llama.py\n"
+
+
+def test_the_unpacked_submission_generates(project, tmp_path):
+    """All that a program needs but weights and data is in the zip."""
+    work = tmp_path / "handed-in"
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "tests", "*.pt", "sst-*", "cfimdb-*")
+    shutil.copytree(ROOT, work, ignore=left_out)
+    for name in REQUIRED:
+        if name.endswith(".txt"):
+            (work / name).write_text("x")
+    main(work, "alice")
+    with zipfile.ZipFile("alice.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    command = [sys.executable, tmp_path / "unpacked/alice/run_llama.py", "--max_new_tokens", "3"]
+    command += ["--pretrained-model-path", "model.pt", "--prefix", "a warm"]
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\na warm") == 2

@@ -1,0 +1,1 @@
+"""Speed and memory: each script prints numbers that the docs quote."""

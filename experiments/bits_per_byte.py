@@ -1,0 +1,65 @@
+"""How well a model predicts stories: without the mask it was trained with, with it, and in lower
+precision.
+
+    .venv/bin/python -m experiments.bits_per_byte --pretrained-model-path stories260K.pt \\
+        --tokenizer-path tok512.model --text tinystories/dev.txt
+
+Bits per byte: the negative log-likelihood of each story's first 800 characters given BOS, summed
+over all stories, in bits, over the number of UTF-8 bytes. Lower is better; it does not depend on
+the tokenizer.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from inference.packing import DTYPES, pack
+from llama import Llama, load_pretrained
+from tokenizer import Tokenizer
+from training.cpu import accelerate
+
+
+def read_stories(path: str | Path) -> list[str]:
+    """The stories between `<|endoftext|>` lines, each cut to its first 800 characters."""
+    text = Path(path).read_text(encoding="utf-8")
+    return [story.strip()[:800] for story in text.split("<|endoftext|>") if story.strip()]
+
+
+@torch.inference_mode()
+def bits_per_byte(llama: Llama, tokenizer: Tokenizer, stories: list[str]) -> float:
+    """Bits that the model needs for a byte of these stories."""
+    nats = 0.0
+    for story in stories:
+        ids = torch.tensor([tokenizer.encode(story, bos=True, eos=False)])
+        logits, _ = llama(ids[:, :-1], targets=ids[:, 1:])
+        nats += F.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum").item()
+    return nats / math.log(2) / sum(len(story.encode()) for story in stories)
+
+
+def load(path: str, causal: bool) -> Llama:
+    """A model for inference, made fast as `run_llama.py` makes it."""
+    llama = load_pretrained(path, causal=causal, init_weights=False).eval()
+    accelerate(llama)
+    return llama
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pretrained-model-path", required=True)
+    parser.add_argument("--tokenizer-path", required=True)
+    parser.add_argument("--text", required=True)
+    args = parser.parse_args()
+    tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
+    stories = read_stories(args.text)
+    unmasked = load(args.pretrained_model_path, causal=False)
+    print(f"unmasked: {bits_per_byte(unmasked, tokenizer, stories):.4f} bits per byte")
+    for dtype in DTYPES:
+        llama = pack(load(args.pretrained_model_path, causal=True), dtype)
+        print(f"causal, {dtype}: {bits_per_byte(llama, tokenizer, stories):.4f} bits per byte")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The runs of the report. What is recorded in `results/methods.jsonl` does not run again."""
+
+import functools
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from statistics import mean, median, median_low
+
+from experiments.baseline import baseline
+from experiments.rows import (
+    BASELINE,
+    METHODS,
+    PROMPTS,
+    REFERENCE,
+    ROWS,
+    with_label_words,
+)
+from experiments.runs import DEMO, RESULTS, accuracies, classify, recorded, run_llama
+from experiments.task_text import SST, task_text
+from text.labelled import read_labelled
+from utils import atomic_write
+
+RECORDS = RESULTS / "methods.jsonl"
+TUNING_SEED, SEEDS = 1337, (1, 2, 3)
+N_BEST = 3  # of the methods run on CFIMDB
+N_ROUNDS = 2
+TIMED_LINES, TIMED_STRIDE = {"train": 1500, "dev": 100, "test": 100}, 5
+TIMED_STEPS = 20  # of pre-training
+
+record = functools.partial(recorded, RECORDS)
+
+
+def pretrain_on_tasks(corpus: str, steps: int, folder: Path | None = None) -> Path:
+    """Continue the demo model's pre-training on the sentences of both trains, shuffled.
+
+    Args:
+        corpus: "sentences", or "labelled" where they end in their labels.
+        folder: where the run is kept; None is for one of its own.
+
+    Returns:
+        the checkpoint.
+    """
+    folder = folder or RESULTS / f"{corpus}-{steps}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    text = folder.with_suffix(".txt")
+    with atomic_write(text) as file:
+        file.writelines(task_text(corpus == "labelled"))
+    flags = {
+        "option": "pretrain",
+        "pretrained-model-path": DEMO,
+        "text": text,
+        "output_dir": folder,
+        "split": [0.9, 0.05, 0.05],
+        "max_seq_len": 256,
+        "batch_size": 32,
+        "steps": steps,
+        "dropout": 0.1,
+        "attention_dropout": 0,
+        "dtype": "bfloat16",
+    }
+    subprocess.run(run_llama(flags), stdout=subprocess.DEVNULL, check=True)
+    return folder / "model.pt"
+
+
+def pretraining_steps(name: str, value: object) -> int:
+    """Steps of `pretrain_on_tasks` before a row's run with a value of its hyperparameter."""
+    row = ROWS[name]
+    if row.corpus is None:
+        return 0
+    return value if row.steps_of is None else tuned_value(row.steps_of)[0]
+
+
+def run_row(name: str, data: str, value: object, seed: int) -> dict:
+    """One run of a row; what `classify` returns."""
+    flags = ROWS[name].settings(data, value, seed)
+    identity = {"name": name, "data": Path(data).name, "flags": flags}
+    steps = pretraining_steps(name, value)
+    if steps:
+        identity["steps"] = steps
+
+    def measure() -> dict:
+        return classify(data, flags, pretrain_on_tasks(ROWS[name].corpus, steps) if steps else DEMO)
+
+    return record(identity, measure)
+
+
+def tuned_value(name: str) -> tuple[object, dict]:
+    """The best value of a row's hyperparameter on SST-5's dev, and the accuracy of each.
+
+    Where there is one value only, nothing runs, and its accuracy is None.
+    """
+    values = ROWS[name].values
+    if len(values) == 1:
+        return values[0], {values[0]: None}
+    runs = {value: run_row(name, SST, value, TUNING_SEED) for value in values}
+    found = {value: sum(accuracies([run], "dev")) for value, run in runs.items()}
+    return max(found, key=found.get), found
+
+
+def final_runs(name: str, data: str) -> list[dict]:
+    """A row's runs with all seeds."""
+    value, _ = tuned_value(name)
+    return [run_row(name, data, value, seed) for seed in SEEDS]
+
+
+def measured(name: str, what: str) -> int | None:
+    """The median of a row's runs on SST-5 that have it, or None."""
+    values = [run[what] for run in final_runs(name, SST) if what in run]
+    return median_low(values) if values else None
+
+
+def best_methods() -> list[str]:
+    """Those with the highest mean on SST-5's dev."""
+    means = {name: mean(accuracies(final_runs(name, SST), "dev") or [0]) for name in METHODS}
+    return sorted(means, key=means.get, reverse=True)[:N_BEST]
+
+
+def run_baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
+    """What `baseline` returns."""
+    identity = {"name": BASELINE, "data": Path(data).name, "shots": shots, "seed": seed}
+    return record(identity, lambda: baseline(data, shots, seed))
+
+
+def run_prompt(label: str, data: str) -> dict:
+    """What `classify` returns for one of `PROMPTS`."""
+    flags = with_label_words(PROMPTS[label], data)
+    identity = {"name": label, "data": Path(data).name, "flags": flags}
+    return record(identity, lambda: classify(data, flags, option="prompt"))
+
+
+def write_timed_part(folder: str) -> str:
+    """Copy every `TIMED_STRIDE`-th line of SST-5's files, so that they are about as long as all.
+
+    Returns:
+        path up to `-train.txt`.
+    """
+    data = str(Path(folder, "sst"))
+    for split, n_lines in TIMED_LINES.items():
+        with open(f"{SST}-{split}.txt") as all_lines, open(f"{data}-{split}.txt", "w") as part:
+            part.writelines(itertools.islice(all_lines, 0, n_lines * TIMED_STRIDE, TIMED_STRIDE))
+    shutil.copy(f"{SST}-label-mapping.json", f"{data}-label-mapping.json")
+    return data
+
+
+def timed_round(number: int) -> dict:
+    """Time an epoch on a part of SST-5 by row, one after the other, and a step of pre-training.
+
+    Returns:
+        `seconds` by row, None if it diverged, and of "step"; `n_train`, the sentences of SST-5.
+    """
+    tuned = {name: tuned_value(name)[0] for name in REFERENCE | METHODS}
+
+    def measure() -> dict:
+        seconds = {}
+        with tempfile.TemporaryDirectory() as folder:
+            data = write_timed_part(folder)
+            for name, value in tuned.items():
+                run = classify(data, ROWS[name].settings(SST, value, number) | {"epochs": 1})
+                seconds[name] = run.get("train_seconds")
+            pretrain_on_tasks("sentences", TIMED_STEPS, Path(folder, "run"))
+            lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
+        total = max(json.loads(line).get("seconds", 0.0) for line in lines)
+        n_train = len(read_labelled(f"{SST}-train.txt"))
+        return {"seconds": seconds | {"step": total / TIMED_STEPS}, "n_train": n_train}
+
+    return record({"name": "times", "round": number, "tuned": tuned}, measure)
+
+
+def relative_times() -> dict[str, float]:
+    """Estimate the time of training on SST-5 by row, as a multiple of plain's.
+
+    It is the median of the rounds. What a part of the sentences takes is scaled up, and continued
+    pre-training is added. Rows that diverged in all rounds are not there.
+    """
+    ratios: dict[str, list[float]] = {}
+    for number in range(N_ROUNDS):
+        timed = timed_round(number)
+        seconds, totals = timed["seconds"], {}
+        for name in REFERENCE | METHODS:
+            value, _ = tuned_value(name)
+            if seconds[name] is not None:
+                epochs = ROWS[name].settings(SST, value, number)["epochs"]
+                totals[name] = seconds[name] * epochs * timed["n_train"] / TIMED_LINES["train"]
+                totals[name] += pretraining_steps(name, value) * seconds["step"]
+        for name, total in totals.items():
+            ratios.setdefault(name, []).append(total / totals["plain"])
+    return {name: median(values) for name, values in ratios.items()}

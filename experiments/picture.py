@@ -1,0 +1,43 @@
+"""The picture that `experiments/report.py` draws."""
+
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib.pyplot as plt
+
+from utils import atomic_write
+
+STYLE = {"fmt": "o", "markersize": 4, "linewidth": 0.8, "capsize": 2, "color": "C0"}
+
+
+def draw(rows: dict[str, tuple[int, list[float]]], line: tuple[str, float], path: Path) -> None:
+    """Accuracy and trained parameters; below, by accuracy, the rows that train (almost) all.
+
+    Args:
+        rows: trained parameters and accuracies by label; those without accuracies are left out.
+        line: a label and the accuracy at which a line is drawn.
+        path: an SVG file.
+    """
+    plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file
+    rows = {label: row for label, row in rows.items() if row[1]}
+    everything = max(trained for trained, _ in rows.values())
+    figure, (upper, lower) = plt.subplots(
+        nrows=2, sharex=True, height_ratios=(2, 3), figsize=(9, 7), layout="constrained"
+    )
+    for label, (trained, values) in sorted(rows.items(), key=lambda row: mean(row[1][1])):
+        accuracy = mean(values)
+        deviation = stdev(values) if len(values) > 1 else None
+        if trained > 0.9 * everything:
+            lower.errorbar(accuracy, label, xerr=deviation, **STYLE)
+        else:
+            upper.errorbar(accuracy, trained, xerr=deviation, **STYLE)
+            upper.annotate(label, (accuracy, trained), (5, 5), textcoords="offset points")
+    for axes in (upper, lower):
+        axes.axvline(line[1], linestyle="--", color="grey", label=line[0])
+    upper.set(yscale="log", ylabel="trained parameters")
+    upper.margins(y=0.3)
+    upper.legend()
+    lower.set(ylabel=f"all of the {everything:,}", xlabel="accuracy on SST-5's dev")
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,123 @@
+"""Runs of the command line. Each one is a process, and its result is kept in a file."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+
+from tasks.evaluation import append_metrics
+from utils import InputError
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments/results"
+DEMO = ROOT / "data/demo/model.pt"
+
+
+def end_on_sigterm() -> None:
+    """Let `kill` end the run that is under way too and remove its folder, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def run_llama(flags: dict[str, object]) -> list[object]:
+    """The command `run_llama.py` with flags.
+
+    Args:
+        flags: without the dashes; True for those that take no value, a list for those that take
+            several.
+    """
+    command = [sys.executable, ROOT / "run_llama.py"]
+    for flag, value in flags.items():
+        values = value if isinstance(value, list) else [value]
+        command += [f"--{flag}", *(str(v) for v in values if v is not True)]
+    return command
+
+
+def recorded(results: Path, identity: dict, measure: Callable[[], dict]) -> dict:
+    """Look up in a file of JSON lines what was measured before; else measure, and append it.
+
+    An interrupted series of measurements can be started again: only the one that was under way is
+    lost. Where data, a checkpoint or the code have changed, remove the lines.
+
+    Args:
+        identity: what the measurement is known by.
+
+    Returns:
+        `identity` and what `measure` returns.
+    """
+    lines = results.read_text().splitlines() if results.is_file() else []
+    for record in map(json.loads, lines):
+        if identity.items() <= record.items():
+            return record
+    print(*identity.values(), file=sys.stderr, flush=True)
+    record = identity | measure()
+    results.parent.mkdir(parents=True, exist_ok=True)
+    append_metrics(results, **record)
+    return record
+
+
+def classify(
+    data: str, flags: dict[str, object], model: Path = DEMO, option: str = "finetune"
+) -> dict:
+    """Run `--option finetune` or `prompt`.
+
+    Args:
+        data: path up to `-train.txt`.
+        flags: as `run_llama` takes them; a path of `label-names` is relative to the repository.
+        model: the checkpoint to start from.
+
+    Returns:
+        accuracy and macro-averaged F1 of `dev` and `test`, and `peak_memory_bytes`. Fine-tuning
+        gives them for the epoch that is best on dev, and besides them `train_seconds`, the
+        `train_loss` of every epoch and `trained_parameters`; with WiSE-FT also `alpha`. Where the
+        loss was not finite, there is only `diverged`. Causal runs do not evaluate train, which
+        changes nothing else.
+
+    Raises:
+        InputError: the command refused its input.
+    """
+    paths = {split: Path(f"{data}-{split}.txt").resolve() for split in ("train", "dev", "test")}
+    names = Path(f"{data}-label-mapping.json").resolve()
+    paths |= {"label-names": ROOT / flags.get("label-names", names), "pretrained-model-path": model}
+    unseen = {"skip_train_eval": True} if option == "finetune" and "causal" in flags else {}
+    settings = {"option": option, "metrics_out": "metrics.jsonl"} | unseen | flags | paths
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(run_llama(settings), cwd=folder, capture_output=True, text=True)
+        if done.returncode == 2 and "lower --lr" in done.stderr:
+            return {"diverged": True}
+        if done.returncode == 2:
+            raise InputError(done.stderr.splitlines()[-1].removeprefix("error: "))
+        if done.returncode != 0:
+            raise RuntimeError(f"{data}: {flags}: {done.stderr}")
+        lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+    *epochs, dev, test = map(json.loads, lines)
+    record = {
+        "dev": {"accuracy": dev["accuracy"], "macro_f1": dev["macro_f1"]},
+        "test": {"accuracy": test["accuracy"], "macro_f1": test["macro_f1"]},
+        "peak_memory_bytes": max(part["peak_memory_bytes"] for part in epochs or (dev, test)),
+    }
+    if epochs:
+        record["train_seconds"] = sum(epoch["train_seconds"] for epoch in epochs)
+        record["train_loss"] = [epoch["train_loss"] for epoch in epochs]
+        record["trained_parameters"] = epochs[0]["trained_parameters"]
+    if kept := re.search("keep alpha (.*)", done.stdout):
+        record["alpha"] = float(kept[1])
+    return record
+
+
+def accuracies(records: list[dict], split: str) -> list[float]:
+    """Of the runs that did not diverge."""
+    return [record[split]["accuracy"] for record in records if "diverged" not in record]
+
+
+def spread(records: list[dict], split: str) -> str:
+    """Mean and deviation (of the sample) of the accuracies, and how many diverged, as text."""
+    values = accuracies(records, split)
+    parts = [f"{mean(values):.3f}"] if values else []
+    parts += [f"± {stdev(values):.3f}"] if len(values) > 1 else []
+    n_diverged = len(records) - len(values)
+    return " ".join(parts + [f"({n_diverged} diverged)"] * (n_diverged > 0))

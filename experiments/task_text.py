@@ -1,0 +1,58 @@
+"""A text for continued pre-training: the sentences that SST-5 and CFIMDB are trained on, shuffled.
+
+    .venv/bin/python -m experiments.task_text --labelled > tasks.txt
+
+With `--labelled` every sentence is followed by "It was" and a word for its label; reviews are cut
+into sentences, each of which has its review's label.
+"""
+
+import random
+import re
+import sys
+from argparse import RawDescriptionHelpFormatter
+
+from experiments.runs import ROOT
+from text.labelled import SEPARATOR, load_label_names, read_labelled
+from utils import ArgumentParser, run_script
+
+SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
+TEMPLATE = "{sentence} It was"
+LABEL_WORDS = {  # that continue the template; each is one token of the demo model
+    data: f"experiments/{name}-label-words.json"
+    for data, name in ((SST, "sst"), (CFIMDB, "cfimdb"))
+}
+
+
+def task_text(labelled: bool) -> list[str]:
+    """Lines `label ||| sentence`, of which pre-training takes the sentences.
+
+    Args:
+        labelled: put the labels behind the sentences, in words; cut reviews into sentences first.
+
+    Raises:
+        FileNotFoundError: the data are not there; `setup.sh` fetches them.
+    """
+    lines = []
+    for data in (SST, CFIMDB):
+        examples = read_labelled(f"{data}-train.txt")
+        if labelled:
+            words = load_label_names(ROOT / LABEL_WORDS[data])
+            examples = [
+                (label, f"{TEMPLATE.format(sentence=sentence)} {words[label]}")
+                for label, text in examples
+                for sentence in re.split(r"(?<=\w [.!?]) ", text)
+                if re.search(r"\w", sentence)
+            ]
+        lines += [f"{label}{SEPARATOR}{sentence}\n" for label, sentence in examples]
+    random.Random(0).shuffle(lines)
+    return lines
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--labelled", action="store_true", help="put the labels behind, in words")
+    sys.stdout.writelines(task_text(parser.parse_args().labelled))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,145 @@
+"""How good a classifier is, and the file of its predictions."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from tasks.settings import ClassifySettings
+from text.labelled import SortedBatchSampler
+from utils import InputError, atomic_write, named_errors, peak_memory
+
+
+@torch.inference_mode()
+def model_eval(
+    dataloader: DataLoader, model: nn.Module, device: torch.device
+) -> tuple[float, float, list[int], list[int], list[str]]:
+    """Classify everything that a loader of `LlamaDataset` batches gives.
+
+    The results are in the loader's order; if that was sorted by length, in the data's.
+
+    Returns:
+        accuracy, macro-averaged F1, predicted labels, true labels, sentences.
+
+    Raises:
+        InputError: the model gives no numbers, as one whose training has diverged.
+    """
+    from sklearn.metrics import accuracy_score, f1_score  # takes a second to import
+
+    model.eval()
+    y_pred, y_true, sents = [], [], []
+    for batch in tqdm(dataloader, desc="eval", leave=False, disable=None):
+        scores = model(*inputs_of(batch, device))
+        if scores.isnan().any():
+            raise InputError("the model's scores are not finite; lower --lr")
+        y_pred += scores.argmax(dim=-1).tolist()
+        y_true += batch["labels"].tolist()
+        sents += batch["sents"]
+    if isinstance(dataloader.batch_sampler, SortedBatchSampler):
+        rows = sorted(zip(dataloader.batch_sampler.order, y_pred, y_true, sents, strict=True))
+        _, y_pred, y_true, sents = (list(column) for column in zip(*rows, strict=True))
+    f1 = f1_score(y_true, y_pred, average="macro")
+    return accuracy_score(y_true, y_pred), f1, y_pred, y_true, sents
+
+
+def report_results(
+    settings: ClassifySettings,
+    loaders: dict[str, DataLoader],
+    evaluate: Callable[[DataLoader], tuple],
+    device: torch.device,
+    labels: Sequence[str],
+) -> None:
+    """Evaluate dev and test, print their accuracies, write the predictions, and what is asked for.
+
+    Args:
+        settings: with `report` the scores of every class and the confusion matrix are printed, with
+            `metrics_out` a line of JSON for each split is appended.
+        loaders: by split.
+        evaluate: returns what `model_eval` does.
+        labels: their names.
+    """
+    results, seconds = {}, {}
+    for split, loader in loaders.items():
+        start = time.perf_counter()
+        results[split] = evaluate(loader)
+        seconds[split] = time.perf_counter() - start
+    for split, (accuracy, _, y_pred, _, sents) in results.items():
+        write_predictions_to_file(split, getattr(settings, f"{split}_out"), accuracy, y_pred, sents)
+    for split, (accuracy, f1, y_pred, y_true, _) in results.items():
+        if settings.report:
+            print_report(split, y_true, y_pred, labels)
+        append_metrics(
+            settings.metrics_out,
+            option=settings.option,
+            split=split,
+            accuracy=accuracy,
+            macro_f1=f1,
+            seconds=seconds[split],
+            sentences_per_second=len(y_pred) / seconds[split],
+            peak_memory_bytes=peak_memory(device),
+        )
+
+
+def print_report(split: str, y_true: list[int], y_pred: list[int], labels: Sequence[str]) -> None:
+    """Precision, recall and F1 of every class, and the confusion matrix."""
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    numbers = range(len(labels))
+    print(f"\n{split}:")
+    print(
+        classification_report(
+            y_true, y_pred, labels=numbers, target_names=labels, digits=3, zero_division=0
+        )
+    )
+    print("confusion matrix (a row for each true label, a column for each prediction):")
+    width = max(map(len, labels))
+    for label, row in zip(labels, confusion_matrix(y_true, y_pred, labels=numbers), strict=True):
+        print(f"{label:>{width}}", *(f"{count:6d}" for count in row))
+
+
+def append_metrics(path: str | Path | None, **record: Any) -> None:
+    """Add a line of JSON to a file, if one is wanted."""
+    if path is not None:
+        with named_errors(path), Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(record)}\n")
+
+
+def check_metrics_file(path: str | Path | None) -> None:
+    """See, before any work, that lines of JSON can be added to a file, if one is wanted.
+
+    Raises:
+        InputError: they cannot, or what is there is something else.
+    """
+    if path is None or not Path(path).is_file():
+        return
+    path = Path(path)
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path}: not writable")
+    *_, last = path.read_bytes().splitlines(keepends=True) or [b"{}\n"]
+    try:
+        good = last.endswith(b"\n") and isinstance(json.loads(last), dict)
+    except ValueError:
+        good = False
+    if not good:
+        raise InputError(f"{path}: not a file of JSON lines to add to; name another one")
+
+
+def inputs_of(batch: dict, device: torch.device) -> list[torch.Tensor]:
+    """What a batch holds for a classifier's forward: ids and, in causal mode, lengths."""
+    return [batch[key].to(device) for key in ("token_ids", "lengths") if key in batch]
+
+
+def write_predictions_to_file(
+    split: str, outfile: str | Path, acc: float, pred: list[int], sents: list[str]
+) -> None:
+    """Print the split's accuracy and write a line `prediction ||| sentence` for each sentence."""
+    print(f"{split} acc :: {acc:.3f}")
+    with atomic_write(outfile) as file:
+        file.writelines(f"{p} ||| {s}\n" for p, s in zip(pred, sents, strict=True))

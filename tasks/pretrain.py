@@ -1,0 +1,474 @@
+"""`--option pretrain`: train a language model on plain text, from nothing or from a checkpoint."""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from tqdm import tqdm
+
+from base_llama import load_state, state_of
+from checkpoints.pt import read_checkpoint, write_checkpoint
+from config import LlamaConfig
+from llama import Llama, load_pretrained
+from optimizer import AdamW
+from tasks.evaluation import append_metrics
+from tasks.scores import NextTokenScores, Tally, describe
+from tasks.settings import TrainSettings
+from text.plain import (
+    PARTS,
+    EvaluationRows,
+    TokenizedText,
+    TrainingRows,
+    measure,
+    split_chunks,
+    tokenize,
+    train_tokenizer,
+)
+from tokenizer import Tokenizer, check_vocabulary
+from training.checkpointing import checkpoint_activations
+from training.cpu import accelerate
+from training.folder import (
+    METRICS,
+    MODEL,
+    STATE,
+    TOKENIZER,
+    TOKENS,
+    fingerprint,
+    metrics_until,
+    open_run,
+)
+from training.step import check_dtype, learning_rate, mixed_precision, update
+from utils import InputError, atomic_write, best_device, flag, missing_file, pick_device
+
+SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of", "max_seq_len")
+NOT_OF_THE_RESULT = {"text", "output_dir"}  # own flags that it does not depend on by name
+SHARED = ("seed", "batch_size", "lr", "dtype", "grad_accum")  # others' flags that it depends on
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(TrainSettings):
+    """A text, the shape of a model, and how it is trained."""
+
+    title = "pretrain"
+    description = (
+        "Trains a causal language model on --text; from --pretrained-model-path where that is "
+        "given, else from scratch. Runs on CUDA, else MPS, else the CPU; --use_gpu makes it an "
+        "error that there is none of the first two."
+    )
+    demo = ()
+
+    batch_size: int = flag(16, "rows per batch", low=1)
+    lr: float = flag(1e-3, "learning rate")
+    text: list[str] | None = flag(
+        None,
+        "plain text, with <|endoftext|> lines between documents, or labelled sentences",
+        nargs="+",
+        metavar="FILE",
+    )
+    output_dir: str = flag(
+        "pretrained",
+        "folder for model.pt, tokenizer.model, metrics.jsonl; an interrupted run is continued",
+        metavar="DIR",
+    )
+    split: tuple[float, float, float] = flag(
+        (0.7, 0.15, 0.15),
+        "shares of the text for training, validation and test",
+        high=1,
+        nargs=3,
+        metavar="SHARE",
+    )
+    vocab_size: int = flag(
+        2048, "pieces of the tokenizer that is trained, if no --tokenizer-path is given", low=1
+    )
+    dim: int = flag(256, "width of the residual stream", low=1)
+    n_layers: int = flag(6, "number of layers", low=1)
+    n_heads: int = flag(4, "number of query heads", low=1)
+    n_kv_heads: int | None = flag(None, "key and value heads (default: as --n_heads)", low=1)
+    hidden_dim: int | None = flag(
+        None, "width of the feed-forward layers (default: 8/3 of --dim)", low=1
+    )
+    multiple_of: int = flag(32, "--hidden_dim's default is rounded up to it", low=1)
+    max_seq_len: int | None = flag(
+        None, "context in tokens, and length of the rows (default: 256, or the checkpoint's)", low=1
+    )
+    dropout: float = flag(0.0, "of embeddings and sub-layers", high=1)
+    attention_dropout: float | None = flag(
+        None, "of attention weights (default: as --dropout)", high=1
+    )
+    steps: int = flag(1000, "steps of the optimizer", low=1)
+    warmup_steps: int | None = flag(
+        None, "steps in which --lr is reached (default: a tenth of all, 100 at most)"
+    )
+    min_lr: float = flag(
+        0.0, "where the cosine decay of --lr ends; the same as --lr keeps it constant"
+    )
+    weight_decay: float = flag(0.1, "weight decay of the matrices")
+    grad_clip: float = flag(1.0, "largest gradient norm; 0 turns clipping off")
+    eval_every: int | None = flag(
+        None, "steps between reports (default: a twentieth of all)", low=1
+    )
+    eval_batches: int = flag(50, "validation batches read for each report", low=1)
+    save_dtype: str = flag(
+        "float32", "of the weights in model.pt", choices=("float32", "bfloat16", "float16")
+    )
+
+    @property
+    def start_from(self) -> str | None:
+        """The checkpoint to train further, or None."""
+        return self.pretrained_model_path if "pretrained_model_path" in self.given else None
+
+    @property
+    def given_tokenizer(self) -> str | None:
+        """The tokenizer that is not trained, or None."""
+        has_tokenizer = self.start_from or "tokenizer_path" in self.given
+        return self.tokenizer_path if has_tokenizer else None
+
+    def shape(self) -> dict:
+        """The arguments of `LlamaConfig` for a model from scratch, without the vocabulary."""
+        shape = {name: getattr(self, name) for name in SHAPE}
+        return shape | {"max_seq_len": self.max_seq_len or 256}
+
+    def check(self) -> None:
+        """See that the flags describe a run.
+
+        Raises:
+            FileNotFoundError: a file is absent.
+            InputError: a flag is wrong, or two do not go together.
+        """
+        if not self.text:
+            raise InputError("--text: pre-training needs a text; name one or more files")
+        for path in (*self.text, self.start_from, self.given_tokenizer):
+            if path is not None and not Path(path).is_file():
+                raise missing_file(path)
+        if self.causal is False:
+            raise InputError(
+                "--no-causal: a language model learns with the causal mask; leave it out"
+            )
+        check_dtype(self.dtype)
+        if self.split[0] == 0:
+            raise InputError("--split: the training part needs a share greater than 0")
+        if self.given_tokenizer and "vocab_size" in self.given:
+            raise InputError(
+                f"--vocab_size: {self.given_tokenizer} has a size of its own; leave it out"
+            )
+        fixed = sorted(set(SHAPE) & set(self.given) - {"max_seq_len"})
+        if self.start_from and fixed:
+            flags = ", ".join(f"--{name}" for name in fixed)
+            raise InputError(f"{flags}: {self.start_from} has a shape of its own; leave that out")
+        try:
+            dropout = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
+            LlamaConfig(**dropout, **self.shape()).check()
+        except ValueError as error:
+            raise InputError(f"no such model: {error}") from error
+
+    def of_the_result(self) -> dict:
+        """All that the result depends on, as JSON has it."""
+        own = PretrainSettings.defaults().keys() - TrainSettings.defaults().keys()
+        names = [*SHARED, *sorted(own - NOT_OF_THE_RESULT)]
+        settings = {name: getattr(self, name) for name in names}
+        files = [*self.text, self.start_from, self.given_tokenizer]
+        settings["files"] = [fingerprint(file) for file in files if file is not None]
+        return json.loads(json.dumps(settings))
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to `lr`, then cosine decay to `min_lr`.
+
+        Args:
+            step: the number of steps taken before.
+        """
+        n_warmup = min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+        return learning_rate(step, self.steps, n_warmup, self.lr, self.min_lr)
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Train on `args.text`; leave the best weights, the tokenizer and all reports in a folder.
+
+    The folder's `model.pt` has the layout of `stories42M.pt`, with `causal: True`, and its
+    `tokenizer.model` stands beside it, so that every other option takes it. A run that was
+    interrupted, however it was, goes on from its last report when it is started again; on a CPU,
+    with the same number of threads, to the same weights as without the interruption.
+
+    Raises:
+        InputError: a setting or the text does not allow it; or the loss is not finite, in which
+            case the weights of the last report stay.
+    """
+    settings = PretrainSettings.from_args(args)
+    settings.check()
+    device = pick_device(True) if settings.use_gpu else best_device()
+    llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
+    given = load_given_tokenizer(settings, llama)
+    measured = measure(settings.text)
+    folder = Path(settings.output_dir)
+    with open_run(folder, settings.of_the_result()):
+        tokenizer = prepare_tokenizer(settings, given, folder, measured)
+        texts = tokenize(settings.text, settings.split, measured, tokenizer, folder / TOKENS)
+        for name, text in texts.items():
+            print(f"{name}: {text.n_bytes:,} bytes, {len(text):,} tokens")
+            if text.n_unknown:
+                print(f"  {text.n_unknown:,} of them <unk>, which bits per byte cannot account for")
+        if llama is None:
+            llama = Llama(
+                LlamaConfig(vocab_size=tokenizer.n_words, causal=True, **settings.shape())
+            )
+        set_dropout(llama, settings.dropout, settings.attention_dropout)
+        accelerate(llama)
+        if settings.activation_checkpointing:
+            checkpoint_activations(llama.layers)
+        n_parameters = sum(parameter.numel() for parameter in llama.parameters())
+        print(f"{n_parameters:,} parameters on {device}")
+        run = Pretraining(settings, llama.to(device), texts, folder)
+        try:
+            run.train()
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues from the last report", file=sys.stderr)
+            raise
+        if "test" in texts:
+            run.test(texts["test"])
+
+
+def load_given_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tokenizer | None:
+    """The tokenizer that --tokenizer-path names or that belongs to the checkpoint."""
+    if settings.given_tokenizer is None:
+        return None
+    given = Tokenizer(tokenizer_model=settings.given_tokenizer)
+    vocab_size = given.n_words if llama is None else llama.vocab_size
+    check_vocabulary(given, vocab_size, settings.pretrained_model_path)
+    return given
+
+
+def prepare_tokenizer(
+    settings: PretrainSettings, given: Tokenizer | None, folder: Path, measured: tuple[int, int]
+) -> Tokenizer:
+    """Put the tokenizer into the folder: the given one, or one trained on the text."""
+    path = folder / TOKENIZER
+
+    def training_part() -> Iterator[str]:
+        for part, text, _ in split_chunks(settings.text, settings.split, measured):
+            if part == "train":
+                yield text
+
+    if given is not None:
+        with atomic_write(path, "wb") as file:
+            file.write(given.model_path.read_bytes())
+    elif not path.is_file():
+        train_tokenizer(training_part, settings.vocab_size, path)
+    return Tokenizer(tokenizer_model=path)
+
+
+def set_dropout(llama: Llama, dropout: float, attention_dropout: float | None) -> None:
+    config = llama.config
+    config.dropout = dropout
+    config.attention_dropout = dropout if attention_dropout is None else attention_dropout
+    for module in llama.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets, each `(batch, seqlen)`
+
+
+class Pretraining:
+    """The loop: model, optimizer and position in the text, saved whole at every report."""
+
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        llama: Llama,
+        texts: dict[str, TokenizedText],
+        folder: Path,
+    ):
+        self.settings, self.llama, self.texts, self.folder = settings, llama, texts, folder
+        self.of_the_result = settings.of_the_result()
+        self.device = next(llama.parameters()).device
+        self.seqlen = settings.max_seq_len or llama.config.max_seq_len
+        if self.seqlen > llama.config.max_seq_len:
+            raise InputError(
+                f"--max_seq_len {self.seqlen}: the context of {settings.pretrained_model_path} is "
+                f"{llama.config.max_seq_len}"
+            )
+        if len(texts["train"]) <= self.seqlen:
+            raise InputError(
+                f"a context of {self.seqlen} tokens is longer than the training part's "
+                f"{len(texts['train'])}; lower --max_seq_len or give more text"
+            )
+        parameters = list(llama.parameters())
+        matrices = [p for p in parameters if p.dim() >= 2]
+        scales = [p for p in parameters if p.dim() < 2]
+        self.optimizer = AdamW(
+            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": scales}],
+            lr=settings.lr,
+            betas=(0.9, 0.99),  # a longer memory than 0.95, for the small batches of a CPU
+        )
+        self.step = 0
+        self.best_loss = math.inf
+        self.seconds = 0.0
+        self._load()
+        if self.step == 0:
+            self._save()  # so that there is no model without a state to continue from
+
+    def train(self) -> None:
+        """Take the remaining steps."""
+        settings = self.settings
+        eval_every = settings.eval_every or max(1, settings.steps // 20)
+        batches = self._batches(skip=self.step * settings.grad_accum)
+        tally = Tally()
+        self.llama.train()
+        last_time = time.perf_counter()
+        with tqdm(
+            desc="train", total=settings.steps, initial=self.step, leave=False, disable=None
+        ) as progress:
+            while self.step < settings.steps:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = settings.learning_rate(self.step)
+                of_this_step = list(itertools.islice(batches, settings.grad_accum))
+                update(
+                    self.llama,
+                    self._losses(of_this_step, tally),
+                    self.optimizer,
+                    f"step {self.step + 1}",
+                    settings.grad_clip or None,
+                )
+                self.step += 1
+                progress.update()
+                if self.step % eval_every == 0 or self.step == settings.steps:
+                    now = time.perf_counter()
+                    self.seconds += now - last_time
+                    self._report(tally, now - last_time)
+                    self._save()
+                    tally = Tally()
+                    last_time = time.perf_counter()
+
+    def test(self, text: TokenizedText) -> None:
+        """Evaluate the best weights on the whole of a text, and report it."""
+        self.llama = load_pretrained(self.folder / MODEL, init_weights=False).to(self.device)
+        accelerate(self.llama)
+        scores = self.evaluate(text)
+        append_metrics(self.folder / METRICS, test=scores)
+        print(f"test: {describe(scores)}")
+
+    def _losses(self, batches: Sequence[Batch], tally: Tally) -> Iterator[torch.Tensor]:
+        """The loss of each batch, as a share of their mean; what they scored goes to the tally."""
+        for batch in batches:
+            scores = self._score(batch)
+            tally.add(scores)
+            yield scores.loss / len(batches)
+
+    def _score(self, batch: Batch) -> NextTokenScores:
+        tokens, targets = (part.to(self.device) for part in batch)
+        with mixed_precision(self.device, self.settings.dtype):
+            logits = self.llama.output(self.llama.hidden_states(tokens))
+        return NextTokenScores(logits, targets, self.texts["train"].bos_id)
+
+    def _batches(self, skip: int) -> Iterator[Batch]:
+        """Rows of the training part in random order, epoch after epoch, without the first batches.
+
+        The order depends on seed and epoch only.
+        """
+        for epoch in itertools.count():
+            generator = torch.Generator().manual_seed(self.settings.seed + epoch)
+            offset = int(torch.randint(self.seqlen, (), generator=generator))
+            rows = TrainingRows(self.texts["train"], self.seqlen, offset)
+            order = RandomSampler(rows, generator=generator)
+            batch_size = self.settings.batch_size
+            whole = len(rows) >= batch_size  # a smaller last batch would weigh too much
+            batches = list(BatchSampler(order, batch_size, drop_last=whole))
+            # Given a generator of its own, the loader leaves the global one to the dropout.
+            yield from DataLoader(rows, batch_sampler=batches[skip:], generator=generator)
+            skip = max(0, skip - len(batches))
+
+    def _report(self, tally: Tally, seconds: float) -> None:
+        """Evaluate, tell how it goes, and keep the weights if they are the best so far."""
+        settings = self.settings
+        record = {"step": self.step, "lr": settings.learning_rate(self.step - 1)}
+        record["train"] = tally.scores(self.texts["train"].tokens_per_byte)
+        if "validation" in self.texts:
+            n_rows = settings.eval_batches * settings.batch_size
+            record["validation"] = self.evaluate(self.texts["validation"], n_rows)
+            if not math.isfinite(record["validation"]["loss"]):
+                raise InputError(
+                    f"the validation loss is not finite at step {self.step}; lower --lr"
+                )
+        if "validation" not in record or record["validation"]["loss"] < self.best_loss:
+            self.best_loss = record.get("validation", record["train"])["loss"]
+            self._save_model()
+        record["seconds"] = self.seconds
+        record["tokens_per_second"] = tally.n_targets / seconds
+        append_metrics(self.folder / METRICS, **record)
+        left = self.seconds / self.step * (settings.steps - self.step)
+        parts = [f"{name} {describe(record[name])}" for name in PARTS if name in record]
+        tqdm.write(
+            f"step {self.step}/{settings.steps}: {' | '.join(parts)} | "
+            f"{record['tokens_per_second']:,.0f} tokens/s, {tqdm.format_interval(left)} left"
+        )
+        sys.stdout.flush()
+
+    def evaluate(self, text: TokenizedText, n_rows: int | None = None) -> dict[str, float]:
+        """Score a text, or some rows of it, evenly spaced."""
+        self.llama.eval()
+        tally = Tally()
+        rows = EvaluationRows(text, self.seqlen, n_rows)
+        loader = DataLoader(rows, self.settings.batch_size, generator=torch.Generator())
+        with torch.inference_mode():
+            for batch in tqdm(loader, desc="evaluate", leave=False, disable=None):
+                tally.add(self._score(batch))
+        self.llama.train()
+        return tally.scores(text.tokens_per_byte)
+
+    def _save_model(self) -> None:
+        """Write the weights in the layout of `stories42M.pt`."""
+        dtype = getattr(torch, self.settings.save_dtype)
+        weights = {name: t.detach().to("cpu", dtype) for name, t in state_of(self.llama).items()}
+        weights["tok_embeddings.weight"] = weights["output.weight"]  # stored once
+        config = self.llama.config
+        names = [*SHAPE, "vocab_size", "layer_norm_eps", "rope_theta", "causal"]
+        saved = {
+            "model": weights,
+            "model_args": {name: getattr(config, name) for name in names},
+            "iter_num": self.step,
+            "best_val_loss": torch.tensor(self.best_loss),
+            "config": self.of_the_result,
+        }
+        write_checkpoint(saved, self.folder / MODEL)
+
+    def _save(self) -> None:
+        saved = {
+            "model": state_of(self.llama),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best_loss": self.best_loss,
+            "seconds": self.seconds,
+            "settings": self.of_the_result,
+            "torch_rng": torch.get_rng_state(),
+        }
+        if self.device.type != "cpu":
+            saved["device_rng"] = torch.get_device_module(self.device).get_rng_state()
+        write_checkpoint(saved, self.folder / STATE)
+
+    def _load(self) -> None:
+        """Go back to the last report, if there was one."""
+        if (self.folder / STATE).is_file():
+            saved = read_checkpoint(self.folder / STATE)
+            if saved.get("settings") != self.of_the_result:
+                raise InputError(
+                    f"{self.folder / STATE}: not this run's; name another --output_dir"
+                )
+            if saved["step"] > 0 and not (self.folder / MODEL).is_file():
+                raise InputError(f"{self.folder}: its {MODEL} is gone; name another --output_dir")
+            load_state(self.llama, saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.best_loss = saved["step"], saved["best_loss"]
+            self.seconds = saved["seconds"]
+            torch.set_rng_state(saved["torch_rng"])
+            if "device_rng" in saved and self.device.type != "cpu":
+                torch.get_device_module(self.device).set_rng_state(saved["device_rng"])
+            print(f"continuing from step {self.step} in {self.folder}")
+        metrics_until(self.folder / METRICS, self.step)

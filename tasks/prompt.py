@@ -1,0 +1,161 @@
+"""`--option prompt`: zero-shot classification by asking for the label."""
+
+import argparse
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from classifier import LlamaZeroShotClassifier
+from inference.packing import pack
+from tasks.evaluation import check_metrics_file, model_eval, report_results
+from tasks.settings import ClassifySettings
+from text.labelled import (
+    check_labels,
+    create_data,
+    fit_context,
+    load_label_names,
+    make_loader,
+)
+from text.prompts import TEMPLATE, frame, make_prompts
+from tokenizer import Tokenizer, check_vocabulary
+from training.cpu import accelerate
+from utils import InputError, Settings, flag, pick_device
+
+CONTENT_FREE = MappingProxyType(
+    {
+        "contextual": ("N/A", "[MASK]", ""),  # arXiv 2102.09690, section 5
+        "pmi": ("",),  # the domain prompt, arXiv 2104.08315, section 3
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(ClassifySettings):
+    """How labels are asked for."""
+
+    title = "prompt"
+    description = None
+
+    prompt_template: str = flag(
+        TEMPLATE,
+        "the prompt, with {sentence}, and {labels} where their names are to be listed",
+        metavar="TEXT",
+    )
+    calibrate: str | None = flag(
+        None,
+        "divide a label's probability by that after prompts without content, or without sentence; "
+        "needs --causal",
+        choices=tuple(CONTENT_FREE),
+    )
+
+    def completed(self) -> Self:
+        return super().completed().with_output_names("prompting")
+
+    @property
+    def advanced(self) -> dict[str, Any]:
+        changed = self.changed()
+        return {name: changed[name] for name in ("prompt_template", "calibrate") if name in changed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig(Settings):
+    """What `LlamaZeroShotClassifier` takes."""
+
+    pretrained_model_path: str
+    num_labels: int
+    causal: bool | None
+    init_weights: bool = False  # prompting draws no random numbers
+
+
+def test_with_prompting(args: argparse.Namespace) -> None:
+    """Classify dev and test, print the accuracies and write the predictions.
+
+    Without a mask this is the assignment's way: `max_sentence_len` cuts sentence and question
+    together, and the last column of the padded batch is read. With causal attention the question
+    stays whole, and every row's own last token is read.
+    """
+    settings = PromptSettings.from_args(args)
+    settings.check_output_names("prompting", "pretrained_model_path" in settings.given)
+    check_metrics_file(settings.metrics_out)
+    label_names = load_label_names(settings.label_names)
+    frame(settings.prompt_template, label_names)
+    for filename in (settings.train, settings.dev, settings.test):
+        check_labels(filename, len(label_names), settings.label_names)
+    device = pick_device(settings.use_gpu)
+    tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
+    config = ZeroShotConfig(
+        pretrained_model_path=settings.pretrained_model_path,
+        num_labels=len(label_names),
+        causal=settings.causal,
+    )
+    zero_shot = LlamaZeroShotClassifier(config, tokenizer, label_names).to(device)
+    llama = zero_shot.llama
+    check_vocabulary(tokenizer, llama.vocab_size, settings.pretrained_model_path)
+    causal = llama.config.causal
+    if settings.calibrate and not causal:
+        raise InputError("--calibrate: scores without a mask depend on the batch; add --causal")
+    accelerate(llama)
+    # Without a mask and in float32 it stays the assignment's, to the digit.
+    if causal or settings.dtype != "float32":
+        pack(llama, settings.dtype)
+    model: nn.Module = zero_shot
+    if settings.calibrate:
+        model = Calibrated(zero_shot, settings.calibrate, settings.prompt_template)
+
+    create_data(settings.train, tokenizer, "train")  # for its count, which the assignment prints
+    splits = {}
+    for split in ("dev", "test"):
+        data = create_data(getattr(settings, split), tokenizer, split, eos=False)
+        splits[split] = make_prompts(
+            data, settings.prompt_template, label_names, tokenizer, causal=causal
+        )
+    fitting = fit_context(*splits.values(), max_len=zero_shot.max_prompt_len, keep="last")
+    loaders = {
+        split: make_loader(data, settings.batch_size, tokenizer.pad_id, causal=causal)
+        for split, data in zip(splits, fitting, strict=True)
+    }
+    report_results(
+        settings, loaders, lambda loader: model_eval(loader, model, device), device, label_names
+    )
+
+
+test_with_prompting.__test__ = False  # not a test of pytest's, whatever its name
+
+
+class Calibrated(nn.Module):
+    """A zero-shot classifier whose scores are log p(label | prompt) - log p(label | no content).
+
+    Contextual calibration takes the mean of the labels' normalized probabilities over prompts
+    around "N/A", "[MASK]" and nothing; PMI takes the probabilities after the prompt around nothing.
+
+    Args:
+        model: a causal model's classifier.
+        method: "contextual" or "pmi".
+        template: of the prompts.
+    """
+
+    def __init__(self, model: LlamaZeroShotClassifier, method: str, template: str):
+        super().__init__()
+        self.model = model
+        model.eval()
+        tokenizer = model.tokenizer
+        empty = [
+            (text, 0, tokenizer.encode(text, bos=True, eos=False, truncate=False))
+            for text in CONTENT_FREE[method]
+        ]
+        prompts = make_prompts(empty, template, model.label_names, tokenizer, causal=True)
+        device = next(model.parameters()).device
+        (prompts,) = fit_context(prompts, max_len=model.max_prompt_len, keep="last")
+        rows = [torch.tensor([ids], device=device) for _, _, ids in prompts]
+        with torch.inference_mode():
+            scores = [model(row, torch.tensor([row.shape[1]], device=device)) for row in rows]
+        log_probs = F.log_softmax(torch.cat(scores), dim=-1)
+        self.prior = log_probs.exp().mean(dim=0).log()
+
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Calibrated log-probabilities `(batch, num_labels)`, up to a constant of the row."""
+        return self.model(input_ids, lengths) - self.prior

@@ -1,0 +1,153 @@
+"""What fine-tuning saves, and taking it up again."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from base_llama import load_state, named_weights, state_of
+from checkpoints.pt import is_finite, read_checkpoint, write_checkpoint
+from methods import former_names, switched_on
+from methods.recipe import Method
+from utils import InputError, Settings, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(Settings):
+    """What the classifiers take, as it is saved.
+
+    Attributes:
+        option: "finetune", or "pretrain" where Llama is frozen.
+        causal: as the model is.
+        label_names: where they are known.
+        init_weights: whether to draw the initial weights, for what is drawn after them.
+    """
+
+    pretrained_model_path: str
+    num_labels: int
+    option: str
+    hidden_dropout_prob: float
+    causal: bool | None = None
+    label_names: list[str] | None = None
+    init_weights: bool = True
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a file that fine-tuning saved tells.
+
+    Attributes:
+        weights: the trained tensors; all of them where the model was trained whole.
+        frozen: what `frozen_digest` gave of the others; None in old files.
+        args: the run's flags.
+    """
+
+    path: str
+    weights: dict[str, torch.Tensor]
+    frozen: str | None
+    args: dict[str, Any]
+    config: ClassifierConfig
+    methods: tuple[Method, ...]
+
+
+def save_model(
+    model: nn.Module, optimizer: Optimizer, args: Any, config: Any, filepath: str | Path
+) -> None:
+    """Save weights, optimizer, settings and generator states, as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    saved = {
+        "model": trained_state(model),
+        "frozen": frozen_digest(model),
+        "optim": optimizer.state_dict(),
+        "args": plain_values(args),
+        "model_config": plain_values(config),
+        "system_rng": random.getstate(),
+        "numpy_rng": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch_rng": torch.random.get_rng_state(),
+    }
+    write_checkpoint(saved, filepath)
+    print(f"save the model to {filepath}")
+
+
+def plain_values(settings: Any) -> dict[str, Any]:
+    """Settings, or the attributes of any object, as a checkpoint can hold them."""
+    if isinstance(settings, Settings):
+        return settings.plain()
+    return {name: plain(value) for name, value in vars(settings).items()}
+
+
+def read_saved(path: str | Path, settings_class: type[Settings]) -> SavedRun:
+    """What `save_model` saved, checked.
+
+    Args:
+        settings_class: what the flags are checked against; others that are there are left alone.
+
+    Raises:
+        InputError: it is something else.
+    """
+    saved = read_checkpoint(path)
+    if not all(isinstance(saved.get(part), dict) for part in ("model", "args", "model_config")):
+        raise InputError(f"{path}: not what --option finetune saves")
+    values = saved["model_config"]
+    try:
+        methods = switched_on(values)
+        config = ClassifierConfig(**ClassifierConfig.known(values))
+        if config.num_labels < 1:
+            raise InputError(f"{config.num_labels} labels")
+        settings_class(**settings_class.known(saved["args"]))
+    except (InputError, TypeError) as error:
+        raise InputError(f"{path}: {error}: not what --option finetune saves") from error
+    weights = {}
+    for name, tensor in saved["model"].items():
+        for old, new in former_names(methods).items():
+            name = str(name).replace(old, new)
+        weights[name] = tensor
+    return SavedRun(str(path), weights, saved.get("frozen"), saved["args"], config, methods)
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What has to be saved of a model: all of it, or where some is frozen, the trained tensors."""
+    parameters = named_weights(model)
+    if not all(parameter.requires_grad for parameter in parameters.values()):
+        return {name: p.detach() for name, p in parameters.items() if p.requires_grad}
+    return state_of(model)
+
+
+def load_trained(model: nn.Module, saved: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Load what `trained_state` gave into a model that was built and adapted alike.
+
+    Raises:
+        InputError: these are not its trained tensors.
+    """
+    expected = trained_state(model)
+    if saved.keys() != expected.keys() or not all(
+        isinstance(saved[name], torch.Tensor) and saved[name].shape == tensor.shape
+        for name, tensor in expected.items()
+    ):
+        raise InputError(f"{path}: its tensors are not those that its settings describe")
+    for name, tensor in saved.items():
+        if not is_finite(tensor):
+            raise InputError(f"{path}: {name} has values that are not finite")
+    load_state(model, saved, strict=False)
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """SHA-256 of the tensors that do not train, to know their base again by."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            digest.update(parameter.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many numbers train, and how many there are."""
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return trained, sum(p.numel() for p in parameters)

@@ -1,0 +1,121 @@
+"""What the repository brings in `data/demo/`: a model, its tokenizer, and reviews."""
+
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from make_fixtures import sanity_fixture
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
+
+import sanity_check
+import tasks.settings
+from checkpoints.pt import read_checkpoint
+from experiments.bits_per_byte import bits_per_byte, read_stories
+from llama import load_pretrained
+from tasks.settings import DEMO
+from text.labelled import load_label_names, read_labelled
+from tokenizer import Tokenizer
+
+SPLITS = {"train": 1000, "dev": 200, "test": 200}
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_pretrained(DEMO / "model.pt").eval()
+
+
+@pytest.fixture(scope="module")
+def demo_tokenizer():
+    return Tokenizer(tokenizer_model=DEMO / "tokenizer.model")
+
+
+def read(split: str) -> tuple[list[int], list[str]]:
+    labels, sentences = zip(*read_labelled(DEMO / f"reviews-{split}.txt"), strict=True)
+    return list(labels), list(sentences)
+
+
+def test_the_model_is_small_causal_and_grouped(llama, demo_tokenizer):
+    assert (DEMO / "model.pt").stat().st_size < 12_000_000
+    assert 2e6 < sum(p.numel() for p in llama.parameters()) < 5e6
+    assert llama.config.causal and llama.config.n_kv_heads < llama.config.n_heads
+    assert llama.vocab_size == demo_tokenizer.n_words
+    stored = read_checkpoint(DEMO / "model.pt")["model"].values()
+    assert {tensor.dtype for tensor in stored} == {torch.float16}
+
+
+def test_it_predicts_unseen_stories(llama, demo_tokenizer, real_assets):
+    stories = read_stories(real_assets("tinystories") / "dev.txt")
+    assert bits_per_byte(llama, demo_tokenizer, stories) < 0.88
+
+
+def test_the_sanity_values_are_an_independent_forward_pass(llama):
+    committed = read_checkpoint(DEMO / "sanity_check.data")
+    computed = sanity_fixture(DEMO / "model.pt")
+    assert torch.equal(committed["tokens"], computed["tokens"])
+    for name in ("unmasked", "causal"):
+        for part in ("logits", "hidden_states"):
+            torch.testing.assert_close(committed[name][part], computed[name][part])
+
+
+def test_the_sanity_check_fails_another_model(tmp_path, monkeypatch):
+    saved = read_checkpoint(DEMO / "model.pt")
+    saved["model"]["layers.3.attention.compute_key.weight"][0] *= 1.5
+    torch.save(saved, tmp_path / "model.pt")
+    shutil.copy(DEMO / "sanity_check.data", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tasks.settings, "DEMO", tmp_path)
+    with pytest.raises(SystemExit, match="wrong: logits differ by up to"):
+        sanity_check.main()
+
+
+def test_the_reviews_are_what_the_generator_writes(tmp_path):
+    spec = importlib.util.spec_from_file_location("make_reviews", DEMO / "make_reviews.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write_reviews(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (DEMO / path.name).read_bytes(), path.name
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_classes_are_balanced():
+    names = load_label_names(DEMO / "reviews-label-mapping.json")
+    assert names == ["awful", "bad", "average", "good", "excellent"]
+    for split, size in SPLITS.items():
+        labels, sentences = read(split)
+        assert np.bincount(labels).tolist() == [size // 5] * 5
+        assert len(set(sentences)) == size
+
+
+def test_no_review_has_a_near_copy_in_another_split():
+    splits = {split: read(split)[1] for split in SPLITS}
+    vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=r"[\w']+")
+    vectorizer.fit([text for texts in splits.values() for text in texts])
+    vectors = {split: normalize(vectorizer.transform(texts)) for split, texts in splits.items()}
+    for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        assert (vectors[a] @ vectors[b].T).max() < 0.85  # cosine of word and word pair counts
+
+
+def test_single_words_do_not_decide():
+    """Bag-of-words logistic regression: better than chance, but far from right."""
+    vectorizer = CountVectorizer()
+    labels, sentences = read("train")
+    model = LogisticRegression(max_iter=3000).fit(vectorizer.fit_transform(sentences), labels)
+    for split in ("dev", "test"):
+        labels, sentences = read(split)
+        assert 0.3 < model.score(vectorizer.transform(sentences), labels) < 0.75
+
+
+def test_nothing_else_is_in_the_folder():
+    names = {path.name for path in DEMO.iterdir() if path.is_file()}
+    reviews = {f"reviews-{split}.txt" for split in SPLITS} | {"reviews-label-mapping.json"}
+    made = {"model.pt", "tokenizer.model", "sanity_check.data", "make_reviews.py", "README.md"}
+    assert names == reviews | made
+    assert json.loads((DEMO / "reviews-label-mapping.json").read_text())
+    assert (ROOT / "LICENSE").is_file()

@@ -1,0 +1,619 @@
+"""The whole program: what a completed copy of the assignment writes, flags, files, bad input."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SENTENCES, make_llama, save_llama
+from sklearn.metrics import confusion_matrix, f1_score
+
+import run_llama
+import tasks.finetune
+import tasks.generate
+import tasks.prompt
+import tasks.settings
+from checkpoints.pt import read_checkpoint
+from llama import Llama
+from tasks.evaluation import model_eval
+from text.prompts import TEMPLATE, frame
+
+DECIMAL = re.compile(r"\d\.\d{3}\b")  # a loss or an accuracy; equal but for float rounding
+PROMPT = "Is this movie bad, fair, or good? This movie is"
+
+
+def expected_outputs(log):
+    """The files that a log's run wrote."""
+    return re.findall(r"_out': '([^']+)'", log)
+
+
+@pytest.mark.parametrize(
+    ("option", "flags", "files"),
+    [
+        ("generate", [], ["generated-sentence-temp-0.txt", "generated-sentence-temp-1.txt"]),
+        (
+            "prompt",
+            ["--batch_size", "10"],
+            ["sst-dev-prompting-output.txt", "sst-test-prompting-output.txt"],
+        ),
+        (
+            "finetune",
+            ["--epochs", "4", "--lr", "1e-2", "--batch_size", "16"],
+            ["sst-dev-finetuning-output.txt", "sst-test-finetuning-output.txt"],
+        ),
+    ],
+)
+def test_logs_and_files_are_the_references(real_assets, assets, tmp_path, option, flags, files):
+    """Every random draw has its part in these, and every printed character."""
+    expected = real_assets("expected")
+    for name in ("tiny.pt", "data"):
+        (tmp_path / name).symlink_to(expected / name)
+    (tmp_path / "tokenizer.model").symlink_to(assets / "tokenizer.model")
+    if option != "generate":
+        for split in ("train", "dev", "test"):
+            flags = [*flags, f"--{split}", f"data/sst-{split}.txt"]
+        flags = [*flags, "--label-names", "data/sst-label-mapping.json"]
+        flags = [*flags, "--dev_out", files[0], "--test_out", files[1]]
+    flags = ["--option", option, "--pretrained-model-path", "tiny.pt", *flags]
+    done = subprocess.run(
+        [sys.executable, ROOT / "run_llama.py", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    speed = r"(75 tokens, .* tokens/s, peak memory .* GiB\n){2}" if option == "generate" else ""
+    assert re.fullmatch(speed, done.stderr)
+    ours, theirs = done.stdout.strip(), (expected / f"{option}.log").read_text().strip()
+    assert DECIMAL.sub("x", ours) == DECIMAL.sub("x", theirs)
+    numbers = [[float(n) for n in DECIMAL.findall(text)] for text in (ours, theirs)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=2e-3)
+    for name in files:
+        assert (tmp_path / name).read_text() == (expected / name).read_text()
+
+
+def test_generate_prints_and_writes_the_same_text(project, run_cli):
+    code, out, _ = run_cli(
+        "--pretrained-model-path", "model.pt", "--prefix", "a warm", "--max_new_tokens", "6"
+    )
+    assert code == 0
+    low = (project.path / "generated-sentence-temp-0.txt").read_text()
+    high = (project.path / "generated-sentence-temp-1.txt").read_text()
+    assert low.startswith("a warm") and high.startswith("a warm") and low != high
+    lines = "load model from model.pt\nTemperature is {}\n{}\n---------------\n"
+    lines += "Wrote generated sentence to generated-sentence-temp-{}.txt.\n"
+    assert out.split("\n", 1)[1] == lines.format(0.0, low, 0) + lines.format(1.0, high, 1)
+
+
+def test_generation_reads_the_flags(project, run_cli):
+    def low(*flags):
+        assert run_cli("--pretrained-model-path", "model.pt", *flags)[0] == 0
+        return (project.path / "generated-sentence-temp-0.txt").read_text()
+
+    assert low("--max_new_tokens", "0") == tasks.generate.PREFIX
+    assert low("--max_new_tokens", "0", "--max_sentence_len", "4") == "I ha"
+    assert low("--prefix", "", "--max_new_tokens", "0") == ""
+    assert low("--prefix", "a", "--causal") != low("--prefix", "a", "--no-causal")
+    assert low("--prefix", "a") == low("--prefix", "a", "--no-causal")
+
+
+def test_models_are_packed_where_it_changes_nothing_or_was_asked_for(project, run_cli, monkeypatch):
+    """The default mode stays the assignment's, to the digit."""
+    packed = []
+    for module in (tasks.generate, tasks.prompt):
+        monkeypatch.setattr(module, "pack", lambda llama, dtype: packed.append(dtype))
+    for option in ("generate", "prompt"):
+        length = ["--max_new_tokens", "2"] if option == "generate" else []
+        for flags, expected in (
+            (["--no-causal"], []),
+            (["--causal"], ["float32"]),
+            (["--no-causal", "--dtype", "bfloat16"], ["bfloat16"]),
+            (["--causal", "--dtype", "int8"], ["int8"]),
+        ):
+            packed.clear()
+            flags = ["--option", option, *project.flags, *length, *flags]
+            assert run_cli(*flags)[0] == 0
+            assert packed == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_lower_precision_generates_and_prompts(project, run_cli, dtype):
+    for mode in ("--causal", "--no-causal"):
+        flags = [*project.flags, mode, "--dtype", dtype]
+        assert run_cli(*flags, "--max_new_tokens", "5")[0] == 0
+        assert run_cli("--option", "prompt", *flags)[0] == 0
+        predictions = (project.path / "toy-dev-prompting-output.txt").read_text()
+        assert predictions.count("\n") == 6
+
+
+def test_nothing_is_trained_in_int8(project, run_cli):
+    code, _, err = run_cli("--option", "finetune", *project.flags, "--dtype", "int8")
+    assert code == 2 and "--dtype int8" in err
+
+
+def test_metrics_and_report(project, run_cli):
+    flags = [*project.flags, "--metrics_out", "m.jsonl", "--report"]
+    code, out, _ = run_cli("--option", "finetune", *flags, "--epochs", "2", "--causal")
+    assert code == 0
+    assert run_cli("--option", "prompt", *flags)[0] == 0
+    lines = [json.loads(line) for line in (project.path / "m.jsonl").read_text().splitlines()]
+    assert [(line["option"], line.get("epoch"), line.get("split")) for line in lines] == [
+        ("finetune", 0, None),
+        ("finetune", 1, None),
+        ("finetune", None, "dev"),
+        ("finetune", None, "test"),
+        ("prompt", None, "dev"),
+        ("prompt", None, "test"),
+    ]
+    losses = re.findall(r"train loss :: (\S+), train acc :: (\S+), dev acc :: (\S+)", out)
+    for line, printed in zip(lines[:2], losses, strict=True):
+        keys = ("train_loss", "train_accuracy", "dev_accuracy")
+        assert tuple(f"{line[key]:.3f}" for key in keys) == printed
+        assert line["train_sentences_per_second"] == pytest.approx(12 / line["train_seconds"])
+        assert 0 < line["train_seconds"] < line["seconds"]
+        assert line["peak_memory_bytes"] > 1e7
+    assert f"dev acc :: {lines[2]['accuracy']:.3f}" in out
+    predicted = [
+        int(line.split(" ||| ")[0])
+        for line in (project.path / "toy-test-finetuning-output.txt").read_text().splitlines()
+    ]
+    true = [0, 1, 2, 0, 1, 2]
+    assert lines[3]["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert "precision" in out and "macro avg" in out
+    for label, row in zip(("bad", "fair", "good"), confusion_matrix(true, predicted), strict=True):
+        assert " ".join([label, *(f"{count:6d}" for count in row)]) in out
+
+
+@pytest.mark.parametrize("option", ["prompt", "finetune"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("model.pt", "would overwrite the input model.pt"),
+        ("tokenizer.model", "would overwrite the input tokenizer.model"),
+        ("toy-dev-{kind}-output.txt", "would overwrite the output"),
+        ("notes.md", "notes.md: not a file of JSON lines"),
+        ("cut.jsonl", "cut.jsonl: not a file of JSON lines"),
+        ("data", "data: a folder"),
+        ("absent/m.jsonl", "there is no folder"),
+    ],
+)
+def test_metrics_go_to_a_file_of_their_own(project, run_cli, option, path, message):
+    (project.path / "notes.md").write_text("hello\n")
+    (project.path / "cut.jsonl").write_text('{"option": "prompt"}\n{"opt')
+    before = {p: p.read_bytes() for p in project.path.iterdir() if p.is_file()}
+    path = path.format(kind={"prompt": "prompting", "finetune": "finetuning"}[option])
+    code, _, err = run_cli("--option", option, *project.flags, "--metrics_out", path)
+    assert code == 2 and err.startswith("error: ") and message in err
+    assert {p: p.read_bytes() for p in project.path.iterdir() if p.is_file()} == before
+
+
+def test_a_disk_that_is_full_is_named(project, run_cli):
+    code, _, err = run_cli("--option", "prompt", *project.flags, "--metrics_out", "/dev/full")
+    assert code == 2 and "/dev/full: No space left" in err
+
+
+def test_the_report_names_labels_that_do_not_occur(project, run_cli):
+    (project.path / "data/toy-dev.txt").write_text("2 ||| a good film .\n" * 6)
+    code, out, err = run_cli("--option", "prompt", *project.flags, "--report")
+    assert code == 0 and "warning" not in err
+    dev = out[out.index("\ndev:") : out.index("\ntest:")]
+    assert all(re.search(rf"\n *{name} +0 +0 +0\n", dev) for name in ("bad", "fair"))
+
+
+def test_train_need_not_be_evaluated(project, run_cli):
+    """Nothing else changes: a causal evaluation draws no random numbers."""
+    outputs = []
+    for skip in ([], ["--skip_train_eval"]):
+        flags = [*project.flags, "--causal", "--epochs", "2", "--lr", "1e-3", "--metrics_out", "m"]
+        code, out, _ = run_cli("--option", "finetune", *flags, *skip)
+        assert code == 0
+        assert len(re.findall("train acc ::", out)) == (0 if skip else 2)
+        path = project.path / "m"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.unlink()
+        assert [line["train_accuracy"] is None for line in lines[:2]] == 2 * [bool(skip)]
+        files = [project.path / f"toy-{split}-finetuning-output.txt" for split in ("dev", "test")]
+        losses = [line["train_loss"] for line in lines[:2]]
+        outputs.append((losses, [path.read_text() for path in files]))
+    assert outputs[0] == outputs[1]
+
+
+def test_training_flags_reach_the_training(project, run_cli, monkeypatch):
+    groups, layers, dtypes = [], [], []
+    finetune = tasks.finetune
+    update, checkpoint, evaluate = finetune.update, finetune.checkpoint_activations, model_eval
+
+    def recorded(model, losses, *args, **kwargs):
+        losses = list(losses)
+        groups.append(len(losses))
+        return update(model, losses, *args, **kwargs)
+
+    def evaluated(*args):
+        dtypes.append(torch.is_autocast_enabled("cpu"))
+        return evaluate(*args)
+
+    monkeypatch.setattr(finetune, "update", recorded)
+    monkeypatch.setattr(finetune, "model_eval", evaluated)
+    monkeypatch.setattr(
+        finetune, "checkpoint_activations", lambda x: layers.append(len(x)) or checkpoint(x)
+    )
+    flags = ["--grad_accum", "2", "--dtype", "bfloat16", "--activation_checkpointing"]
+    code, *_ = run_cli("--option", "finetune", *project.flags, "--causal", *flags)
+    assert code == 0
+    assert groups == [2, 1]  # 12 rows in batches of 4
+    assert layers == [2]
+    assert dtypes == [True] * 4  # train, dev, and both again
+
+
+def test_finetuning_in_bfloat16_differs_from_float32_by_rounding(project, run_cli):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        flags = [*project.flags, "--causal", "--dtype", dtype, "--metrics_out", f"{dtype}.jsonl"]
+        assert run_cli("--option", "finetune", *flags)[0] == 0
+        first = (project.path / f"{dtype}.jsonl").read_text().splitlines()[0]
+        losses.append(json.loads(first)["train_loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_freed_memory_is_kept(project, run_cli, monkeypatch):
+    calls = []
+    monkeypatch.setattr(run_llama, "keep_freed_memory", lambda: calls.append(1))
+    run_cli(*project.flags, "--max_new_tokens", "1")
+    assert calls == [1]
+
+
+def test_prompting_unmasked_cuts_sentence_and_question_together(project, run_cli):
+    code, out, _ = run_cli("--option", "prompt", *project.flags, "--max_sentence_len", "5")
+    assert code == 0
+    assert re.search(
+        r"load 12 data from data/toy-train.txt\nload 6 data from data/toy-dev.txt\n"
+        r"load 6 data from data/toy-test.txt\ndev acc :: 0.\d{3}\ntest acc :: 0.\d{3}\n$",
+        out,
+    )
+    lines = (project.path / "toy-dev-prompting-output.txt").read_text().splitlines()
+    assert [line.split(" ||| ")[1] for line in lines] == [f"{s} . {PROMPT} " for s in SENTENCES]
+
+
+def test_prompting_causally_scores_whole_labels_behind_a_whole_question(
+    project, run_cli, tokenizer
+):
+    """Predictions equal those of scoring each label after each prompt, one by one."""
+    code, _, _ = run_cli(
+        "--option", "prompt", "--causal", *project.flags, "--max_sentence_len", "5"
+    )
+    assert code == 0
+    llama = make_llama(causal=True)
+    lines = (project.path / "toy-dev-prompting-output.txt").read_text().splitlines()
+    for line, sentence in zip(lines, SENTENCES, strict=True):
+        prompt = [1, *tokenizer.encode(f"{sentence} .", bos=False, eos=False)[:5]]
+        prompt += tokenizer.encode(PROMPT, bos=False, eos=False)
+        scores = []
+        for name in ("bad", "fair", "good"):
+            label = tokenizer.encode(name, bos=False, eos=False)
+            ids = torch.tensor([prompt + label])
+            log_probs = llama(ids, targets=ids)[0][0].log_softmax(-1)
+            scores.append(sum(log_probs[len(prompt) - 1 + j, t] for j, t in enumerate(label)))
+        assert line == f"{scores.index(max(scores))} ||| {sentence} . {PROMPT}"
+
+
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+def test_finetuning_learns_saves_its_best_epoch_and_evaluates_that(project, run_cli, causal):
+    flags = [*project.flags, "--epochs", "8", "--lr", "1e-3", causal]
+    code, out, _ = run_cli("--option", "finetune", *flags)
+    assert code == 0
+    rows = re.findall(
+        r"(save the model to \S+\n)?epoch (\d): train loss :: ([\d.]+), "
+        r"train acc :: ([\d.]+), dev acc :: ([\d.]+)\n",
+        out,
+    )
+    assert [int(row[1]) for row in rows] == list(range(8))
+    losses, dev_accs = [float(row[2]) for row in rows], [float(row[4]) for row in rows]
+    assert losses[-1] < 0.7 * losses[0]
+    for i, row in enumerate(rows):
+        assert bool(row[0]) == (dev_accs[i] > max(dev_accs[:i], default=-1))
+    assert f"\ndev acc :: {max(dev_accs):.3f}\n" in out
+    saved = read_checkpoint("finetune-8-0.001.pt")
+    assert {"model", "optim", "args", "model_config", "torch_rng"} <= saved.keys()
+    lines = (project.path / "toy-test-finetuning-output.txt").read_text().splitlines()
+    assert [line.split(" ||| ")[1] for line in lines] == [f"{s} ." for s in SENTENCES]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(project, run_cli):
+    def losses(seed):
+        out = run_cli("--option", "finetune", *project.flags, "--seed", seed)[1]
+        return re.findall(r"train loss :: ([\d.]+)", out)
+
+    assert losses("1") == losses("1") != losses("2")
+
+
+def test_args_of_the_assignments_own_making_work(project, capsys):
+    """Only the reference's attributes, as code written against it would pass."""
+    args = SimpleNamespace(
+        train="data/toy-train.txt",
+        dev="data/toy-dev.txt",
+        test="data/toy-test.txt",
+        label_names="data/toy-label-mapping.json",
+        pretrained_model_path=project.path / "model.pt",
+        max_sentence_len=None,
+        epochs=1,
+        option="finetune",
+        use_gpu=False,
+        dev_out="toy-dev-finetuning-output.txt",
+        test_out="toy-test-finetuning-output.txt",
+        batch_size=8,
+        hidden_dropout_prob=0.3,
+        lr=np.float64(1e-4),
+        filepath=project.path / "best.pt",
+    )
+    run_llama.seed_everything(3)
+    run_llama.train(args)
+    run_llama.test(args)
+    args.dev_out, args.test_out = "toy-dev-prompting-output.txt", "toy-test-prompting-output.txt"
+    run_llama.test_with_prompting(args)
+    run_llama.generate_sentence(args, "a warm", "g.txt", max_new_tokens=3)
+    assert capsys.readouterr().out.count("dev acc ::") == 3
+    assert (project.path / "g.txt").exists()
+
+
+def test_out_files_are_named_for_data_and_option_unless_given(project, run_cli):
+    def names(*flags):
+        out = run_cli(*flags, "--pretrained-model-path", "absent.pt")[1]
+        return expected_outputs(out.splitlines()[0])[2:]
+
+    data = ["--dev", "data/cfimdb-dev.txt", "--test", "data/cfimdb-test.txt"]
+    assert names("--option", "prompt", *data) == [
+        "cfimdb-dev-prompting-output.txt",
+        "cfimdb-test-prompting-output.txt",
+    ]
+    data = ["--dev", "data/toy-dev.txt", "--test", "elsewhere/sst-test.txt"]
+    assert names("--option", "finetune", *data) == [
+        "toy-dev-finetuning-output.txt",
+        "sst-test-finetuning-output.txt",
+    ]
+    assert names("--option", "finetune", *data, "--dev_out", "x-dev-finetuning-output.txt") == [
+        "x-dev-finetuning-output.txt",
+        "cfimdb-test-prompting-output.txt",
+    ]
+
+
+def test_out_file_names_are_checked_before_any_work(project, run_cli):
+    for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
+        code, out, err = run_cli("--option", option, *project.flags, "--dev_out", "dev.txt")
+        assert code == 2 and out.count("\n") == 1  # the args alone
+        assert f"must end in dev-{kind}-output.txt" in err
+        code, out, err = run_cli(
+            *["--option", option, *project.flags],
+            *["--dev_out", f"absent/x-dev-{kind}-output.txt"],
+            *["--test_out", f"x-test-{kind}-output.txt"],
+        )
+        assert code == 2 and out.count("\n") == 1 and "there is no folder" in err
+    code, out, err = run_cli(
+        "--pretrained-model-path", "model.pt", "--generated_sentence_high_temp_out", "absent/x"
+    )
+    assert code == 2 and "there is no folder" in err
+    assert not (project.path / "generated-sentence-temp-0.txt").exists()
+
+
+BAD_FLAGS = [
+    (["--epochs", "0"], "--epochs"),
+    (["--batch_size", "-1"], "--batch_size"),
+    (["--batch_size", "2.5"], "--batch_size"),
+    (["--lr", "nan"], "--lr"),
+    (["--lr", "inf"], "--lr"),
+    (["--hidden_dropout_prob", "1.5"], "--hidden_dropout_prob"),
+    (["--lr", "1e300"], "--lr"),
+    (["--batch_size", str(10**30)], "--batch_size"),
+    (["--prefix", "a\udcff"], "not valid Unicode"),
+    (["--generated_sentence_low_temp_out", "model.pt"], "would overwrite the input model.pt"),
+    (["--generated_sentence_high_temp_out", "generated-sentence-temp-0.txt"], "another file"),
+    (["--seed", "-1"], "--seed"),
+    (["--seed", str(2**32)], "--seed"),
+    (["--max_sentence_len", "0"], "--max_sentence_len"),
+    (["--max_new_tokens", "-1"], "--max_new_tokens"),
+    (["--option", "sing"], "--option"),
+    (["--unknown", "1"], "--unknown"),
+    (["--tokenizer-path", "absent.model"], "absent.model"),
+    (["--option", "prompt", "--train", "absent.txt"], "absent.txt"),
+    (["--option", "prompt", "--label-names", "absent.json"], "absent.json"),
+    (["--option", "finetune", "--test", "absent.txt"], "absent.txt"),
+    (["--option", "prompt", "--dev", "data"], "error: data: not a file"),
+]
+
+
+@pytest.mark.parametrize(("flags", "named"), BAD_FLAGS)
+def test_bad_flags_are_one_line(project, run_cli, flags, named):
+    before = sorted(os.listdir(project.path))
+    code, _, err = run_cli(*project.flags, *flags)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and named in err
+    assert sorted(os.listdir(project.path)) == before
+
+
+@pytest.mark.parametrize("option", ["prompt", "finetune"])
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_bad_data_is_found_before_any_work(project, run_cli, option, split):
+    path = project.path / f"data/toy-{split}.txt"
+    path.write_text(path.read_text() + "3 ||| a label too many\n")
+    code, out, err = run_cli("--option", option, *project.flags)
+    n_lines = 13 if split == "train" else 7
+    assert code == 2 and out.count("\n") == 1
+    assert err == (
+        f"error: data/toy-{split}.txt, line {n_lines}: expected a label from 0 to 2 "
+        "(data/toy-label-mapping.json has 3 labels), found 3\n"
+    )
+
+
+def test_without_a_mapping_finetuning_counts_the_labels_of_train(project, run_cli):
+    flags = project.flags[:-2]  # the default mapping, of another data set, is not there
+    code, _, _ = run_cli("--option", "finetune", *flags)
+    assert code == 0
+    saved = read_checkpoint("finetune-1-2e-05.pt")
+    assert saved["model_config"]["num_labels"] == 3
+
+
+def test_a_mapping_counts_labels_that_train_lacks(project, run_cli):
+    train = project.path / "data/toy-train.txt"
+    train.write_text(train.read_text().replace("2 |||", "1 |||"))
+    assert run_cli("--option", "finetune", *project.flags)[0] == 0
+    assert read_checkpoint("finetune-1-2e-05.pt")["model_config"]["num_labels"] == 3
+
+
+def test_another_models_tokenizer_is_refused(project, run_cli):
+    save_llama(make_llama(vocab_size=100), project.path / "model.pt")
+    for option in ("generate", "prompt", "finetune"):
+        code, _, err = run_cli("--option", option, *project.flags)
+        assert code == 2
+        assert "its 320 pieces do not match the vocabulary of 100 in model.pt" in err
+
+
+def test_the_tokenizer_beside_the_checkpoint_comes_first(project, run_cli):
+    folder = project.path / "models"
+    folder.mkdir()
+    for name in ("model.pt", "tokenizer.model"):
+        (project.path / name).rename(folder / name)
+    (project.path / "tokenizer.model").write_text("not a tokenizer")
+    flags = ["--pretrained-model-path", "models/model.pt", "--max_new_tokens", "2"]
+    assert run_cli(*flags)[0] == 0
+    assert run_cli(*flags, "--tokenizer-path", "tokenizer.model")[0] == 2
+
+
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+@pytest.mark.parametrize(("option", "keep"), [("prompt", "last"), ("finetune", "first")])
+def test_rows_longer_than_the_context_are_cut_with_one_count(
+    project, run_cli, tokenizer, monkeypatch, option, keep, causal
+):
+    save_llama(make_llama(max_seq_len=120), project.path / "model.pt")
+    long = "a warm and funny film " * 20 + "never loses"
+    for split in ("train", "dev", "test"):
+        path = project.path / f"data/toy-{split}.txt"
+        path.write_text(f"0 ||| {long}\n1 ||| bad\n2 ||| good\n")
+    seen = []
+    forward = Llama.hidden_states
+
+    def record(self, tokens, *args, **kwargs):
+        seen.extend(tokens.tolist())
+        return forward(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(Llama, "hidden_states", record)
+    code, out, err = run_cli("--option", option, causal, *project.flags)
+    assert code == 0 and out.count("load 3 data") >= 3
+    n_rows = {"prompt": 6, "finetune": 9}[option]  # train's are not prompted
+    warning = re.fullmatch(
+        rf"warning: {n_rows // 3} of {n_rows} rows do not fit the context "
+        rf"and were cut to their {keep} (\d+) tokens\n",
+        err,
+    )
+    max_len = int(warning[1])
+    if option == "finetune":
+        expected = tokenizer.encode(long, bos=True, eos=False)[:max_len]
+    else:
+        text = f"{long} {PROMPT}" if causal == "--causal" else f"{long} {PROMPT} "
+        expected = [1, *tokenizer.encode(text, bos=False, eos=False)[1 - max_len :]]
+    assert expected in [row[:max_len] for row in seen]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_best(project, run_cli):
+    assert run_cli("--option", "finetune", *project.flags, "--lr", "1e9")[0] == 2
+    code, _, err = run_cli("--option", "finetune", *project.flags, "--lr", "1e9", "--epochs", "3")
+    assert code == 2
+    assert re.search(r"error: the loss is (nan|inf) in epoch \d, step \d; lower --lr\n", err)
+
+
+def test_the_best_weights_do_not_overwrite_the_pretrained_ones(project, run_cli):
+    (project.path / "model.pt").rename(project.path / "finetune-1-2e-05.pt")
+    before = (project.path / "finetune-1-2e-05.pt").read_bytes()
+    flags = [*project.flags, "--pretrained-model-path", "finetune-1-2e-05.pt"]
+    code, _, err = run_cli("--option", "finetune", *flags)
+    assert code == 2 and "would overwrite the input finetune-1-2e-05.pt" in err
+    assert (project.path / "finetune-1-2e-05.pt").read_bytes() == before
+
+
+def test_absent_default_weights_say_what_to_run(project, run_cli, monkeypatch):
+    monkeypatch.setattr(tasks.settings, "DEMO", project.path / "absent")
+    code, _, err = run_cli()
+    assert code == 2
+    assert err.startswith("error: stories42M.pt: no such file") and "bash setup.sh" in err
+
+
+@pytest.fixture
+def demo_folder(project, monkeypatch):
+    """The project's model and data as the demo, and a working folder without any."""
+    folder = project.path / "demo"
+    folder.mkdir()
+    (project.path / "model.pt").rename(folder / "model.pt")
+    (project.path / "tokenizer.model").rename(folder / "tokenizer.model")
+    for split in ("train", "dev", "test"):
+        text = (project.path / f"data/toy-{split}.txt").read_text()
+        (folder / f"reviews-{split}.txt").write_text(text)
+    mapping = (project.path / "data/toy-label-mapping.json").read_text()
+    (folder / "reviews-label-mapping.json").write_text(mapping)
+    monkeypatch.setattr(tasks.settings, "DEMO", folder)
+    return folder
+
+
+def test_the_demo_stands_in_for_absent_defaults(project, run_cli, demo_folder):
+    code, out, err = run_cli("--max_new_tokens", "3")
+    assert code == 0 and out.count("load model from demo/model.pt") == 2
+    assert err.startswith("stories42M.pt: not here; used instead, from this repository: demo/m")
+    for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
+        code, out, err = run_cli("--option", option, "--epochs", "1")
+        assert code == 0 and "load 6 data from demo/reviews-test.txt" in out
+        assert "demo/reviews-train.txt" in err and "data/cfimdb-train.txt" in err
+        assert (project.path / f"reviews-dev-{kind}-output.txt").exists()
+
+
+def test_what_is_there_or_was_asked_for_is_not_replaced(project, run_cli, demo_folder):
+    shutil.copy(demo_folder / "model.pt", "stories42M.pt")
+    shutil.copy(demo_folder / "tokenizer.model", "tokenizer.model")
+    assert run_cli("--max_new_tokens", "3")[2].count("not here") == 0
+    Path("stories42M.pt").unlink()
+    code, _, err = run_cli("--pretrained-model-path", "stories42M.pt")
+    assert code == 2 and err.startswith("error: stories42M.pt: no such file")
+    code, _, err = run_cli("--option", "prompt", "--dev", "data/toy-dev.txt")
+    assert code == 2 and "error: data/cfimdb-" in err and "reviews-" not in err
+    # Data that are there are not replaced by others because one of their files is absent.
+    for split in ("train", "dev"):
+        shutil.copy(f"data/toy-{split}.txt", f"data/cfimdb-{split}.txt")
+    code, _, err = run_cli("--option", "prompt")
+    assert code == 2 and "reviews-" not in err
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("rope_test.py", "Rotary embedding test passed!"),
+        ("optimizer_test.py", "Optimizer test passed!"),
+        ("sanity_check.py", "Your Llama implementation is correct!"),
+    ],
+)
+def test_the_three_checks(script, line):
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, line + "\n"), done.stderr
+
+
+def test_the_sanity_check_fails_a_wrong_model(tmp_path, assets):
+    """The official data and the 42M shape, but random weights."""
+    llama = make_llama(dim=512, n_layers=8, n_heads=8, n_kv_heads=8, vocab_size=32000)
+    save_llama(llama, tmp_path / "stories42M.pt")
+    (tmp_path / "sanity_check.data").symlink_to(assets / "sanity_check.data")
+    done = subprocess.run(
+        [sys.executable, ROOT / "sanity_check.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "logits differ" in done.stderr
+
+
+def test_the_question_lists_the_labels():
+    before, after = frame(TEMPLATE, ["bad", "good"])
+    assert before == ""
+    assert after == " Is this movie bad or good? This movie is "
+    _, after = frame(TEMPLATE, ["awful", "bad", "average", "good", "excellent"])
+    assert after == " Is this movie awful, bad, average, good, or excellent? This movie is "

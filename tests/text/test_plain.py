@@ -1,0 +1,244 @@
+"""Documents, splits, tokenizers and rows of ids for pre-training."""
+
+import random
+
+import numpy as np
+import pytest
+
+from text.plain import (
+    IGNORED,
+    EvaluationRows,
+    TrainingRows,
+    encode_chunk,
+    measure,
+    read_chunks,
+    split_chunks,
+    tokenize,
+    train_tokenizer,
+)
+from tokenizer import Tokenizer
+from utils import InputError
+
+STORIES = [
+    "One day a fox met a hen .\nThe hen ran home .",
+    "A boy had a red ball — “très” 猫 .",
+    "The sun was warm and the sea was blue , and nobody wanted to go home .",
+]
+
+
+@pytest.fixture
+def stories(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(STORIES) + "\n<|endoftext|>\n")
+    return path
+
+
+def words(n: int, seed: int = 0) -> str:
+    rng = random.Random(seed)
+    return " ".join(rng.choice(("a", "bc", "dé", "ghij", "\nk", "l  m")) for _ in range(n)).strip()
+
+
+def split(paths, shares=(0.7, 0.15, 0.15)):
+    return list(split_chunks(paths, shares, measure(paths)))
+
+
+def test_documents_stand_between_separators(stories):
+    assert list(read_chunks(stories)) == [(story, True) for story in STORIES]
+
+
+def test_a_file_without_separators_is_one_document(tmp_path):
+    (tmp_path / "a.txt").write_text("\n first line\n\nsecond line \n")
+    assert list(read_chunks(tmp_path / "a.txt")) == [("first line\n\nsecond line", True)]
+
+
+def test_the_sentences_of_a_labelled_file_are_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("1 ||| good film\n0 ||| bad film\n")
+    assert list(read_chunks(tmp_path / "a.txt")) == [("good film", True), ("bad film", True)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        words(500),
+        "\n".join(words(20, seed) for seed in range(30)),
+        "\n".join("猫犬鳥" * 4 for _ in range(300)),
+        "ab c" * 200 + "x" * 3000 + " yz" * 100,
+    ],
+    ids=["words", "lines", "no spaces", "a long word"],
+)
+def test_chunks_of_a_document_have_its_ids(tmp_path, tokenizer, text):
+    (tmp_path / "a.txt").write_text(text)
+    chunks = list(read_chunks(tmp_path / "a.txt", size=50))
+    assert len(chunks) > 10
+    assert [begins for _, begins in chunks] == [True] + [False] * (len(chunks) - 1)
+    assert "".join(chunk for chunk, _ in chunks) == text
+    ids = [i for chunk, begins in chunks for i in encode_chunk(tokenizer, chunk, begins)]
+    assert ids == tokenizer.encode(text, bos=True, eos=False)
+
+
+def test_a_text_without_spaces_is_read_in_chunks_too(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(["猫犬鳥魚"] * 1_000_000))
+    sizes = [len(chunk) for chunk, _ in read_chunks(tmp_path / "a.txt")]
+    assert len(sizes) == 5 and max(sizes) < 1.1 * (1 << 20)
+    (tmp_path / "a.txt").write_text("x" * 5_000_000)
+    assert max(len(chunk) for chunk, _ in read_chunks(tmp_path / "a.txt")) <= 3 * (1 << 20)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"abc\xff\xfe")
+    with pytest.raises(InputError, match=r"a\.txt: not UTF-8"):
+        list(read_chunks(tmp_path / "a.txt"))
+
+
+def test_documents_stay_whole_when_there_are_several(tmp_path):
+    documents = [words(20, seed) for seed in range(100)]
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(documents))
+    parts = {"train": [], "validation": [], "test": []}
+    for part, text, begins in split([tmp_path / "a.txt"]):
+        assert begins
+        parts[part].append(text)
+    assert [text for part in parts.values() for text in part] == documents
+    total = sum(len(document.encode()) for document in documents)
+    for part, share in zip(parts.values(), (0.7, 0.15, 0.15), strict=True):
+        assert sum(len(text.encode()) for text in part) / total == pytest.approx(share, abs=0.02)
+
+
+def test_a_single_document_is_cut_by_its_length(tmp_path):
+    text = words(5000)
+    (tmp_path / "a.txt").write_text(text)
+    parts = {"train": "", "validation": "", "test": ""}
+    begun = []
+    for part, chunk, begins in split([tmp_path / "a.txt"]):
+        parts[part] += chunk
+        begun += [part] * begins
+    assert "".join(parts.values()) == text
+    assert begun == ["train", "validation", "test"]
+    for part, share in zip(parts.values(), (0.7, 0.15, 0.15), strict=True):
+        assert len(part.encode()) / len(text.encode()) == pytest.approx(share, abs=0.003)
+
+
+def test_a_part_that_would_be_empty_is_an_error(stories, tmp_path):
+    with pytest.raises(InputError, match="nothing for validation"):
+        split([stories], (0.98, 0.01, 0.01))
+    assert {part for part, *_ in split([stories], (1, 0, 0))} == {"train"}
+    (tmp_path / "empty.txt").write_text(" \n<|endoftext|>\n\n")
+    with pytest.raises(InputError, match="no text"):
+        measure([tmp_path / "empty.txt"])
+
+
+def test_a_tokenizer_with_room_for_bytes_keeps_every_character(tmp_path):
+    text = words(2000)
+    train_tokenizer(lambda: [text], 290, tmp_path / "tokenizer.model")
+    tokenizer = Tokenizer(tokenizer_model=tmp_path / "tokenizer.model")
+    assert tokenizer.n_words == 290
+    assert tokenizer.sp_model.id_to_piece(tokenizer.pad_id) == "<0x00>"
+    unseen = "abc\nöß 猫  def"
+    assert tokenizer.decode(tokenizer.encode(unseen, bos=True, eos=False)) == unseen
+
+
+def test_a_small_vocabulary_says_what_becomes_of_unknown_characters(tmp_path):
+    text = words(2000)
+    with pytest.warns(UserWarning, match="become <unk>"):
+        train_tokenizer(lambda: [text], 20, tmp_path / "tokenizer.model")
+    tokenizer = Tokenizer(tokenizer_model=tmp_path / "tokenizer.model")
+    assert tokenizer.n_words == 20
+    assert tokenizer.pad_id == tokenizer.sp_model.unk_id() == 0
+    assert 0 in tokenizer.encode("ö", bos=False, eos=False)
+    assert tokenizer.decode(tokenizer.encode("dé\nghij", bos=True, eos=False)) == "dé\nghij"
+
+
+def test_a_vocabulary_that_the_text_cannot_support_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"--vocab_size 5000: the text allows at most \d+"):
+        train_tokenizer(lambda: [words(2000)], 5000, tmp_path / "tokenizer.model")
+    with pytest.raises(InputError, match=r"--vocab_size 5: the text allows no less than \d+"):
+        train_tokenizer(lambda: [words(2000)], 5, tmp_path / "tokenizer.model")
+    assert not (tmp_path / "tokenizer.model").exists()
+
+
+def test_tokens_are_written_once(stories, tmp_path, tokenizer):
+    measured = measure([stories])
+    texts = tokenize([stories], (1, 0, 0), measured, tokenizer, tmp_path / "tokens")
+    expected = [i for story in STORIES for i in tokenizer.encode(story, bos=True, eos=False)]
+    assert list(texts) == ["train"]
+    assert texts["train"].ids.tolist() == expected
+    assert isinstance(texts["train"].ids, np.memmap)
+    assert texts["train"].n_bytes == sum(len(story.encode()) for story in STORIES)
+    assert texts["train"].n_unknown == 0  # bytes stand for what the tokenizer does not know
+    assert [expected[i] for i in texts["train"].starts] == [tokenizer.bos_id] * 3
+    saved = (tmp_path / "tokens/train.bin").read_bytes()
+    assert saved == np.array(expected, np.uint16).tobytes()
+    (tmp_path / "tokens/train.bin").write_bytes(saved[:-2])  # damaged, so it is made again
+    tokenize([stories], (1, 0, 0), measured, tokenizer, tmp_path / "tokens")
+    assert (tmp_path / "tokens/train.bin").read_bytes() == saved
+    stories.unlink()
+    again = tokenize([stories], (1, 0, 0), measured, tokenizer, tmp_path / "tokens")
+    assert again["train"].ids.tolist() == expected
+
+
+def test_unknown_characters_are_counted(tmp_path):
+    text = words(2000)
+    with pytest.warns(UserWarning):
+        train_tokenizer(lambda: [text], 20, tmp_path / "tokenizer.model")
+    tokenizer = Tokenizer(tokenizer_model=tmp_path / "tokenizer.model")
+    (tmp_path / "a.txt").write_text("a 猫 bc ö ghij")
+    paths = [tmp_path / "a.txt"]
+    texts = tokenize(paths, (1, 0, 0), measure(paths), tokenizer, tmp_path / "tokens")
+    assert texts["train"].n_unknown == 2
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "n_words", 70_000)
+    (tmp_path / "a.txt").write_text(words(50))
+    paths = [tmp_path / "a.txt"]
+    texts = tokenize(paths, (1, 0, 0), measure(paths), tokenizer, tmp_path / "tokens")
+    assert texts["train"].ids.dtype == np.uint32
+    assert texts["train"].ids.tolist() == tokenizer.encode(words(50), bos=True, eos=False)
+
+
+@pytest.fixture
+def text(tmp_path, tokenizer):
+    """40 documents of 1 to 40 words."""
+    documents = [words(n, seed=n) for n in range(1, 41)]
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(documents))
+    paths = [tmp_path / "a.txt"]
+    return tokenize(paths, (1, 0, 0), measure(paths), tokenizer, tmp_path / "tokens")["train"]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 7])
+def test_training_rows_are_the_text_and_what_follows(text, offset):
+    rows = TrainingRows(text, 8, offset)
+    ids, seen = text.ids.tolist(), set()
+    for i, (tokens, targets) in enumerate(rows):
+        start = int(rows.starts[i])
+        assert tokens.tolist() == ids[start : start + 8]
+        assert targets.tolist() == ids[start + 1 : start + 9]
+        seen.update(range(start, start + 9))
+        if i + 1 == len(rows):
+            break
+    assert seen == set(range(len(ids)))
+    ends = [*text.starts[1:], len(ids)]
+    expected = [start for start in text.starts if offset]
+    for start, end in zip(text.starts, ends, strict=True):
+        expected += range(start + offset, end, 8)
+    assert sorted(rows.starts) == sorted(min(start, len(ids) - 9) for start in expected)
+
+
+def test_evaluation_predicts_every_id_but_bos_once(text):
+    rows = EvaluationRows(text, 8)
+    predicted = []
+    for i in range(len(rows)):
+        tokens, targets = rows[i]
+        n = int((targets != IGNORED).sum())
+        start = int(rows.starts[i])
+        assert tokens[:n].tolist() == text.ids[start : start + n].tolist()
+        assert targets[:n].tolist() == text.ids[start + 1 : start + 1 + n].tolist()
+        assert (targets[n:] == IGNORED).all()
+        predicted += range(start + 1, start + 1 + n)
+    assert sorted(predicted) == sorted(set(range(len(text))) - set(text.starts.tolist()))
+
+
+def test_a_part_of_the_evaluation_is_spread_over_the_text(text):
+    rows = EvaluationRows(text, 8, n_rows=5)
+    everything = EvaluationRows(text, 8)
+    assert len(rows) == 5
+    assert (rows.starts[0], rows.starts[-1]) == (everything.starts[0], everything.starts[-1])

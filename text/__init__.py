@@ -1,0 +1,1 @@
+"""Files of text to batches of ids: labelled sentences, prompts, plain text."""

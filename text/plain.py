@@ -1,0 +1,395 @@
+"""Plain text for pre-training: documents, split and tokenized once into memory-mapped arrays."""
+
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from text.labelled import read_labelled
+from tokenizer import Tokenizer
+from utils import InputError, atomic_write, missing_file
+
+PARTS = ("train", "validation", "test")
+DOCUMENT_SEPARATOR = "<|endoftext|>"
+LABELLED = re.compile(r"-?\d+ \|\|\| ")
+CUT = re.compile(r"(?<=\S) (?=\S)|\n")  # a document may be cut in two before these
+BLOCK = 1 << 20  # characters or tokens that are worked on at a time
+
+Chunk = tuple[str, bool]  # text, and whether it begins a document
+
+
+def read_chunks(path: str | Path, size: int = BLOCK) -> Iterator[Chunk]:
+    """The documents of a text, one after the other, in chunks of at least `size` characters.
+
+    Documents stand between lines `<|endoftext|>`; without such a line the file is one. Of a file of
+    `label ||| sentence` lines (which is read whole) every sentence is one. White space around a
+    document is dropped; a document's chunks together are the document.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is not UTF-8.
+    """
+    if not Path(path).is_file():
+        raise missing_file(path)
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            if LABELLED.match(file.readline(BLOCK)):
+                yield from ((sentence, True) for _, sentence in read_labelled(path) if sentence)
+                return
+            file.seek(0)
+            yield from _chunks_of_lines(iter(lambda: file.readline(size), ""), size)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+
+
+def _chunks_of_lines(lines: Iterator[str], size: int) -> Iterator[Chunk]:
+    parts: list[str] = []
+    length, begins = 0, True
+    for line in lines:
+        if line.strip() == DOCUMENT_SEPARATOR:
+            if last := "".join(parts).rstrip():
+                yield last, begins
+            parts, length, begins = [], 0, True
+            continue
+        if begins and not parts:
+            line = line.lstrip()
+        place = CUT.search(line) if length >= size else None
+        if place or length >= size + BLOCK:
+            cut = place.start() if place else 0
+            yield "".join([*parts, line[:cut]]), begins
+            parts, length, begins, line = [], 0, False, line[cut:]
+        if line:
+            parts.append(line)
+            length += len(line)
+    if last := "".join(parts).rstrip():
+        yield last, begins
+
+
+def measure(paths: Sequence[str | Path]) -> tuple[int, int]:
+    """The number of documents and of bytes in all texts.
+
+    Raises:
+        InputError: there is no text.
+    """
+    n_documents = n_bytes = 0
+    for text, begins in _with_progress(
+        "read", paths, (chunk for path in paths for chunk in read_chunks(path))
+    ):
+        n_documents += begins
+        n_bytes += len(text.encode())
+    if n_bytes == 0:
+        raise InputError(f"{_names(paths)}: no text in it; name a file that has some")
+    return n_documents, n_bytes
+
+
+def split_chunks(
+    paths: Sequence[str | Path], shares: Sequence[float], measured: tuple[int, int]
+) -> Iterator[tuple[str, str, bool]]:
+    """The chunks of all texts, each with the name of the part that it belongs to.
+
+    In the order of the text the first of `shares` (by bytes) is for training, the next for
+    validation, the last for testing. Documents stay whole, unless there is only one.
+
+    Args:
+        measured: what `measure` returned.
+
+    Yields:
+        the part, the text, and whether it begins a document there.
+
+    Raises:
+        InputError: a part would be empty.
+    """
+    n_documents, n_bytes = measured
+    one_document = n_documents == 1
+    size = max(1, min(BLOCK, n_bytes // 1000)) if one_document else BLOCK
+    ends = np.cumsum(shares) / sum(shares) * n_bytes
+    position, part, used = 0, "", set()
+    for path in paths:
+        for text, begins in read_chunks(path, size):
+            if begins or one_document:
+                index = min(2, int(np.searchsorted(ends, position, side="right")))
+                begins = begins or PARTS[index] != part
+                part = PARTS[index]
+                used.add(part)
+            position += len(text.encode())
+            yield part, text, begins
+    empty = [name for name, share in zip(PARTS, shares, strict=True) if share and name not in used]
+    if empty:
+        raise InputError(
+            f"{_names(paths)}: {n_documents} documents of {n_bytes} bytes leave nothing for "
+            f"{' and '.join(empty)}; give more text or another --split"
+        )
+
+
+def _names(paths: Sequence[str | Path]) -> str:
+    return ", ".join(map(str, paths))
+
+
+def _with_progress(what: str, paths: Sequence[str | Path], chunks: Iterable) -> Iterator:
+    """The same chunks, with a progress bar over the bytes of the texts."""
+    total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file())
+    with tqdm(
+        desc=what, total=total, unit="B", unit_scale=True, leave=False, disable=None
+    ) as progress:
+        for chunk in chunks:
+            yield chunk
+            progress.update(len(chunk[-2].encode()))
+
+
+def encode_chunk(tokenizer: Tokenizer, text: str, begins: bool) -> list[int]:
+    """The ids of a chunk, BOS in front where it begins a document.
+
+    The ids of a document's chunks together are the document's: a later chunk is encoded behind a
+    line break, which never is part of a longer piece, so that nothing is put in front of it.
+    """
+    if begins:
+        return tokenizer.encode(text, bos=True, eos=False)
+    n_before = len(tokenizer.encode("\n", bos=False, eos=False))
+    return tokenizer.encode(f"\n{text}", bos=False, eos=False)[n_before:]
+
+
+def train_tokenizer(
+    read_texts: Callable[[], Iterable[str]], vocab_size: int, path: str | Path
+) -> None:
+    """Train a SentencePiece BPE model like Llama's: digits apart, bytes for unknown characters.
+
+    It learns from the lines of the texts (what `read_texts()` gives), cut to 4000 characters each,
+    and from a random 250,000 of them where there are more. Where `vocab_size` has no room for the
+    256 bytes they are left out, with a warning; unknown characters are then `<unk>`, id 0, which
+    also is the padding.
+
+    Raises:
+        InputError: the vocabulary is too large or too small for the text.
+    """
+    failures = []
+
+    def lines() -> Iterator[str]:
+        try:
+            for text in read_texts():
+                for line in text.split("\n"):
+                    yield from (line[i : i + 4000] for i in range(0, len(line), 4000))
+        except Exception as error:  # SentencePiece would make it one of its own
+            failures.append(error)
+            raise
+
+    sentencepiece.set_random_generator_seed(0)  # of the sample
+    for byte_fallback in (True, False):
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines(),
+                input_sentence_size=250_000,
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                byte_fallback=byte_fallback,
+                character_coverage=0.9995 if byte_fallback else 1.0,
+                user_defined_symbols=["\n"],
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                split_digits=True,
+                max_sentence_length=16_000,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            if failures:
+                raise failures[0] from None
+            known = r"too high \(\d+\).* value <= (\d+)|required_chars. \d+ vs (\d+)"
+            found = re.search(known, str(error))
+            if found and found[2] and byte_fallback:
+                continue
+            problem = "the text is too short for a tokenizer of that size"
+            if found:
+                problem = f"the text allows {'at most' if found[1] else 'no less than'} "
+                problem += found[1] or found[2]
+            raise InputError(f"--vocab_size {vocab_size}: {problem}; choose another") from error
+        if not byte_fallback:
+            warnings.warn(
+                f"{vocab_size} pieces have no room for bytes: characters that the training part "
+                "does not have become <unk> (id 0), and padding is <unk> too",
+                stacklevel=2,
+            )
+        with atomic_write(path, "wb") as file:
+            file.write(model.getvalue())
+        return
+
+
+def tokenize(
+    paths: Sequence[str | Path],
+    shares: Sequence[float],
+    measured: tuple[int, int],
+    tokenizer: Tokenizer,
+    folder: Path,
+) -> dict[str, "TokenizedText"]:
+    """Write the ids of each part to a file in `folder`, or find them there from an earlier run.
+
+    Every document follows its BOS. `index.json`, written last, tells the sizes.
+
+    Returns:
+        the parts that have text, by name.
+    """
+    index_file = folder / "index.json"
+    dtype = np.dtype(np.uint16 if tokenizer.n_words <= 1 << 16 else np.uint32)
+    if not _is_whole(folder, dtype):
+        folder.mkdir(exist_ok=True)
+        counters = ("n_bytes", "n_tokens", "n_unknown", "n_documents")
+        index = {name: dict.fromkeys(counters, 0) for name in PARTS}
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(atomic_write(folder / f"{name}.bin", "wb"))
+                for name in PARTS
+            }
+            chunks = split_chunks(paths, shares, measured)
+            for part, text, begins in _with_progress("tokenize", paths, chunks):
+                ids = encode_chunk(tokenizer, text, begins)
+                files[part].write(np.array(ids, dtype).tobytes())
+                index[part]["n_bytes"] += len(text.encode())
+                index[part]["n_tokens"] += len(ids)
+                index[part]["n_unknown"] += ids.count(tokenizer.sp_model.unk_id())
+                index[part]["n_documents"] += begins
+            for name, counts in index.items():
+                has_bos_only = counts["n_tokens"] == counts["n_documents"]
+                if has_bos_only and counts["n_tokens"] > 0:
+                    raise InputError(f"{_names(paths)}: the {name} part has no tokens but BOS")
+        with atomic_write(index_file) as file:
+            json.dump(index, file)
+    index = json.loads(index_file.read_text())
+    return {
+        name: TokenizedText(
+            folder / f"{name}.bin",
+            dtype,
+            tokenizer.bos_id,
+            counts["n_tokens"],
+            counts["n_bytes"],
+            counts["n_unknown"],
+        )
+        for name, counts in index.items()
+        if counts["n_tokens"]
+    }
+
+
+def _is_whole(folder: Path, dtype: np.dtype) -> bool:
+    """Whether the index and all that it tells of are there."""
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+        return all(
+            (folder / f"{name}.bin").stat().st_size == index[name]["n_tokens"] * dtype.itemsize
+            for name in PARTS
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+class TokenizedText:
+    """A part's ids, in a file that is mapped into memory.
+
+    Attributes:
+        ids: `(n_tokens,)`, every document behind its BOS.
+        starts: where the documents' BOS are, `(n_documents,)`.
+        n_bytes: the text's length in UTF-8.
+        n_unknown: how many of the ids are unknown characters.
+    """
+
+    def __init__(
+        self, path: Path, dtype: np.dtype, bos_id: int, n_tokens: int, n_bytes: int, n_unknown: int
+    ):
+        self.ids = np.memmap(path, dtype, mode="r", shape=(n_tokens,))
+        self.bos_id = bos_id
+        self.starts = np.concatenate(
+            [
+                i + np.flatnonzero(self.ids[i : i + BLOCK] == bos_id)
+                for i in range(0, n_tokens, BLOCK)
+            ]
+        )
+        self.n_bytes = n_bytes
+        self.n_unknown = n_unknown
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Without the BOS of the documents, which no text holds."""
+        return (len(self) - len(self.starts)) / self.n_bytes
+
+
+class TrainingRows(Dataset):
+    """Rows of `seqlen` ids and their successors, to learn from.
+
+    A row begins where a document does, or `offset` ids and then every `seqlen` further into it, so
+    that another offset gives other rows of the same text. It goes on into what follows, so short
+    documents are in several rows.
+
+    Args:
+        text: more than `seqlen` ids.
+    """
+
+    def __init__(self, text: TokenizedText, seqlen: int, offset: int):
+        self.ids, self.seqlen = text.ids, seqlen
+        lengths = np.diff(text.starts, append=len(text))
+        inner = _positions(text.starts + offset, np.maximum(lengths - offset, 0), seqlen)
+        starts = np.concatenate((text.starts, inner)) if offset else inner
+        self.starts = np.minimum(starts, len(text) - seqlen - 1)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        row = self.ids[self.starts[i] : self.starts[i] + self.seqlen + 1]
+        ids = torch.from_numpy(row.astype(np.int64))
+        return ids[:-1], ids[1:]
+
+
+IGNORED = -100  # a target that does not count, as in F.cross_entropy
+
+
+class EvaluationRows(Dataset):
+    """Rows that predict every id of the documents exactly once, BOS apart.
+
+    A document is cut every `seqlen` ids; ids of padding are BOS, and targets there `IGNORED`.
+
+    Args:
+        n_rows: only so many rows, evenly spaced over the text; None takes all.
+    """
+
+    def __init__(self, text: TokenizedText, seqlen: int, n_rows: int | None = None):
+        self.ids, self.seqlen, self.bos_id = text.ids, seqlen, text.bos_id
+        lengths = np.diff(text.starts, append=len(text))
+        # A document's last id is no input.
+        self.starts = _positions(text.starts, lengths - 1, seqlen)
+        ends = np.repeat(text.starts + lengths, _n_rows(lengths - 1, seqlen))
+        self.ends = np.minimum(self.starts + seqlen + 1, ends)
+        if n_rows is not None and n_rows < len(self.starts):
+            chosen = np.linspace(0, len(self.starts) - 1, n_rows).astype(np.int64)
+            self.starts, self.ends = self.starts[chosen], self.ends[chosen]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        row = torch.from_numpy(self.ids[self.starts[i] : self.ends[i]].astype(np.int64))
+        tokens = row.new_full((self.seqlen,), self.bos_id)
+        targets = row.new_full((self.seqlen,), IGNORED)
+        tokens[: len(row) - 1], targets[: len(row) - 1] = row[:-1], row[1:]
+        return tokens, targets
+
+
+def _positions(starts: np.ndarray, lengths: np.ndarray, step: int) -> np.ndarray:
+    """start, start + step, … for every start, as long as it is less than start + length."""
+    counts = _n_rows(lengths, step)
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(starts, counts) + step * (np.arange(counts.sum()) - firsts)
+
+
+def _n_rows(lengths: np.ndarray, size: int) -> np.ndarray:
+    """How many rows of a size it takes to hold so many ids."""
+    return (lengths + size - 1) // size

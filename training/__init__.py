@@ -1,0 +1,1 @@
+"""What every training shares: the step, precision, schedule, run folder, memory and devices."""

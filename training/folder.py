@@ -1,0 +1,125 @@
+"""The folder of a run: one process at a time, one set of settings, whole files only."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils import InputError, atomic_write
+
+MODEL, STATE, METRICS, RUN = "model.pt", "state.pt", "metrics.jsonl", "pretrain.json"
+TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"
+
+
+def fingerprint(path: str | Path) -> str:
+    """A file's name and the beginning of its SHA-256."""
+    with Path(path).open("rb") as file:
+        return f"{Path(path).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def open_run(folder: Path, settings: dict) -> Iterator[None]:
+    """Hold the folder of a run, new or with an earlier part of the same run, against all others.
+
+    As long as there is no model in it, a run may be begun again with other settings. What an error
+    leaves behind before the training has begun is removed.
+
+    Args:
+        settings: all that the result depends on, as JSON has it.
+
+    Raises:
+        InputError: it holds another run, or files of something else, or it is in use.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: not a folder; name another --output_dir")
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(folder):
+            _continue_or_clear(folder, settings)
+            with atomic_write(folder / RUN) as file:
+                json.dump(settings, file, indent=1)
+            try:
+                yield
+            except InputError:
+                if not (folder / STATE).exists():
+                    _clear(folder)
+                raise
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty, as it should be
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Let no other process into a folder; the lock goes with the process, however that ends.
+
+    Raises:
+        InputError: another process is in it.
+    """
+    from filelock import FileLock, Timeout
+
+    path = folder / LOCK
+    try:
+        held = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{folder}: another process is training there") from None
+    with held:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes it when it is released
+                path.unlink()
+
+
+def _continue_or_clear(folder: Path, settings: dict) -> None:
+    names = {path.name for path in folder.iterdir() if path.suffix != ".tmp"} - {LOCK}
+    if RUN not in names:
+        if names:
+            raise InputError(f"{folder}: holds other files; name an empty or a new --output_dir")
+        before = {}
+    else:
+        try:
+            before = json.loads((folder / RUN).read_bytes())
+        except ValueError:
+            before = None
+        if not isinstance(before, dict) or before.keys() != settings.keys():
+            raise InputError(f"{folder / RUN}: no settings of a run; name another --output_dir")
+    changes = [
+        f"{name} was {before.get(name)}, is {value}"
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
+    if MODEL in names and changes:
+        raise InputError(
+            f"{folder}: holds a run with other settings ({'; '.join(changes)}); "
+            "give the same ones to continue it, or another --output_dir"
+        )
+    if MODEL in names and STATE not in names:
+        raise InputError(
+            f"{folder}: holds a model, but not the {STATE} to continue from; "
+            "name another --output_dir"
+        )
+    for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink()
+    if changes:
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    for name in (RUN, STATE, METRICS, TOKENIZER):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / TOKENS, ignore_errors=True)
+
+
+def metrics_until(path: Path, step: int) -> None:
+    """Drop from a file of reports those after a step, which will come again, and lines cut off."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    with atomic_write(path) as file:
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                if json.loads(line)["step"] <= step:
+                    file.write(f"{line}\n")

@@ -1,0 +1,95 @@
+"""A step of the optimizer, the precision of its products, and the learning rate."""
+
+import contextlib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from utils import InputError
+
+
+def update(
+    model: nn.Module,
+    losses: Iterable[torch.Tensor],
+    optimizer: Optimizer,
+    when: str,
+    max_norm: float | None = None,
+) -> float:
+    """One step of the optimizer, down the sum of some losses.
+
+    Args:
+        losses: scalars, made one after the other: a loss is asked for when the one before it has
+            gone backward, so that the activations of one batch are in memory at a time.
+        when: the step's name, for the error.
+        max_norm: the gradient is scaled down to this norm, if it is longer.
+
+    Returns:
+        the sum of the losses.
+
+    Raises:
+        InputError: it is not finite, or the gradient that `max_norm` measures; the weights are left
+            as they were.
+    """
+    optimizer.zero_grad()
+    sums = []
+    for loss in losses:
+        loss.backward()
+        sums.append(loss.detach())
+    total = torch.stack(sums).sum().item()
+    if not math.isfinite(total):
+        raise InputError(f"the loss is {total} in {when}; lower --lr")
+    if max_norm is not None:
+        norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        if not torch.isfinite(norm):
+            raise InputError(f"the gradient's norm is {norm} in {when}; lower --lr")
+    optimizer.step()
+    return total
+
+
+def mixed_precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
+    """A context in which products are computed in `dtype`; "float32" changes nothing.
+
+    Weights, optimizer state, norms and softmax stay in float32.
+    """
+    check_dtype(dtype)
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def check_dtype(dtype: str) -> None:
+    """See that there is training in this dtype.
+
+    Raises:
+        InputError: there is not.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype {dtype}: training is in float32 or bfloat16")
+
+
+def learning_rate(
+    step: int,
+    n_steps: int,
+    n_warmup: int,
+    highest: float,
+    lowest: float = 0.0,
+    schedule: str = "cosine",
+) -> float:
+    """The rate of a step: a linear warm-up to the highest, then a decay to the lowest, or none.
+
+    Args:
+        step: the number of steps taken before.
+        schedule: "constant", "linear" or "cosine" (arXiv 1608.03983, equation 5).
+    """
+    if step < n_warmup:
+        return highest * (step + 1) / (n_warmup + 1)
+    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    fraction = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+    }[schedule]
+    return lowest + (highest - lowest) * fraction
