@@ -348,9 +348,9 @@ class ClassificationLoss(Loss):
     def log_probs(
         self, batch: dict, model: Callable, offset: torch.Tensor | None = None
     ) -> torch.Tensor:
-        offsets = () if offset is None else (offset,)
+        offsets = {} if offset is None else {"offset": offset}
         with mixed_precision(self.device, self.dtype):
-            return model(*inputs_of(batch, self.device), *offsets)
+            return model(*inputs_of(batch, self.device), **offsets)
 
     def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
         log_probs = self.log_probs(batch, model)

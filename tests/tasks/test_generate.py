@@ -1,7 +1,6 @@
 """What a person sees of a text that is generated: as it comes, whole characters, Ctrl-C."""
 
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -11,6 +10,8 @@ import pytest
 from conftest import ROOT, make_llama, save_llama
 
 from tasks.generate import TextStream
+
+pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
 
 
 class Terminal:

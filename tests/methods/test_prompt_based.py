@@ -1,0 +1,108 @@
+"""Prompt-based fine-tuning against zero-shot scores; few-shot draws."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from methods_kit import BATCH, NAMES, predictions
+
+import methods.prompt_based
+from classifier import LlamaZeroShotClassifier
+from methods.prompt_based import few_shot
+from tasks.prompt import ZeroShotConfig
+from training.checkpointing import checkpoint_activations
+from utils import InputError
+
+pytest_plugins = ["methods_fixtures"]
+
+
+def test_prompt_based_predictions_are_normalized_zero_shot_scores(make_model, tmp_path, tokenizer):
+    model = make_model(prompt_based=True)
+    config = ZeroShotConfig(
+        pretrained_model_path=tmp_path / "m.pt", num_labels=len(NAMES), causal=True
+    )
+    zero_shot = LlamaZeroShotClassifier(config, tokenizer, NAMES)
+    expected = predictions(zero_shot).softmax(-1)
+    assert torch.allclose(predictions(model).exp(), expected, atol=1e-5)
+
+
+def test_prompt_based_gradients_are_those_without_a_cache(make_model, tokenizer):
+    """Each label's tokens appended to each prompt, alone in a batch."""
+    model = make_model(prompt_based=True)
+    value = F.nll_loss(model(BATCH["token_ids"], BATCH["lengths"]), BATCH["labels"])
+    ours = torch.autograd.grad(value, list(model.llama.parameters()))
+    rows = []
+    for prompt, length in zip(BATCH["token_ids"].tolist(), BATCH["lengths"].tolist(), strict=True):
+        scores = []
+        for name in NAMES:
+            ids = tokenizer.encode(name, bos=False, eos=False)
+            tokens = torch.tensor([prompt[:length] + ids])
+            log_probs = model.llama(tokens, targets=tokens)[0][0].log_softmax(-1)
+            scores.append(sum(log_probs[length + i - 1, token] for i, token in enumerate(ids)))
+        rows.append(torch.stack(scores))
+    other = F.cross_entropy(torch.stack(rows), BATCH["labels"])
+    assert value.item() == pytest.approx(other.item(), abs=1e-4)
+    for a, b in zip(ours, torch.autograd.grad(other, list(model.llama.parameters())), strict=True):
+        assert torch.allclose(a, b, atol=1e-3 * b.abs().max().item() + 1e-5)
+
+
+def test_an_offset_moves_the_prompts_and_not_the_labels(make_model, tokenizer):
+    """Row by row, without a cache, the offset added to the embeddings of the prompt's tokens."""
+    model = make_model(prompt_based=True).eval()
+    offset = torch.randn(6, 11, 32, generator=torch.Generator().manual_seed(0))
+    offset *= model.llama.tok_embeddings.weight.std()
+    plain = predictions(model)
+    with torch.no_grad():
+        moved = model(BATCH["token_ids"], BATCH["lengths"], offset)
+    assert (moved - plain).abs().max() > 0.1
+    for row, length in enumerate(BATCH["lengths"].tolist()):
+        scores = []
+        for name in NAMES:
+            ids = tokenizer.encode(name, bos=False, eos=False)
+            tokens = torch.tensor([BATCH["token_ids"][row, :length].tolist() + ids])
+            change = torch.zeros(1, len(tokens[0]), 32)
+            change[0, :length] = offset[row, :length]
+            with torch.no_grad():
+                hidden = model.llama.hidden_states(tokens, offset=change)[0]
+                log_probs = model.llama.output(hidden).log_softmax(-1)
+            scores.append(sum(log_probs[length + i - 1, token] for i, token in enumerate(ids)))
+        expected = torch.stack(scores).log_softmax(-1)
+        assert torch.allclose(moved[row], expected, atol=1e-4)
+
+
+def test_prompt_based_training_goes_with_checkpointed_activations(make_model):
+    """Where no label has several tokens, so that no cache is used."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model(prompt_based=True)
+        model.label_name_ids = [[5], [6], [8]]
+        assert not model.uses_cache
+        if checkpointing:
+            checkpoint_activations(model.llama.layers)
+        model.train()
+        value = F.nll_loss(model(BATCH["token_ids"], BATCH["lengths"]), BATCH["labels"])
+        gradients.append(torch.autograd.grad(value, list(model.llama.parameters())))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-4 * a.abs().max().item())
+
+
+def test_few_shots_are_so_many_of_each_label():
+    data = [(str(i), i % 3, [i]) for i in range(30)]
+    chosen = few_shot(data, 4, 3, seed=1)
+    assert sorted(label for _, label, _ in chosen) == [0] * 4 + [1] * 4 + [2] * 4
+    assert chosen == few_shot(data, 4, 3, seed=1) != few_shot(data, 4, 3, seed=2)
+    with pytest.raises(InputError, match="label 0 has 10 sentences"):
+        few_shot(data, 11, 3, seed=1)
+
+
+def test_shots_are_drawn_with_the_seed_and_prompts_with_the_template(trained, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        methods.prompt_based,
+        "few_shot",
+        lambda *args: seen.append(args[1:]) or few_shot(*args),
+    )
+    flags = ["--shots", "2", "--seed", "7", "--prompt_based"]
+    call = trained(*flags, "--prompt_template", "{sentence} So it is")
+    assert seen == [(2, 3, 7)]
+    assert len(call.batch["sents"]) == 4
+    assert all(sentence.endswith(". So it is") for sentence in call.batch["sents"])

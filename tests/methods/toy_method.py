@@ -1,0 +1,65 @@
+"""A method that the tests add to the list: it scales what the head reads, and keeps the scale."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from base_llama import Wrapper, replace
+from methods.recipe import Loss, Method, Recipe
+from utils import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Method):
+    """The new head and a learned scale of every element that it reads train; all else is frozen."""
+
+    title = "toy (of the tests)"
+    switch = "toy_scale"
+    traits = frozenset({"added tensors", "frozen weights"})
+    excludes: ClassVar = {"no new head": "so there is nothing to scale"}
+
+    toy_scale: float | None = flag(None, "what the scales begin as", metavar="S")
+    toy_penalty: float = flag(0.0, "weight of their squared distance from that")
+
+    def adapt(self, model: nn.Module) -> None:
+        model.llama.requires_grad_(False)
+        replace(model, "classifier_head", ScaledLinear(model.classifier_head, self.toy_scale))
+
+    def prepare(self, recipe: Recipe) -> None:
+        recipe.loss = Penalized(recipe.loss, self)
+
+    def merge(self, model: nn.Module) -> None:
+        replace(model, "classifier_head", model.classifier_head.merged())
+
+
+class ScaledLinear(Wrapper):
+    """W (s ∘ x) + b.
+
+    Attributes:
+        scale: s `(in_features,)`.
+    """
+
+    def __init__(self, wrapped: nn.Linear, scale: float):
+        super().__init__(wrapped)
+        self.scale = nn.Parameter(torch.full((wrapped.in_features,), scale))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.wrapped(self.scale * x)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        self.wrapped.weight *= self.scale
+        return self.wrapped
+
+
+class Penalized(Loss):
+    """Another loss, plus the penalty."""
+
+    def __init__(self, loss: Loss, settings: Toy):
+        self.loss, self.settings, self.log_probs = loss, settings, loss.log_probs
+
+    def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
+        distance = model.classifier_head.scale - self.settings.toy_scale
+        return self.loss(batch, model) + self.settings.toy_penalty * distance.square().sum()
