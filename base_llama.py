@@ -1,5 +1,7 @@
 """The base class of Llama: its configuration, its initial weights, and how a part is replaced."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -74,12 +76,12 @@ class Wrapper(nn.Module):
 
 def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters by the names that they have without wrappers; a shared one comes once."""
-    return {_unwrapped(name): parameter for name, parameter in module.named_parameters()}
+    return without_wrappers(dict(module.named_parameters()))
 
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict by the names that the tensors have without wrappers."""
-    return {_unwrapped(name): tensor for name, tensor in module.state_dict().items()}
+    return without_wrappers(module.state_dict())
 
 
 def load_state(module: nn.Module, state: dict[str, torch.Tensor], *, strict: bool = True) -> None:
@@ -91,11 +93,23 @@ def load_state(module: nn.Module, state: dict[str, torch.Tensor], *, strict: boo
     Raises:
         ValueError: a tensor is missing, or not the module's.
     """
-    names = {_unwrapped(name): name for name in module.state_dict()}
+    names = without_wrappers({name: name for name in module.state_dict()})
     if not state.keys() <= names.keys() or (strict and state.keys() != names.keys()):
         raise ValueError(f"not the module's tensors: {sorted(state.keys() ^ names.keys())}")
     module.load_state_dict({names[name]: t for name, t in state.items()}, strict=False)
 
 
-def _unwrapped(name: str) -> str:
-    return name.replace("wrapped.", "")
+def without_wrappers(named: dict[str, Any]) -> dict[str, Any]:
+    """The same under names without the parts that wrappers put in.
+
+    Raises:
+        ValueError: two would get one name, as where a wrapper has a tensor that is called like one
+            of what it wraps.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in named.items():
+        short = ".".join(part for part in name.split(".") if part != "wrapped")
+        if short in renamed:
+            raise ValueError(f"two tensors are called {short} without their wrappers")
+        renamed[short] = value
+    return renamed

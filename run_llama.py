@@ -73,8 +73,8 @@ def get_args() -> argparse.Namespace:
     refuse_idle_flags(settings_class, values, sorted(given))
     settings = settings_class.from_args(argparse.Namespace(**values, given=sorted(given)))
     flags = settings.completed().plain()
-    shown = [*ASSIGNMENT_FLAGS, *(name for name in sorted(given) if name not in ASSIGNMENT_FLAGS)]
-    print(f"args: { {name: flags[name] for name in shown} }")
+    more = [name for name in flags if name in given and name not in ASSIGNMENT_FLAGS]
+    print(f"args: { {name: flags[name] for name in (*ASSIGNMENT_FLAGS, *more)} }")
     return argparse.Namespace(**flags)
 
 

@@ -10,8 +10,7 @@ import time
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from methods.prompt_based import few_shot
-from text.labelled import read_labelled
+from text.labelled import few_shot, read_labelled
 from tokenizer import Tokenizer
 from utils import ArgumentParser, run_script
 

@@ -72,7 +72,10 @@ class LoRALinear(Wrapper):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The linear layer that computes the same in one product, W + alpha/rank · B A."""
+        """The linear layer that computes the same in one product, W + alpha/rank · B A.
+
+        W is changed in place, so that this layer must not be used any more.
+        """
         self.wrapped.weight += self.scale * (self.lora_b @ self.lora_a)
         return self.wrapped
 

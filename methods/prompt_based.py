@@ -1,6 +1,5 @@
 """Prompt-based and few-shot fine-tuning: the prompt and the label words instead of a new head."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,10 @@ from torch import nn
 
 from classifier import LlamaZeroShotClassifier
 from methods.recipe import Method
-from text.labelled import Example, fit_context
+from text.labelled import Example, few_shot, fit_context
 from text.prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
-from utils import InputError, flag
+from utils import flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +82,3 @@ class FewShot(Method):
 
     def choose(self, data: list[Example], num_labels: int, seed: int) -> list[Example]:
         return few_shot(data, self.shots, num_labels, seed)
-
-
-def few_shot(data: Sequence[Example], shots: int, num_labels: int, seed: int) -> list[Example]:
-    """Some sentences of each label, in the data's order.
-
-    Raises:
-        InputError: a label does not have so many.
-    """
-    chosen: list[int] = []
-    generator = random.Random(seed)
-    for label in range(num_labels):
-        rows = [i for i, example in enumerate(data) if example[1] == label]
-        if len(rows) < shots:
-            raise InputError(f"--shots {shots}: label {label} has {len(rows)} sentences")
-        chosen += generator.sample(rows, shots)
-    return [data[i] for i in sorted(chosen)]

@@ -6,6 +6,10 @@
 
 import os
 import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that threads only cost
+
+# isort: split
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

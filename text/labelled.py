@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import math
+import random
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -169,6 +170,22 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
         return tokens if len(tokens) <= max_len else [tokens[0], *tokens[window]]
 
     return [[(sentence, label, fit(tokens)) for sentence, label, tokens in d] for d in splits]
+
+
+def few_shot(data: Sequence[Example], shots: int, num_labels: int, seed: int) -> list[Example]:
+    """Some sentences of each label, in the data's order.
+
+    Raises:
+        InputError: a label does not have so many.
+    """
+    chosen: list[int] = []
+    generator = random.Random(seed)
+    for label in range(num_labels):
+        rows = [i for i, example in enumerate(data) if example[1] == label]
+        if len(rows) < shots:
+            raise InputError(f"--shots {shots}: label {label} has {len(rows)} sentences")
+        chosen += generator.sample(rows, shots)
+    return [data[i] for i in sorted(chosen)]
 
 
 class LlamaDataset(Dataset):

@@ -11,8 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from experiments import measure, report, rows, runs, task_text
 from experiments.baseline import baseline
-from methods.prompt_based import few_shot
-from text.labelled import create_data
+from text.labelled import create_data, few_shot
 from utils import InputError
 
 FULL, FEW = 4_952_581, 1_285

@@ -7,8 +7,8 @@ from methods_kit import BATCH, NAMES, predictions
 
 import methods.prompt_based
 from classifier import LlamaZeroShotClassifier
-from methods.prompt_based import few_shot
 from tasks.prompt import ZeroShotConfig
+from text.labelled import few_shot
 from training.checkpointing import checkpoint_activations
 from utils import InputError
 
