@@ -2,7 +2,7 @@
 
 Decoding one token reads every weight once and does little else, so its speed is that of reading
 memory. `pack` replaces the sub-layers and the output head of a model by forms that read faster, or
-read less. Norms and the embedding look-up stay as they are. On a CPU the weights are kept twice, in
+read less. The embedding look-up stays as it is. On a CPU the weights are kept twice, in
 the order that is best for one row and in that for several: what is saved is time, not memory.
 """
 
@@ -20,7 +20,7 @@ from inference.cache import KVCache
 from rope import apply_rotary_emb
 
 if TYPE_CHECKING:
-    from llama import Attention, FeedForward, Llama
+    from llama import Attention, FeedForward, Llama, RMSNorm
 
 DTYPES = ("float32", "bfloat16", "int8")
 Product = Callable[[torch.Tensor], torch.Tensor]  # x `(…, in)` to x Wᵀ `(…, out)`
@@ -42,6 +42,9 @@ def pack(llama: Llama, dtype: str = "float32") -> Llama:
         for layer in llama.layers:
             replace(layer, "attention", PackedAttention(layer.attention, packed))
             replace(layer, "feed_forward", PackedFeedForward(layer.feed_forward, packed))
+            for name in ("attention_norm", "ffn_norm"):
+                replace(layer, name, PackedNorm(layer.get_submodule(name)))
+        replace(llama, "norm", PackedNorm(llama.norm))
         replace(llama, "output", PackedLinear(llama.output, packed))
     return llama
 
@@ -56,13 +59,14 @@ class PackedAttention(nn.Module):
         self.head_dim = attention.head_dim
         self.attend = attention.attend
         parts = (attention.compute_query, attention.compute_key, attention.compute_value)
+        self.grouped = attention.n_rep > 1
         self.n_heads = [part.out_features // self.head_dim for part in parts]
         self.query_key_value = packed(torch.cat([part.weight for part in parts]))
         self.output = packed(attention.compute_output.weight)
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
-        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))
+        heads = self.query_key_value(x).view(*x.shape[:-1], -1, self.head_dim)
         query, key, value = torch.split_with_sizes(heads, self.n_heads, dim=2)
         query, key = apply_rotary_emb(
             query,
@@ -77,8 +81,12 @@ class PackedAttention(nn.Module):
             output = self.attend(query, key, value)
         else:
             key, value = cache.update(self.layer_id, key, value)
-            output = self.attend(query.type_as(key), key, value, cache.mask)
-        return self.output(output.transpose(1, 2).flatten(2))
+            query, mask = query.type_as(key), cache.mask
+            if mask is None and x.shape[1] == 1:  # it sees all keys
+                output = F.scaled_dot_product_attention(query, key, value, enable_gqa=self.grouped)
+            else:
+                output = self.attend(query, key, value, mask)
+        return self.output(output.transpose(1, 2).reshape(x.shape))
 
 
 class PackedFeedForward(nn.Module):
@@ -93,6 +101,18 @@ class PackedFeedForward(nn.Module):
         """`(…, dim)` to the same shape."""
         gate, up = self.w1_w3(x).chunk(2, dim=-1)
         return self.w2(F.silu(gate) * up)
+
+
+class PackedNorm(nn.Module):
+    """`RMSNorm` of float32 in one operation."""
+
+    def __init__(self, norm: RMSNorm):
+        super().__init__()
+        self.weight, self.eps, self.shape = norm.weight, norm.eps, norm.weight.shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, dim)` to the same shape."""
+        return torch.rms_norm(x.float(), self.shape, self.weight, self.eps)
 
 
 class PackedLinear(nn.Module):
