@@ -11,6 +11,7 @@ from conftest import ROOT, make_llama
 from config import LlamaConfig
 from llama import ScaledDotProductAttention
 from training.cpu import (
+    FusedNorm,
     OneDNNLinear,
     OneDNNProduct,
     ShortAttention,
@@ -233,6 +234,7 @@ def test_an_accelerated_model_is_the_plain_one(causal, dtype):
             accelerate(llama)  # once more changes nothing
             kinds = [type(module) for module in llama.modules()]
             assert kinds.count(OneDNNLinear) == 2 * 7 + 1 and kinds.count(ShortAttention) == 2
+            assert kinds.count(FusedNorm) == 2 * 2 + 1
             assert llama.tok_embeddings.weight is llama.output.weight
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             hidden = llama.hidden_states(tokens)
