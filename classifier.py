@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from checkpoints import formats
 from inference.cache import KVCache
 from inference.decoding import last_column
 from llama import Llama, load_pretrained
@@ -15,17 +16,27 @@ from utils import InputError
 
 
 def load_backbone(config: Any) -> Llama:
-    """The Llama of a classifier.
+    """The Llama of a classifier, in float32.
 
     Args:
-        config: any object with `pretrained_model_path`; optionally `causal` overrides the
-            checkpoint's, and `init_weights` False draws no initial weights.
+        config: any object with `pretrained_model_path`. Optionally `causal` overrides the
+            checkpoint's, `init_weights` False draws no initial weights, and with `keep_bfloat16`
+            matrices that the file has in bfloat16 stay so, and stay in the file, mapped into
+            memory; nothing is drawn then. They must not train.
     """
-    return load_pretrained(
-        config.pretrained_model_path,
-        causal=getattr(config, "causal", None),
-        init_weights=getattr(config, "init_weights", True),
-    )
+    checkpoint = formats.load(config.pretrained_model_path)
+    causal = getattr(config, "causal", None)
+    matrices = (tensor for tensor in checkpoint.tensors.values() if tensor.dim() == 2)
+    keep = getattr(config, "keep_bfloat16", False)
+    if keep and all(matrix.dtype == torch.bfloat16 for matrix in matrices):
+        llama = load_pretrained(checkpoint, causal=causal, init_weights=False, dtype=None)
+        for module in llama.modules():
+            if not isinstance(module, nn.Linear):  # what is added to the residual stream, or scales
+                for name, parameter in module.named_parameters(recurse=False):
+                    setattr(module, name, nn.Parameter(parameter.float()))
+        return llama
+    init_weights = getattr(config, "init_weights", True)
+    return load_pretrained(checkpoint, causal=causal, init_weights=init_weights)
 
 
 class LlamaZeroShotClassifier(nn.Module):

@@ -5,6 +5,14 @@ import math
 from typing import Any
 
 
+def feed_forward_dim(dim: int, multiple_of: int, multiplier: float | None = None) -> int:
+    """2/3 · 4 · dim, times the multiplier, rounded up to a multiple."""
+    width = int(2 * 4 * dim / 3)
+    if multiplier is not None:
+        width = int(multiplier * width)
+    return math.ceil(width / multiple_of) * multiple_of
+
+
 class LlamaConfig:
     """Hyperparameters of a Llama 2. The defaults are those of `stories42M.pt`.
 
@@ -21,7 +29,9 @@ class LlamaConfig:
         max_seq_len: longest context, in tokens.
         layer_norm_eps: epsilon of the RMSNorms.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
-        hidden_dim: width of the feed-forward layer; None derives it from `dim`.
+        hidden_dim: width of the feed-forward layer; None derives it from `dim`, as `ffn_dim` says.
+        ffn_dim_multiplier: what the derived width is multiplied by before it is rounded up.
+        tie_embeddings: whether the embedding and the output head are one matrix.
         rope_theta: base of the wavelengths of the rotary position embedding.
         causal: whether a position attends only to itself and those before it. The assignment
             attends without a mask, so the default is False.
@@ -44,6 +54,8 @@ class LlamaConfig:
         causal: bool = False,
         attention_dropout: float | None = None,
         rope_theta: float = 10000.0,
+        ffn_dim_multiplier: float | None = None,
+        tie_embeddings: bool = True,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -57,10 +69,19 @@ class LlamaConfig:
         self.multiple_of = multiple_of
         self.hidden_dim = hidden_dim
         self.rope_theta = rope_theta
+        self.ffn_dim_multiplier = ffn_dim_multiplier
+        self.tie_embeddings = tie_embeddings
         self.causal = causal
         self.attention_dropout = dropout if attention_dropout is None else attention_dropout
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    @property
+    def ffn_dim(self) -> int:
+        """The width of the feed-forward layers."""
+        if self.hidden_dim is not None:
+            return self.hidden_dim
+        return feed_forward_dim(self.dim, self.multiple_of, self.ffn_dim_multiplier)
 
     def check(self) -> None:
         """
@@ -81,8 +102,13 @@ class LlamaConfig:
             value = getattr(self, name)
             if type(value) not in (int, float) or not low <= value < math.inf:
                 raise ValueError(f"{name} is {value!r}, expected a number of at least {low}")
-        if type(self.causal) is not bool:
-            raise ValueError(f"causal is {self.causal!r}, expected True or False")
+        for name in ("causal", "tie_embeddings"):
+            value = getattr(self, name)
+            if type(value) is not bool:
+                raise ValueError(f"{name} is {value!r}, expected True or False")
+        multiplier = self.ffn_dim_multiplier
+        if multiplier is not None and not (type(multiplier) in (int, float) and multiplier > 0):
+            raise ValueError(f"ffn_dim_multiplier is {multiplier!r}, expected a positive number")
         n_kv_heads = self.n_kv_heads or self.n_heads
         if self.dim % self.n_heads:
             raise ValueError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")

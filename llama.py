@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from base_llama import LlamaPreTrainedModel, NoInitialWeights
-from checkpoints import pt
-from config import LlamaConfig
+from checkpoints import formats
+from checkpoints.layout import Checkpoint
+from config import LlamaConfig, feed_forward_dim
 from inference.cache import KVCache
 from inference.decoding import EOS_ID, decode, decode_unmasked
 from rope import apply_rotary_emb
 
 
 class Llama(LlamaPreTrainedModel):
-    """A decoder-only transformer whose input embedding and output head share one matrix.
+    """A decoder-only transformer.
 
+    Its input embedding and output head share one matrix, unless `config.tie_embeddings` is False.
     `config.causal` says whether a position attends to those after it. The assignment attends
     without a mask; language models, these checkpoints among them, are trained with one.
     """
@@ -40,7 +42,8 @@ class Llama(LlamaPreTrainedModel):
         )
         self.norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.tok_embeddings.weight = self.output.weight
+        if config.tie_embeddings:
+            self.tok_embeddings.weight = self.output.weight
 
         self.apply(self._init_weights)
         # The assignment's choice of matrices; GPT-2 scales those that write to the residual stream.
@@ -131,7 +134,7 @@ class LlamaLayer(nn.Module):
         self.attention = Attention(config, layer_id)
         self.feed_forward = FeedForward(
             dim=config.dim,
-            hidden_dim=config.hidden_dim,
+            hidden_dim=config.ffn_dim,
             multiple_of=config.multiple_of,
             dropout=config.dropout,
         )
@@ -265,7 +268,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int | None, multiple_of: int, dropout: float):
         super().__init__()
         if hidden_dim is None:
-            hidden_dim = math.ceil(int(2 * 4 * dim / 3) / multiple_of) * multiple_of
+            hidden_dim = feed_forward_dim(dim, multiple_of)
         self.w1 = nn.Linear(dim, hidden_dim, bias=False)
         self.w2 = nn.Linear(hidden_dim, dim, bias=False)
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
@@ -304,29 +307,39 @@ def select(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def load_pretrained(
-    checkpoint: str | Path, *, causal: bool | None = None, init_weights: bool = True
+    checkpoint: str | Path | Checkpoint,
+    *,
+    causal: bool | None = None,
+    init_weights: bool = True,
+    dtype: torch.dtype | None = torch.float32,
 ) -> Llama:
-    """Build the Llama that a checkpoint describes and load its weights, in float32.
+    """Build the Llama that a checkpoint describes and load its weights.
 
     Args:
-        checkpoint: a file like `stories42M.pt`, as `checkpoints/pt.py` says.
-        causal: overrides the checkpoint's `model_args["causal"]`.
+        checkpoint: a file like `stories42M.pt`, a folder of Hugging Face or of Meta, or a `.bin` of
+            llama2.c, for each of which `checkpoints/` has a file; or what was read from one.
+        causal: overrides what the checkpoint says.
         init_weights: draw the initial weights before they are replaced, as the assignment does, so
             that what is drawn afterwards (a new head, the order of the batches) is the same for the
             same seed. False draws nothing, and takes less time and memory.
+        dtype: of the weights. None keeps the file's and leaves the weights in it, mapped into
+            memory, until they are changed.
 
     Raises:
         FileNotFoundError: there is no such file.
         InputError: it is no such checkpoint; the message names the tensors that are missing,
             unexpected or of another shape.
     """
-    config, tensors = pt.load(checkpoint)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = formats.load(checkpoint)
+    config, tensors, _ = checkpoint
     if causal is not None:
         config.causal = causal
     with contextlib.nullcontext() if init_weights else NoInitialWeights():
         model = Llama(config)
-    tensors = pt.check_tensors(tensors, model.state_dict(), checkpoint)
-    weights = {name: tensor.float() for name, tensor in tensors.items()}
-    model.load_state_dict(weights, assign=not init_weights)
-    model.tok_embeddings.weight = model.output.weight
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    if config.tie_embeddings:
+        model.tok_embeddings.weight = model.output.weight
     return model

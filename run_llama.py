@@ -114,9 +114,10 @@ def what_acts(name: str, owners: list[type[methods.Method]]) -> str:
 
 def main() -> None:
     args = get_args()
-    keep_freed_memory()
+    settings_class, do = OPTIONS[args.option]
+    if settings_class.keeps_freed_memory:
+        keep_freed_memory()
     seed_everything(args.seed)
-    _, do = OPTIONS[args.option]
     do(args)
 
 

@@ -64,10 +64,15 @@ class Tokenizer:
         return self.sp_model.decode(ids)
 
     def export(self) -> None:
-        """Write the pieces in llama2.c's format, beside the model with the suffix `.bin`.
+        """Write the pieces in llama2.c's format, beside the model with the suffix `.bin`."""
+        with atomic_write(self.model_path.with_suffix(".bin"), "wb") as file:
+            file.write(self.exported())
 
-        The file holds the longest piece's byte length, then for each piece its score (float32), its
-        byte length (int32) and its bytes.
+    def exported(self) -> bytes:
+        """The pieces in llama2.c's format.
+
+        It has the longest piece's byte length, then for each piece its score (float32), its byte
+        length (int32) and its bytes.
         """
         texts = []
         for i in range(self.n_words):
@@ -75,10 +80,10 @@ class Tokenizer:
             if i in (self.bos_id, self.eos_id):
                 piece = f"\n{piece}\n"
             texts.append(piece.replace("▁", " ").encode())
-        with atomic_write(self.model_path.with_suffix(".bin"), "wb") as file:
-            file.write(struct.pack("<i", max(len(text) for text in texts)))
-            for i, text in enumerate(texts):
-                file.write(struct.pack("<fi", self.sp_model.get_score(i), len(text)) + text)
+        parts = [struct.pack("<i", max(len(text) for text in texts))]
+        for i, text in enumerate(texts):
+            parts.append(struct.pack("<fi", self.sp_model.get_score(i), len(text)) + text)
+        return b"".join(parts)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, checkpoint: str | Path) -> None:

@@ -8,29 +8,34 @@ from typing import Any
 
 import torch
 
+from checkpoints.layout import Checkpoint, checked
 from config import LlamaConfig
 from utils import InputError, atomic_write, missing_file
 
+MODEL_ARGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of")
+MODEL_ARGS += ("ffn_dim_multiplier", "max_seq_len", "vocab_size", "layer_norm_eps", "rope_theta")
+MODEL_ARGS += ("causal", "tie_embeddings")
 OTHER_NAMES = {  # llama2.c's, and ours
     "attention.wq.": "attention.compute_query.",
     "attention.wk.": "attention.compute_key.",
     "attention.wv.": "attention.compute_value.",
     "attention.wo.": "attention.compute_output.",
 }
-TIED = ("tok_embeddings.weight", "output.weight")  # the matrix that embedding and head share
 
 
-def load(path: str | Path) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
+def reads(path: str | Path) -> bool:
+    """Whether a path is a file; what it holds, `read_checkpoint` says."""
+    return Path(path).is_file()
+
+
+def load(path: str | Path) -> Checkpoint:
     """Read a Llama: a dict with tensors as `model` and arguments of `LlamaConfig` as `model_args`.
-
-    Returns:
-        the configuration; the tensors by this repository's names, in the file's precision.
 
     Raises:
         FileNotFoundError: there is no such file.
         InputError: it is no such checkpoint.
     """
-    saved = read_checkpoint(path)
+    saved = read_checkpoint(path, mapped=True)
     for key in ("model_args", "model"):
         if not isinstance(saved.get(key), dict):
             raise InputError(f"{path}: no dict {key!r} in it, so it is no Llama checkpoint")
@@ -44,7 +49,18 @@ def load(path: str | Path) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
         if name in tensors:
             raise InputError(f"{path}: {name} is there twice")
         tensors[name] = tensor
-    return config, tensors
+    return checked(config, tensors, path, saved["model_args"].get("tie_embeddings"))
+
+
+def save(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Write a checkpoint in the layout that `load` reads; a tied matrix is stored once."""
+    config, tensors, _ = checkpoint
+    write_checkpoint({"model": tensors, "model_args": model_args_of(config)}, path)
+
+
+def model_args_of(config: LlamaConfig) -> dict[str, Any]:
+    """What describes a model in a checkpoint, as plain values."""
+    return {name: getattr(config, name) for name in MODEL_ARGS}
 
 
 def canonical_name(name: str) -> str:
@@ -55,66 +71,11 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def check_tensors(
-    tensors: dict[str, Any], expected: dict[str, torch.Tensor], path: str | Path
-) -> dict[str, torch.Tensor]:
-    """See that a checkpoint holds the tensors of its model.
+def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
+    """Load a file that `torch.save` wrote, without ever running code that it holds.
 
     Args:
-        expected: the state dict of a model of its configuration.
-
-    Returns:
-        the same tensors, embedding and head made one if only one of them is there.
-
-    Raises:
-        InputError: names, shapes or values are not as expected; the message names all that differ.
-    """
-    complaints = []
-    for name, tensor in tensors.items():
-        if name not in expected:
-            complaints.append(f"{name} is unexpected")
-        elif not is_dense(tensor):
-            complaints.append(f"{name} is no tensor of floating-point numbers")
-        elif tensor.shape != expected[name].shape:
-            shapes = tuple(tensor.shape), tuple(expected[name].shape)
-            complaints.append(f"{name} has shape {shapes[0]}, expected {shapes[1]}")
-        elif not is_finite(tensor):
-            complaints.append(f"{name} has values that are not finite")
-    absent = expected.keys() - tensors.keys()
-    if len(absent & set(TIED)) == 1:
-        absent -= set(TIED)  # one of the two is enough
-    complaints += [f"{name} is missing" for name in sorted(absent)]
-    if complaints:
-        complaint = "; ".join(complaints)
-        raise InputError(f"{path}: not the tensors of its model_args: {complaint}")
-    shared = [tensors[name] for name in TIED if name in tensors]
-    if len(shared) == 2 and not torch.equal(*shared):
-        raise InputError(
-            f"{path}: tok_embeddings.weight differs from output.weight; an output head of its own "
-            "is not supported"
-        )
-    return tensors | dict.fromkeys(TIED, shared[-1])
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is infinite or no number."""
-    # These make the sum so too, which is much quicker to compute. It may overflow without them.
-    is_likely = tensor.sum(dtype=torch.float32).isfinite()
-    return bool(is_likely or tensor.isfinite().all())
-
-
-def is_dense(value: object) -> bool:
-    """Whether a checkpoint's value is an ordinary tensor of floating-point numbers."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and not value.is_meta
-    )
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """Load a file that `torch.save` wrote, without ever running code that it holds.
+        mapped: leave the tensors in the file, mapped into memory, where it can be.
 
     Returns:
         the saved dict, its tensors on the CPU.
@@ -129,7 +90,8 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles, which are refused below anyway
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            mmap = mapped and zipfile.is_zipfile(path)  # not in files of old versions
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever a reader trips over in a damaged file

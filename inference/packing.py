@@ -2,8 +2,9 @@
 
 Decoding one token reads every weight once and does little else, so its speed is that of reading
 memory. `pack` replaces the sub-layers and the output head of a model by forms that read faster, or
-read less. The embedding look-up stays as it is. On a CPU the weights are kept twice, in
-the order that is best for one row and in that for several: what is saved is time, not memory.
+read less. The embedding look-up stays where it is. A packed weight takes the place of
+the original, one layer after the other, so that at no time both are in memory as a whole. On a CPU
+small weights are kept twice, in the order that is best for one row and in that for several.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ def pack(llama: Llama, dtype: str = "float32") -> Llama:
     Args:
         dtype: of the weights, one of `DTYPES`. int8 has a scale per output channel.
     """
-    packed = {"float32": packed_float, "bfloat16": packed_bfloat16, "int8": packed_int8}[dtype]
+    packed = {"float32": packed_float32, "bfloat16": packed_bfloat16, "int8": packed_int8}[dtype]
     with torch.no_grad():
         for layer in llama.layers:
             replace(layer, "attention", PackedAttention(layer.attention, packed))
             replace(layer, "feed_forward", PackedFeedForward(layer.feed_forward, packed))
             for name in ("attention_norm", "ffn_norm"):
                 replace(layer, name, PackedNorm(layer.get_submodule(name)))
+        replace(llama, "tok_embeddings", PackedEmbedding(llama.tok_embeddings))
         replace(llama, "norm", PackedNorm(llama.norm))
         replace(llama, "output", PackedLinear(llama.output, packed))
     return llama
@@ -103,12 +105,25 @@ class PackedFeedForward(nn.Module):
         return self.w2(F.silu(gate) * up)
 
 
+class PackedEmbedding(nn.Module):
+    """`nn.Embedding` whose rows become float32 when they are looked up."""
+
+    def __init__(self, embedding: nn.Embedding):
+        super().__init__()
+        self.weight = embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Ids `(batch, seqlen)` to `(batch, seqlen, dim)`."""
+        return F.embedding(tokens, self.weight).float()
+
+
 class PackedNorm(nn.Module):
     """`RMSNorm` of float32 in one operation."""
 
     def __init__(self, norm: RMSNorm):
         super().__init__()
-        self.weight, self.eps, self.shape = norm.weight, norm.eps, norm.weight.shape
+        self.weight = nn.Parameter(norm.weight.float())
+        self.eps, self.shape = norm.eps, norm.weight.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
@@ -127,10 +142,17 @@ class PackedLinear(nn.Module):
         return self.product(x)
 
 
+def packed_float32(weight: torch.Tensor) -> Product:
+    """The product with a weight `(out, in)` in float32."""
+    return packed_float(weight.float())
+
+
 def packed_float(weight: torch.Tensor) -> Product:
     """The product with a weight `(out, in)` in its own precision, float32 or bfloat16."""
     several_rows = FloatProduct(weight.detach())
-    return OneRowProduct(weight, None, several_rows) if takes_one_row(weight) else several_rows
+    if not is_small(weight) or not takes_one_row(weight):
+        return several_rows
+    return OneRowProduct(weight, None, several_rows)
 
 
 def packed_bfloat16(weight: torch.Tensor) -> Product:
@@ -140,12 +162,15 @@ def packed_bfloat16(weight: torch.Tensor) -> Product:
 
 def packed_int8(weight: torch.Tensor) -> Product:
     """The product with a weight `(out, in)`, rounded to 127 steps of its row's magnitude."""
-    scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-    quantized = (weight / scale[:, None]).round().to(torch.int8)
+    scale = weight.abs().amax(dim=1).float().clamp(min=1e-12) / 127
+    quantized = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for rows in torch.arange(len(weight)).split(BLOCK_ROWS):  # no float32 copy of the whole
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        quantized[part] = (weight[part].float() / scale[part, None]).round().to(torch.int8)
     several_rows = Int8Product(quantized, scale)
-    if takes_one_row(weight):
-        return OneRowProduct(quantized, scale, several_rows)
-    return several_rows
+    if not takes_one_row(weight) or (several_rows.has_kernel and not is_small(weight)):
+        return several_rows
+    return OneRowProduct(quantized, scale, several_rows)
 
 
 class FloatProduct:
@@ -196,6 +221,15 @@ class Int8Product:
         else:
             y = F.linear(rows, self.quantized.bfloat16()) * self.scale
         return y.view(*x.shape[:-1], -1)
+
+
+SMALL = 1 << 21  # numbers; for larger weights the products of several rows are as fast for one
+BLOCK_ROWS = 1024  # that are quantized at a time
+
+
+def is_small(weight: torch.Tensor) -> bool:
+    """Whether a weight may be in memory twice."""
+    return weight.numel() <= SMALL
 
 
 N_BLOCKS = 8  # that a product of one row is cut into, to keep as many threads busy

@@ -147,6 +147,12 @@ def rows_for(
     return fit_context(*splits, max_len=model.llama.config.max_seq_len, keep="first")
 
 
+def keep_bfloat16(methods: Sequence[Method]) -> bool:
+    """Whether frozen matrices can stay in bfloat16: they are frozen, and all methods allow it."""
+    frozen = any("frozen weights" in method.traits for method in methods)
+    return frozen and all(method.takes_bfloat16 for method in methods)
+
+
 def former_names(methods: Sequence[Method]) -> dict[str, str]:
     """Parts of the names that tensors had in older files, and what they are now."""
     return {old: new for method in methods for old, new in method.former_names.items()}

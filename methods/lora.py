@@ -39,9 +39,9 @@ class LoRA(Method):
         add_lora(llama, self.lora_rank, self.lora_alpha, self.lora_dropout)
 
     def merge(self, model: nn.Module) -> None:
-        """Merge all updates into the weights."""
+        """Merge all updates into the weights, but for those that would round them to bfloat16."""
         for name, module in list(model.named_modules()):
-            if isinstance(module, LoRALinear):
+            if isinstance(module, LoRALinear) and module.wrapped.weight.dtype == torch.float32:
                 replace(model, name, module.merged())
 
 
@@ -59,8 +59,9 @@ class LoRALinear(Wrapper):
 
     def __init__(self, wrapped: nn.Linear, rank: int, alpha: float, dropout: float):
         super().__init__(wrapped)
-        self.lora_a = nn.Parameter(wrapped.weight.new_empty(rank, wrapped.in_features))
-        self.lora_b = nn.Parameter(wrapped.weight.new_zeros(wrapped.out_features, rank))
+        like = {"dtype": torch.float32, "device": wrapped.weight.device}
+        self.lora_a = nn.Parameter(torch.empty(rank, wrapped.in_features, **like))
+        self.lora_b = nn.Parameter(torch.zeros(wrapped.out_features, rank, **like))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
         self.scale = alpha / rank

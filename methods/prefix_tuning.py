@@ -19,6 +19,7 @@ class PrefixTuning(Method):
     title = "--tune prefix (arXiv 2101.00190)"
     tune = "prefix"
     traits = frozenset({"added tensors", "frozen weights"})
+    takes_bfloat16 = False  # the prefix begins as what they compute in float32
     former_names: ClassVar = {".attention.prefix_": ".attention.attend.prefix_"}
 
     prefix_length: int = flag(16, "learned positions in every layer", low=1)

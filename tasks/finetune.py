@@ -217,6 +217,7 @@ class FineTuning:
             hidden_dropout_prob=settings.hidden_dropout_prob,
             causal=settings.causal,
             label_names=label_names,
+            keep_bfloat16=settings.dtype == "bfloat16" and methods.keep_bfloat16(settings.methods),
         )
         model = methods.build_classifier(config, settings.methods, self.tokenizer)
         self.model = model.to(self.device)

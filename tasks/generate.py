@@ -31,6 +31,7 @@ class GenerateSettings(TaskSettings):
     title = "generate"
     description = None
     demo = (DEMO_MODEL,)
+    keeps_freed_memory = False
 
     prefix: str = flag(PREFIX, "the text to continue", metavar="TEXT")
     max_new_tokens: int = flag(75, "number of tokens to generate")
@@ -47,14 +48,16 @@ class Writer:
         self.settings = settings
         self.device = pick_device(settings.use_gpu)
         path = settings.pretrained_model_path
-        llama = load_pretrained(path, causal=settings.causal, init_weights=False)
+        # What is packed is converted weight by weight; until then it stays in the file.
+        llama = load_pretrained(path, causal=settings.causal, init_weights=False, dtype=None)
         self.tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
         check_vocabulary(self.tokenizer, llama.vocab_size, path)
         self.llama = llama.to(self.device).eval()
         accelerate(llama)
-        # Without a mask and in float32 it stays the assignment's, to the digit.
         if llama.config.causal or settings.dtype != "float32":
             pack(llama, settings.dtype)
+        else:  # it stays the assignment's, to the digit
+            llama.float()
 
     def write(
         self, prefix: str, outfile: str | Path, max_new_tokens: int, temperature: float
@@ -62,7 +65,8 @@ class Writer:
         """Continue `prefix`, print the text and write it to a file, as `generate_sentence` does."""
         print(f"load model from {self.settings.pretrained_model_path}")
         print(f"Temperature is {temperature}")
-        if temperature > 0:
+        is_assignments = not self.llama.config.causal
+        if is_assignments and temperature > 0:
             draw_initial_weights(self.llama)
         ids = self.tokenizer.encode(prefix, bos=True, eos=False)
         n_prompt = len(ids)
@@ -101,15 +105,15 @@ class Writer:
         )
         if interrupted:
             raise KeyboardInterrupt
-        if temperature == 0:
+        if is_assignments and temperature == 0:
             draw_initial_weights(self.llama)
 
 
 def draw_initial_weights(llama: Llama) -> None:
     """Draw what the assignment draws when it loads the model, as it does for every text.
 
-    So the random numbers that follow are the assignment's. At temperature 0 the text does not
-    depend on them, so they are drawn when it stands there.
+    It has no mask, and without one the random numbers that follow are then the assignment's. At
+    temperature 0 the text does not depend on them, so they are drawn when it stands there.
     """
     with torch.device("cpu"):
         Llama(llama.config)

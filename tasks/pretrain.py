@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm import tqdm
 
 from base_llama import load_state, state_of
-from checkpoints.pt import read_checkpoint, write_checkpoint
+from checkpoints.pt import model_args_of, read_checkpoint, write_checkpoint
 from config import LlamaConfig
 from llama import Llama, load_pretrained
 from optimizer import AdamW
@@ -146,9 +146,13 @@ class PretrainSettings(TrainSettings):
         """
         if not self.text:
             raise InputError("--text: pre-training needs a text; name one or more files")
-        for path in (*self.text, self.start_from, self.given_tokenizer):
-            if path is not None and not Path(path).is_file():
+        for path in self.text:
+            if not Path(path).is_file():
                 raise missing_file(path)
+        if self.start_from is not None and not Path(self.start_from).exists():
+            raise missing_file(self.start_from)
+        if self.given_tokenizer is not None and not Path(self.given_tokenizer).is_file():
+            raise missing_file(self.given_tokenizer)
         if self.causal is False:
             raise InputError(
                 "--no-causal: a language model learns with the causal mask; leave it out"
@@ -427,12 +431,11 @@ class Pretraining:
         """Write the weights in the layout of `stories42M.pt`."""
         dtype = getattr(torch, self.settings.save_dtype)
         weights = {name: t.detach().to("cpu", dtype) for name, t in state_of(self.llama).items()}
-        weights["tok_embeddings.weight"] = weights["output.weight"]  # stored once
-        config = self.llama.config
-        names = [*SHAPE, "vocab_size", "layer_norm_eps", "rope_theta", "causal"]
+        if self.llama.config.tie_embeddings:  # stored once
+            weights["tok_embeddings.weight"] = weights["output.weight"]
         saved = {
             "model": weights,
-            "model_args": {name: getattr(config, name) for name in names},
+            "model_args": model_args_of(self.llama.config),
             "iter_num": self.step,
             "best_val_loss": torch.tensor(self.best_loss),
             "config": self.of_the_result,

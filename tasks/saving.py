@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from base_llama import load_state, named_weights, state_of
-from checkpoints.pt import is_finite, read_checkpoint, write_checkpoint
+from checkpoints.layout import is_finite
+from checkpoints.pt import read_checkpoint, write_checkpoint
 from methods import former_names, switched_on
 from methods.recipe import Method
 from utils import InputError, Settings, plain
@@ -27,6 +28,7 @@ class ClassifierConfig(Settings):
         causal: as the model is.
         label_names: where they are known.
         init_weights: whether to draw the initial weights, for what is drawn after them.
+        keep_bfloat16: whether frozen matrices stay in the file's bfloat16.
     """
 
     pretrained_model_path: str
@@ -36,6 +38,7 @@ class ClassifierConfig(Settings):
     causal: bool | None = None
     label_names: list[str] | None = None
     init_weights: bool = True
+    keep_bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def frozen_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if not parameter.requires_grad:
-            digest.update(parameter.detach().cpu().contiguous().numpy())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from checkpoints.formats import tokenizer_beside
 from inference.packing import DTYPES
 from tokenizer import TOKENIZER_MODEL
 from utils import InputError, Settings, check_outputs, flag
@@ -43,10 +44,12 @@ class TaskSettings(Settings):
         given: the names of the flags on the command line.
         demo: the files of the demo that may stand in, in groups: those of a group only together.
         takes_methods: whether the flags of methods act.
+        keeps_freed_memory: whether `training.cpu.keep_freed_memory` pays; it costs some memory.
     """
 
     demo: ClassVar[tuple[dict[str, str], ...]] = (DEMO_MODEL, DEMO_DATA)
     takes_methods: ClassVar[bool] = False
+    keeps_freed_memory: ClassVar[bool] = True
 
     title = "all options"
     description = "The assignment's flags; those of other options are taken and not used."
@@ -135,8 +138,8 @@ class TaskSettings(Settings):
         """Name the tokenizer beside the checkpoint, or else the one in the working folder."""
         if self.tokenizer_path is not None:
             return self
-        beside = Path(self.pretrained_model_path).parent / TOKENIZER_MODEL
-        return self.replace(tokenizer_path=str(beside) if beside.is_file() else TOKENIZER_MODEL)
+        beside = tokenizer_beside(self.pretrained_model_path)
+        return self.replace(tokenizer_path=str(beside or TOKENIZER_MODEL))
 
 
 @dataclass(frozen=True, kw_only=True)

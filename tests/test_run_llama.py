@@ -264,10 +264,12 @@ def test_finetuning_in_bfloat16_differs_from_float32_by_rounding(project, run_cl
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_freed_memory_is_kept(project, run_cli, monkeypatch):
+def test_freed_memory_is_kept_where_much_is_freed(project, run_cli, monkeypatch):
     calls = []
     monkeypatch.setattr(run_llama, "keep_freed_memory", lambda: calls.append(1))
     run_cli(*project.flags, "--max_new_tokens", "1")
+    assert calls == []
+    run_cli("--option", "prompt", *project.flags)
     assert calls == [1]
 
 

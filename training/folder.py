@@ -14,9 +14,16 @@ TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"
 
 
 def fingerprint(path: str | Path) -> str:
-    """A file's name and the beginning of its SHA-256."""
-    with Path(path).open("rb") as file:
-        return f"{Path(path).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    """The name and the beginning of the SHA-256 of a file, or of all files of a folder."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(file for file in path.iterdir() if file.is_file()):
+            digest.update(fingerprint(file).encode())
+    else:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    return f"{path.name} {digest.hexdigest()[:16]}"
 
 
 @contextlib.contextmanager

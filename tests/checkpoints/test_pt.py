@@ -62,9 +62,30 @@ def test_one_of_the_tied_matrices_is_enough(llama, saved, tmp_path, absent):
     assert same_output(llama, load_pretrained(write(saved, tmp_path)))
 
 
-def test_an_output_head_of_its_own_is_refused(saved, tmp_path):
+def test_an_output_head_of_its_own_is_used(saved, tmp_path):
     saved["model"]["tok_embeddings.weight"] += 1.0
-    with pytest.raises(InputError, match="an output head of its own is not supported"):
+    loaded = load_pretrained(write(saved, tmp_path)).eval()
+    assert loaded.config.tie_embeddings is False
+    assert loaded.tok_embeddings.weight is not loaded.output.weight
+    weights = {name: tensor.numpy() for name, tensor in saved["model"].items()}
+    expected, _ = llama_forward(weights, TOKENS.numpy(), MODEL_ARGS)
+    with torch.inference_mode():
+        logits, _ = loaded(TOKENS, targets=TOKENS)
+    assert np.abs(logits.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("absent", ["tok_embeddings.weight", "output.weight"])
+def test_what_is_said_to_be_untied_needs_both(saved, tmp_path, absent):
+    saved["model_args"]["tie_embeddings"] = False
+    del saved["model"][absent]
+    with pytest.raises(InputError, match=f"{absent} is missing"):
+        load_pretrained(write(saved, tmp_path))
+
+
+def test_what_is_said_to_be_tied_must_be_equal(saved, tmp_path):
+    saved["model_args"]["tie_embeddings"] = True
+    saved["model"]["tok_embeddings.weight"] += 1.0
+    with pytest.raises(InputError, match="said to be tied"):
         load_pretrained(write(saved, tmp_path))
 
 

@@ -1,0 +1,606 @@
+"""Every format in and out: the same model, there and back again, against independent programs."""
+
+import json
+import shutil
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_llama, save_llama
+
+from checkpoints import formats, hf, llama2c, meta, pt
+from checkpoints.convert import convert
+from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
+from config import LlamaConfig
+from inference.decoding import decode
+from llama import load_pretrained
+from tasks.settings import DEMO
+from tokenizer import Tokenizer
+from utils import InputError
+
+TOKENS = torch.randint(0, 320, (2, 11), generator=torch.Generator().manual_seed(5))
+KINDS = pytest.mark.parametrize("tied", [True, False])
+HEADS = pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
+THETAS = pytest.mark.parametrize("theta", [10000.0, 500000.0])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def random_checkpoint(tied=True, n_kv_heads=2, theta=10000.0, dtype=torch.float32, **changes):
+    """A causal model with random weights, as a file has it."""
+    arguments = {"causal": True, "rope_theta": theta, "tie_embeddings": tied}
+    llama = make_llama(n_kv_heads=n_kv_heads, **arguments | changes)
+    tensors = {name: tensor.to(dtype) for name, tensor in llama.state_dict().items()}
+    if tied:
+        tensors[EMBEDDING] = tensors[HEAD]
+    return Checkpoint(llama.config, tensors, "random")
+
+
+def same(a: Checkpoint, b: Checkpoint) -> bool:
+    """Whether two have the very same tensors and describe the same model."""
+    names = [*pt.MODEL_ARGS]
+    names = [name for name in names if name not in ("hidden_dim", "multiple_of", "n_kv_heads")]
+    shapes = shapes_of(a.config) == shapes_of(b.config)
+    settings = all(getattr(a.config, name) == getattr(b.config, name) for name in names)
+    tensors = a.tensors.keys() == b.tensors.keys() and all(
+        tensor.dtype == b.tensors[name].dtype and torch.equal(tensor, b.tensors[name])
+        for name, tensor in a.tensors.items()
+    )
+    return shapes and settings and tensors
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, tokenizer_path):
+    """A working folder with a tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
+    return tmp_path
+
+
+def logits_of(path) -> torch.Tensor:
+    with torch.inference_mode():
+        return load_pretrained(path).eval()(TOKENS, targets=TOKENS)[0]
+
+
+# Hugging Face
+
+
+@KINDS
+@HEADS
+@THETAS
+@DTYPES
+def test_transformers_computes_the_same(folder, tied, n_kv_heads, theta, dtype):
+    """What we write it loads without a warning, what it writes we load; the logits agree."""
+    pytest.importorskip("safetensors")
+    transformers = pytest.importorskip("transformers")
+    checkpoint = random_checkpoint(tied, n_kv_heads, theta, dtype)
+    hf.save(checkpoint, folder / "ours", folder / "tokenizer.model")
+    with warnings_are_errors(transformers) as logged:
+        theirs = transformers.LlamaForCausalLM.from_pretrained(folder / "ours", dtype=torch.float32)
+    assert logged() == ""
+    with torch.inference_mode():
+        expected = theirs.eval()(TOKENS).logits
+    tolerance = 1e-4 * expected.abs().max()
+    assert (logits_of("ours") - expected).abs().max() < tolerance
+    theirs.to(dtype).save_pretrained(folder / "theirs")
+    assert same(formats.load("theirs"), checkpoint)
+    assert (logits_of("theirs") - expected).abs().max() < tolerance
+
+
+class warnings_are_errors:
+    """Collects what Transformers logs, from warnings on."""
+
+    def __init__(self, transformers):
+        self.transformers = transformers
+
+    def __enter__(self):
+        import io
+        import logging
+
+        self.stream = io.StringIO()
+        self.handler = logging.StreamHandler(self.stream)
+        self.logger = self.transformers.logging.get_logger("transformers")
+        self.logger.addHandler(self.handler)
+        self.transformers.logging.set_verbosity_warning()
+        return self.stream.getvalue
+
+    def __exit__(self, *_):
+        self.logger.removeHandler(self.handler)
+
+
+def test_transformers_tokenizer_gives_the_same_ids(folder, tokenizer):
+    pytest.importorskip("safetensors")
+    transformers = pytest.importorskip("transformers")
+    hf.save(random_checkpoint(), folder / "ours", folder / "tokenizer.model")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder / "ours")
+    for text in ("a warm and funny film", "naïve 映画"):
+        assert theirs(text)["input_ids"] == tokenizer.encode(text, bos=True, eos=False)
+
+
+@KINDS
+@HEADS
+def test_a_stored_folder_of_transformers_computes_the_same(tied, n_kv_heads):
+    """Without that package: `tests/make_hf_fixture.py` wrote it, with the logits."""
+    pytest.importorskip("safetensors")
+    from conftest import ROOT
+
+    name = f"{'tied' if tied else 'untied'}-{n_kv_heads}"
+    stored = ROOT / "tests/fixtures/transformers" / name
+    expected = torch.tensor(json.loads((stored / "logits.json").read_text()))
+    tokens = torch.tensor([[1, 5, 9, 30, 2, 17]])
+    with torch.inference_mode():
+        logits, _ = load_pretrained(stored).eval()(tokens, targets=tokens)
+    assert (logits[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert load_pretrained(stored).config.causal
+
+
+def write_shards(checkpoint: Checkpoint, folder, n: int) -> None:
+    """A sharded folder, from a whole one."""
+    from safetensors.torch import save_file
+
+    hf.save(checkpoint, folder, None)
+    tensors = hf.read_safetensors(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {}
+    for i in range(n):
+        file = f"model-{i + 1:05}-of-{n:05}.safetensors"
+        names = sorted(tensors)[i::n]
+        save_file({name: tensors[name] for name in names}, folder / file)
+        files |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def test_shards_and_old_files_are_put_together(folder):
+    pytest.importorskip("safetensors")
+    checkpoint = random_checkpoint(tied=False)
+    write_shards(checkpoint, folder / "shards", 3)
+    assert same(formats.load("shards"), checkpoint)
+    hf.save(checkpoint, folder / "old", None)
+    tensors = hf.read_safetensors(folder / "old/model.safetensors")
+    torch.save({name: t.clone() for name, t in tensors.items()}, folder / "old/pytorch_model.bin")
+    (folder / "old/model.safetensors").unlink()
+    assert same(formats.load("old"), checkpoint)
+    assert same(formats.load("old/pytorch_model.bin"), checkpoint)
+
+
+NOT_LLAMA_2 = [
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_parameters"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ({"sliding_window": 4096}, "sliding_window"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"model_type": "mistral"}, "model_type 'mistral'"),
+    ({"head_dim": 16}, "head_dim 16"),
+    ({"query_pre_attn_scalar": 8}, "query_pre_attn_scalar is not understood"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+    ({"num_attention_heads": 3}, "no multiple of n_heads"),
+    ({"hidden_size": 10**9}, "has shape"),
+    ({"num_hidden_layers": -1}, "n_layers"),
+    ({"vocab_size": "320"}, "vocab_size"),
+]
+
+
+@pytest.mark.parametrize(("changes", "complaint"), NOT_LLAMA_2)
+def test_what_is_not_llama_2_is_refused_by_its_name(folder, run_cli, changes, complaint):
+    pytest.importorskip("safetensors")
+    hf.save(random_checkpoint(), folder / "model", folder / "tokenizer.model")
+    config = json.loads((folder / "model/config.json").read_text()) | changes
+    (folder / "model/config.json").write_text(json.dumps(config))
+    code, _, err = run_cli("--pretrained-model-path", "model", "--max_new_tokens", "1")
+    assert code == 2 and err.count("\n") == 1, err
+    assert complaint in err and "model" in err
+
+
+def test_damaged_folders_are_one_line(folder, run_cli):
+    pytest.importorskip("safetensors")
+    from safetensors.torch import save_file
+
+    checkpoint = random_checkpoint(tied=False)
+    write_shards(checkpoint, folder / "good", 2)
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    index = json.loads((folder / "good/model.safetensors.index.json").read_text())
+
+    def spoil_index(name):
+        def spoil(model):
+            changed = {"weight_map": index["weight_map"] | {"model.norm.weight": name}}
+            (model / "model.safetensors.index.json").write_text(json.dumps(changed))
+
+        return spoil
+
+    def change(model, **tensors):
+        theirs = hf.read_safetensors(model / first)
+        theirs = {name: tensor.clone() for name, tensor in theirs.items()}
+        save_file(theirs | tensors, model / first)
+
+    name = next(name for name, file in index["weight_map"].items() if file == second)
+    cases = {
+        "truncated": lambda m: (m / first).write_bytes((m / first).read_bytes()[:-100]),
+        "empty": lambda m: (m / first).write_bytes(b""),
+        "absent": lambda m: (m / second).unlink(),
+        "outside": spoil_index("../good/" + first),
+        "absolute": spoil_index("/etc/passwd"),
+        "no-map": lambda m: (m / "model.safetensors.index.json").write_text("[1]"),
+        "no-json": lambda m: (m / "config.json").write_text("{"),
+        "deep": lambda m: (m / "config.json").write_text("[" * 100_000),
+        "list": lambda m: (m / "config.json").write_text("[]"),
+        "no-sizes": lambda m: (m / "config.json").write_text("{}"),
+        "doubled": lambda m: change(m, **{name: torch.zeros(2)}),
+        "shape": lambda m: change(m, **{"lm_head.weight": torch.zeros(3, 3)}),
+        "unexpected": lambda m: change(m, **{"model.extra": torch.zeros(3)}),
+        "bias": lambda m: change(m, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}),
+        "integers": lambda m: change(m, **{"model.qweight": torch.zeros(3, dtype=torch.int32)}),
+        "nan": lambda m: change(m, **{"model.norm.weight": torch.full((32,), torch.nan)}),
+        "no-weights": lambda m: [path.unlink() for path in m.glob("*.safetensors*")],
+    }
+    for case, spoil in cases.items():
+        model = folder / case
+        shutil.copytree(folder / "good", model)
+        spoil(model)
+        flags = ["--tokenizer-path", "tokenizer.model", "--max_new_tokens", "1"]
+        code, _, err = run_cli("--pretrained-model-path", case, *flags)
+        assert code == 2, case
+        assert err.startswith("error: ") and err.count("\n") == 1, (case, err)
+
+
+def test_a_folder_without_a_sentencepiece_model_says_so(folder, run_cli):
+    pytest.importorskip("safetensors")
+    hf.save(random_checkpoint(), folder / "model", None)
+    (folder / "model/tokenizer.json").write_text("{}")
+    code, _, err = run_cli("--pretrained-model-path", "model")
+    assert code == 2 and "only a tokenizer.json" in err
+    flags = ["--tokenizer-path", "tokenizer.model", "--max_new_tokens", "1"]
+    assert run_cli("--pretrained-model-path", "model", *flags)[0] == 0
+    (folder / "empty").mkdir()
+    code, _, err = run_cli("--pretrained-model-path", "empty", *flags[:2])
+    assert code == 2 and "without config.json or params.json" in err
+
+
+# Meta
+
+
+def write_meta(checkpoint: Checkpoint, folder, n_shards: int, **params) -> None:
+    """As Meta's release: rows or columns of the matrices in each shard, norms in all."""
+    config = checkpoint.config
+    folder.mkdir()
+    names = {"query": "wq", "key": "wk", "value": "wv", "output": "wo"}
+    shards = [{"rope.freqs": torch.ones(4)} for _ in range(n_shards)]
+    for name, tensor in checkpoint.tensors.items():
+        short = name
+        for ours, theirs in names.items():
+            short = short.replace(f"compute_{ours}.", f"{theirs}.")
+        if tensor.dim() == 1:
+            parts = [tensor] * n_shards
+        else:
+            columns = name.endswith(("compute_output.weight", "w2.weight")) or name == EMBEDDING
+            parts = tensor.chunk(n_shards, dim=1 if columns else 0)
+        for shard, part in zip(shards, parts, strict=True):
+            shard[short] = part.clone()
+    for i, shard in enumerate(shards):
+        torch.save(shard, folder / f"consolidated.{i:02}.pth")
+    values = {
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "multiple_of": 32,
+        "norm_eps": 1e-5,
+        "vocab_size": -1,
+    }
+    (folder / "params.json").write_text(json.dumps(values | params))
+
+
+@pytest.mark.parametrize("n_shards", [1, 2])
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+def test_metas_folders(folder, n_shards, n_kv_heads):
+    checkpoint = random_checkpoint(tied=False, n_kv_heads=n_kv_heads, max_seq_len=4096)
+    write_meta(checkpoint, folder / "meta", n_shards)
+    loaded = formats.load("meta")
+    assert loaded.config.causal and loaded.config.vocab_size == 320
+    assert same(loaded, checkpoint)
+    assert same(formats.load("meta/consolidated.00.pth"), checkpoint)
+    assert formats.tokenizer_beside("meta").resolve() == folder / "tokenizer.model"
+
+
+def test_metas_width_of_the_feed_forward_layers(folder):
+    """As Llama 2 70B: a multiplier, then rounding up."""
+    config = LlamaConfig(dim=8192, multiple_of=4096, ffn_dim_multiplier=1.3)
+    assert config.ffn_dim == 28672
+    checkpoint = random_checkpoint(tied=False, ffn_dim_multiplier=1.5, max_seq_len=4096)
+    assert checkpoint.config.ffn_dim == 128
+    write_meta(checkpoint, folder / "meta", 2, ffn_dim_multiplier=1.5)
+    assert same(formats.load("meta"), checkpoint)
+
+
+def test_metas_folders_that_are_not_whole(folder):
+    checkpoint = random_checkpoint(tied=False, max_seq_len=4096)
+    write_meta(checkpoint, folder / "meta", 2)
+    shard = torch.load("meta/consolidated.01.pth", weights_only=True)
+    torch.save({n: t for n, t in shard.items() if "wq" not in n}, "meta/consolidated.01.pth")
+    with pytest.raises(InputError, match="not in all of the 2 shards"):
+        formats.load("meta")
+    (folder / "meta/consolidated.01.pth").unlink()
+    with pytest.raises(InputError, match="has shape"):
+        formats.load("meta")
+    (folder / "meta/params.json").write_text('{"use_scaled_rope": true}')
+    with pytest.raises(InputError, match="not understood: use_scaled_rope"):
+        formats.load("meta")
+    (folder / "meta/params.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        formats.load("meta")
+
+
+# llama2.c
+
+
+def write_version_1(checkpoint: Checkpoint, path) -> None:
+    """As llama2.c's export.py states it."""
+    config, tensors, _ = checkpoint
+    sizes = (config.dim, config.ffn_dim, config.n_layers, config.n_heads, config.n_kv_heads)
+    sizes += (config.vocab_size, config.max_seq_len)
+    start = struct.pack("<Ii7iB", 0x616B3432, 1, *sizes, config.tie_embeddings)
+    layers = range(config.n_layers)
+    attention = [f"attention.compute_{n}" for n in ("query", "key", "value", "output")]
+    names = [f"layers.{i}.{norm}" for norm in ("attention_norm", "ffn_norm") for i in layers]
+    names += ["norm", "tok_embeddings"]
+    names += [
+        f"layers.{i}.{n}"
+        for n in (*attention, *(f"feed_forward.{w}" for w in ("w1", "w2", "w3")))
+        for i in layers
+    ]
+    names += [] if config.tie_embeddings else ["output"]
+    content = b"".join(tensors[f"{name}.weight"].numpy().tobytes() for name in names)
+    path.write_bytes(start.ljust(256, b"\0") + content)
+
+
+@KINDS
+@HEADS
+def test_float_files_of_llama2c(folder, tied, n_kv_heads):
+    checkpoint = random_checkpoint(tied, n_kv_heads)
+    llama2c.save(checkpoint, "0.bin", version=0)
+    write_version_1(checkpoint, folder / "1.bin")
+    for name in ("0.bin", "1.bin"):
+        assert same(formats.load(name), checkpoint), name
+    llama2c.save(formats.load("0.bin"), "again.bin", version=0)
+    assert (folder / "again.bin").read_bytes() == (folder / "0.bin").read_bytes()
+
+
+@KINDS
+def test_int8_files_of_llama2c_are_within_half_a_step(folder, tied):
+    checkpoint = random_checkpoint(tied)
+    llama2c.save(checkpoint, "2.bin", version=2)
+    loaded = formats.load("2.bin")
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dim() == 1:
+            assert torch.equal(loaded.tensors[name], tensor)
+            continue
+        groups = tensor.reshape(-1, 32)  # the widths are 32 and 96
+        half = groups.abs().amax(dim=1, keepdim=True) / 127 / 2
+        difference = (loaded.tensors[name].reshape(-1, 32) - groups).abs()
+        assert (difference <= half * 1.001).all()
+        assert difference.max() > 0
+
+
+def test_the_original_file_is_the_same_model(real_assets):
+    """stories260K.bin is llama2.c's own; stories260K.pt has the same weights."""
+    stories = real_assets("stories260K")
+    ours, theirs = (formats.load(stories / f"stories260K.{kind}") for kind in ("pt", "bin"))
+    assert theirs.config.causal and not ours.config.causal
+    for name, tensor in ours.tensors.items():
+        assert torch.equal(tensor, theirs.tensors[name]), name
+
+
+@pytest.fixture(scope="session")
+def programs(real_assets, tmp_path_factory):
+    """llama2.c's run and runq, compiled."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    folder = tmp_path_factory.mktemp("llama2c")
+    for name in ("run", "runq"):
+        source = real_assets("llama2c") / f"{name}.c"
+        command = ["gcc", "-O3", "-o", folder / name, source, "-lm"]
+        subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["stories260K", "demo"])
+def test_llama2cs_program_writes_our_text(folder, real_assets, programs, model):
+    """At temperature 0, from the exported model and tokenizer."""
+    source, pieces = DEMO / "model.pt", DEMO / "tokenizer.model"
+    if model == "stories260K":
+        stories = real_assets("stories260K")
+        source, pieces = stories / "stories260K.bin", stories / "tok512.model"
+    shutil.copy(pieces, "tokenizer.model")
+    shutil.copy(source, f"in{source.suffix}")
+    convert(f"in{source.suffix}", "out.bin", "llama2c")
+    prompt = "Once upon a time"
+    flags = ["-z", "tokenizer.bin", "-t", "0", "-n", "200", "-i", prompt]
+    done = subprocess.run(
+        [programs / "run", "out.bin", *flags], capture_output=True, text=True, check=True
+    )
+    theirs = done.stdout.strip()
+    tokenizer = Tokenizer(tokenizer_model="tokenizer.model")
+    llama = load_pretrained("out.bin").eval()
+    ids = tokenizer.encode(prompt, bos=True, eos=False)
+    for (token,) in decode(llama, [ids.copy()], 200 - len(ids), 0.0):
+        ids.append(token)
+    ours = tokenizer.decode(ids)
+    assert len(theirs) > 300 and theirs.startswith(prompt)
+    assert ours.strip() == theirs or ours.startswith(theirs[:-20])
+
+
+def test_llama2cs_int8_program_reads_our_file(folder, real_assets, programs):
+    """Its text need not be ours: it rounds activations too. It begins alike."""
+    shutil.copy(DEMO / "tokenizer.model", "tokenizer.model")
+    shutil.copy(DEMO / "model.pt", "in.pt")
+    convert("in.pt", "out.bin", "llama2c", "int8")
+    flags = ["-z", "tokenizer.bin", "-t", "0", "-n", "60", "-i", "Once upon a time"]
+    done = subprocess.run(
+        [programs / "runq", "out.bin", *flags], capture_output=True, text=True, check=True
+    )
+    assert "there was a little girl named" in done.stdout
+
+
+def header(**changes) -> bytes:
+    sizes = {"dim": 32, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
+    sizes |= {"vocab_size": 320, "max_seq_len": 128}
+    return struct.pack("<7i", *(sizes | changes).values())
+
+
+BAD_HEADERS = {
+    "negative": header(dim=-32),
+    "huge": header(n_layers=2**31 - 1),
+    "huge-dim": header(dim=2**30, n_heads=2**20),
+    "zero": header(n_heads=0),
+    "odd": header(n_heads=5),
+    "short": header()[:20],
+    "version-3": struct.pack("<Ii", 0x616B3432, 3) + bytes(300),
+    "version-1-cut": struct.pack("<Ii", 0x616B3432, 1) + header() + b"\1",
+    "version-2-no-group": (struct.pack("<Ii", 0x616B3432, 2) + header() + b"\1").ljust(256, b"\0"),
+    "version-2-odd-group": (
+        struct.pack("<Ii", 0x616B3432, 2) + header() + b"\1" + struct.pack("<i", 7)
+    ).ljust(256, b"\0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_wrong_sizes_in_a_header_are_one_line(folder, run_cli, name):
+    (folder / "bad.bin").write_bytes(BAD_HEADERS[name] + bytes(1000))
+    code, _, err = run_cli("--pretrained-model-path", "bad.bin", "--max_new_tokens", "1")
+    assert code == 2 and err.count("\n") == 1 and err.startswith("error: bad.bin"), err
+
+
+def test_a_file_that_was_cut_is_one_line(folder):
+    write_version_1(random_checkpoint(), folder / "1.bin")
+    content = (folder / "1.bin").read_bytes()
+    (folder / "1.bin").write_bytes(content[:-4])
+    with pytest.raises(InputError, match=f"{len(content) - 4:,} bytes, but its header describes"):
+        formats.load("1.bin")
+
+
+# Conversion
+
+
+@KINDS
+@DTYPES
+def test_there_and_back_again(folder, tied, dtype):
+    pytest.importorskip("safetensors")
+    checkpoint = random_checkpoint(tied, dtype=dtype)
+    pt.save(checkpoint, "a.pt")
+    convert("a.pt", "hf", "hf")
+    convert("hf", "b.pt", "pt")
+    assert same(formats.load("b.pt"), checkpoint)
+    if dtype == torch.float32:
+        convert("b.pt", "c.bin", "llama2c")
+        convert("c.bin", "d.pt", "pt")
+        assert same(formats.load("d.pt"), checkpoint)
+        assert (folder / "tokenizer.bin").read_bytes() == Tokenizer().exported()
+    assert (folder / "hf/tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
+    size = (folder / "b.pt").stat().st_size
+    n = sum(int(np.prod(shape)) for shape in shapes_of(checkpoint.config).values())
+    n -= 320 * 32 * tied  # stored once
+    assert size < n * dtype.itemsize + 20_000
+
+
+def test_the_dtype_is_that_of_the_weights(folder):
+    pytest.importorskip("safetensors")
+    pt.save(random_checkpoint(), "a.pt")
+    for to, name in (("pt", "half.pt"), ("hf", "half")):
+        convert("a.pt", name, to, "float16")
+        assert {t.dtype for t in formats.load(name).tensors.values()} == {torch.float16}
+
+
+def test_a_mask_comes_in_goes_out_and_can_be_overridden(folder, run_cli):
+    save_llama(make_llama(), folder / "unmasked.pt")
+    for to in ("hf", "llama2c"):
+        with pytest.raises(InputError, match="attends without a mask"):
+            convert("unmasked.pt", "out", to)
+    assert not (folder / "out").exists()
+    convert("unmasked.pt", "copy.pt", "pt")
+    assert load_pretrained("copy.pt").config.causal is False
+    llama2c.save(random_checkpoint(), "a.bin", version=0)
+    convert("a.bin", "b.pt", "pt")
+    assert pt.read_checkpoint("b.pt")["model_args"]["causal"] is True
+    assert load_pretrained("a.bin").config.causal
+    assert not load_pretrained("a.bin", causal=False).config.causal
+
+
+@pytest.mark.parametrize("changes", [{"theta": 500000.0}, {"layer_norm_eps": 1e-6}])
+def test_what_llama2c_cannot_say_is_refused(folder, changes):
+    pt.save(random_checkpoint(**changes), "a.pt")
+    with pytest.raises(InputError, match=r"llama2\.c's programs fix"):
+        convert("a.pt", "b.bin", "llama2c")
+    assert not (folder / "b.bin").exists()
+
+
+def test_nothing_is_lost(folder, run_cli):
+    pt.save(random_checkpoint(), "a.pt")
+    before = (folder / "a.pt").read_bytes()
+    with pytest.raises(InputError, match=r"would overwrite the input a\.pt"):
+        convert("a.pt", "a.pt", "pt")
+    (folder / "full").mkdir()
+    (folder / "full/precious").write_text("x")
+    with pytest.raises(InputError, match="is there already"):
+        convert("a.pt", "full", "hf")
+    (folder / "tokenizer.bin").write_text("another")
+    with pytest.raises(InputError, match="another tokenizer"):
+        convert("a.pt", "b.bin", "llama2c")
+    with pytest.raises(InputError, match="--to hf has float32, bfloat16, float16"):
+        convert("a.pt", "c", "hf", "int8")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"a.pt", "full", "tokenizer.bin", "tokenizer.model"}
+    assert (folder / "a.pt").read_bytes() == before
+
+
+def test_hostile_pickles_run_nothing(folder, run_cli):
+    import os
+
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {folder}/attacked",)
+
+    checkpoint = random_checkpoint(tied=False, max_seq_len=4096)
+    write_meta(checkpoint, folder / "meta", 1)
+    torch.save({"norm.weight": Attack()}, folder / "meta/consolidated.00.pth")
+    (folder / "old").mkdir()
+    config = hf.config_json(checkpoint.config, torch.float32)
+    (folder / "old/config.json").write_text(json.dumps(config))
+    torch.save({"lm_head.weight": Attack()}, folder / "old/pytorch_model.bin")
+    for name in ("meta", "old"):
+        code, _, err = run_cli("--pretrained-model-path", name)
+        assert code == 2 and "could run code" in err
+    assert not (folder / "attacked").exists()
+
+
+def test_formats_are_told_by_content(folder):
+    """Names do not matter."""
+    pytest.importorskip("safetensors")
+    checkpoint = random_checkpoint()
+    llama2c.save(checkpoint, "weights.pt", version=0)
+    assert llama2c.reads("weights.pt") and same(formats.load("weights.pt"), checkpoint)
+    pt.save(checkpoint, "weights.bin")
+    assert not llama2c.reads("weights.bin") and same(formats.load("weights.bin"), checkpoint)
+    hf.save(checkpoint, folder / "a.pt", None)
+    assert hf.reads("a.pt") and not meta.reads("a.pt") and same(formats.load("a.pt"), checkpoint)
+    assert same(formats.load("a.pt/model.safetensors"), checkpoint)
+
+
+@pytest.mark.parametrize("to", ["hf", "llama2c", "pt"])
+def test_every_option_takes_every_format(project, run_cli, to):
+    pytest.importorskip("safetensors")
+    pt.save(random_checkpoint(tied=False), "start.pt")
+    name = {"hf": "model", "llama2c": "model.bin", "pt": "copy.pt"}[to]
+    convert("start.pt", name, to)
+    flags = ["--pretrained-model-path", name]
+    assert run_cli(*project.flags, *flags, "--max_new_tokens", "2")[0] == 0
+    for option in ("prompt", "finetune"):
+        assert run_cli("--option", option, *project.flags, *flags)[0] == 0
+    (project.path / "text.txt").write_text("The fox saw the hen.\n<|endoftext|>\n" * 300)
+    pretrain = ["--option", "pretrain", "--text", "text.txt", "--steps", "2", "--max_seq_len", "16"]
+    code, _, err = run_cli(*pretrain, *flags)
+    assert code == 0, err
+    trained = formats.load("pretrained/model.pt")
+    assert not trained.config.tie_embeddings
+    assert not torch.equal(trained.tensors[EMBEDDING], trained.tensors[HEAD])
