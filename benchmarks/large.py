@@ -11,7 +11,7 @@ in a process of its own, or fine-tunes with LoRA. Its memory is read every 20 ms
 part, which the system cannot drop, and the mapped pages of files, which it can. The speed of
 decoding stands beside the memory limit: what is read for a token over the rate at which memory is
 summed.
-Linux only.
+The first token is timed from the start of the process. Linux only.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.startup import seconds_to_first_token
 from checkpoints import hf
 from checkpoints.layout import shapes_of
 from config import LlamaConfig
@@ -156,6 +157,8 @@ def main() -> None:
             read = (size / 2 - 32000 * SHAPES[args.shape]["dim"]) * BYTES[dtype]
             limit = rate / read
             print(f"  tokens/s {', '.join(speeds)}; memory limit {limit:.1f}")
+            first = seconds_to_first_token([*map(str, command), *flags], folder)
+            print(f"  first token after {first:.1f} s, loading included")
 
 
 def report(what: str, most: dict[str, int], size: int) -> None:

@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, shapes_of
+from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, see_layers, shapes_of
 from checkpoints.pt import read_checkpoint
 from config import LlamaConfig
 from utils import InputError, atomic_write
@@ -117,6 +118,7 @@ def load(path: str | Path) -> Checkpoint:
         if ours in tensors:
             raise InputError(f"{folder}: {name} is there twice")
         tensors[ours] = tensor
+    see_layers(config, len(tensors), folder)
     expected = shapes_of(config)
     for name, tensor in tensors.items():
         if is_rotated(name) and tuple(tensor.shape) == expected.get(name):
@@ -277,7 +279,8 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> 
     config, tensors, _ = checkpoint
     dtype = tensors[EMBEDDING].dtype
     theirs = {}
-    for name, tensor in tensors.items():
+    progress = {"desc": "write", "unit": " tensors", "leave": False, "disable": None, "delay": 1}
+    for name, tensor in tqdm(tensors.items(), **progress):
         if name == HEAD and config.tie_embeddings:
             continue
         tensor = to_halves(tensor, config) if is_rotated(name) else tensor

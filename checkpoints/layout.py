@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from config import LlamaConfig
 from utils import InputError
@@ -72,9 +73,11 @@ def checked(
     Raises:
         InputError: names, shapes or values are not as expected; the message names all that differ.
     """
+    see_layers(config, len(tensors), path)
     expected = shapes_of(config)
     complaints = []
-    for name, tensor in tensors.items():
+    progress = {"desc": "check", "unit": " tensors", "leave": False, "disable": None, "delay": 1}
+    for name, tensor in tqdm(tensors.items(), **progress):
         if name not in expected:
             complaints.append(f"{name} is unexpected")
         elif not is_dense(tensor):
@@ -98,6 +101,16 @@ def checked(
     if config.tie_embeddings:
         embedding = head
     return Checkpoint(config, {**tensors, EMBEDDING: embedding, HEAD: head}, str(path))
+
+
+def see_layers(config: LlamaConfig, n_tensors: int, path: str | Path) -> None:
+    """See that a file has tensors for all its layers, before anything is made for each of them.
+
+    Raises:
+        InputError: it has fewer tensors than layers.
+    """
+    if config.n_layers > n_tensors:
+        raise InputError(f"{path}: is to have {config.n_layers} layers, has {n_tensors} tensors")
 
 
 def shortened(complaints: list[str]) -> str:

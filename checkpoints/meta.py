@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, shapes_of
+from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, see_layers, shapes_of
 from checkpoints.pt import canonical_name, read_checkpoint
 from config import LlamaConfig
 from utils import InputError
@@ -50,6 +50,7 @@ def load(path: str | Path) -> Checkpoint:
         config = LlamaConfig.from_model_args(arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / PARAMS}: describes no Llama: {error}") from error
+    see_layers(config, len(shards[0]), folder)
     expected = shapes_of(config)
     tensors = {}
     for name in shards[0]:
