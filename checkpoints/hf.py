@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, see_layers, shapes_of
+from checkpoints.layout import (
+    EMBEDDING,
+    HEAD,
+    Checkpoint,
+    checked,
+    read_json,
+    see_layers,
+    shapes_of,
+)
 from checkpoints.pt import read_checkpoint
 from config import LlamaConfig
 from utils import InputError, atomic_write
@@ -150,14 +158,9 @@ def to_halves(weight: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
     return weight.view(-1, head_dim // 2, 2, config.dim).transpose(1, 2).reshape(weight.shape)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+def is_unset(value: Any) -> bool:
+    """Whether a setting is null, false or empty. 0 is a value: a token's id may be 0."""
+    return value is None or value is False or value in ([], {})
 
 
 def read_config(path: Path) -> tuple[LlamaConfig, bool]:
@@ -182,9 +185,9 @@ def read_config(path: Path) -> tuple[LlamaConfig, bool]:
         elif name == "rope_theta":
             arguments["rope_theta"] = 10000.0 if value is None else value
         elif name in ONLY:
-            if value not in (None, False, *ONLY[name]):
+            if not is_unset(value) and value not in ONLY[name]:
                 raise InputError(f"{path}: {name} {value!r} is not Llama 2's")
-        elif name not in WITHOUT_EFFECT and value not in (None, False, [], {}):
+        elif name not in WITHOUT_EFFECT and not is_unset(value):
             raise InputError(f"{path}: {name} is not understood")
     missing = [name for name, ours in SIZES.items() if ours not in arguments]
     if missing:
@@ -218,8 +221,9 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{folder}: no {WEIGHTS} and no {OLD_WEIGHTS} in it")
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        read = read_safetensors if file.suffix == ".safetensors" else read_checkpoint
-        for name, tensor in read(file).items():
+        is_new = file.suffix == ".safetensors"
+        read = read_safetensors(file) if is_new else read_checkpoint(file, mapped=True)
+        for name, tensor in read.items():
             if name in tensors:
                 raise InputError(f"{file}: {name} is in another file too")
             if not isinstance(tensor, torch.Tensor):

@@ -1,5 +1,6 @@
 """What all formats share: a config and its tensors, their names and shapes, and their check."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,6 @@ LAYER_NAMES = (  # in each layer, in the order of `Llama`
     "attention_norm.weight",
     "ffn_norm.weight",
 )
-
-
 MANY_LAYERS = 1000  # more than any model has; up to here each missing tensor is named
 
 
@@ -74,7 +73,7 @@ def checked(
         tied: what the file says of that; None says nothing.
 
     Raises:
-        InputError: names, shapes or values are not as expected; the message names all that differ.
+        InputError: names, shapes or values are not as expected; the message names the first ten.
     """
     see_layers(config, len(tensors), path)
     expected = shapes_of(config)
@@ -120,6 +119,21 @@ def shortened(complaints: list[str]) -> str:
     """The first ten of many."""
     more = [f"and {len(complaints) - 10} more"] if len(complaints) > 10 else []
     return "; ".join(complaints[:10] + more)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object.
+
+    Raises:
+        InputError: it is no such file.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def is_dense(value: object) -> bool:

@@ -80,7 +80,7 @@ def config_of(sizes: tuple[int, ...]) -> LlamaConfig:
 
 
 def order_of(header: Header) -> Iterator[str]:
-    """The names of the tensors in the order of the file; None is the place of old rotary tables."""
+    """The names of the tensors in the order of the file, `ROTARY_TABLES` among them."""
     layers = [f"layers.{i}." for i in range(header.config.n_layers)]
 
     def of_layers(*names: str) -> Iterator[str]:

@@ -1,12 +1,19 @@
 """Meta's folders: `params.json` with `consolidated.00.pth`, and more of these for large models."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, see_layers, shapes_of
+from checkpoints.layout import (
+    EMBEDDING,
+    HEAD,
+    Checkpoint,
+    checked,
+    read_json,
+    see_layers,
+    shapes_of,
+)
 from checkpoints.pt import canonical_name, read_checkpoint
 from config import LlamaConfig
 from utils import InputError
@@ -67,7 +74,7 @@ def load(path: str | Path) -> Checkpoint:
 def read_shard(file: Path) -> dict[str, torch.Tensor]:
     """A shard's tensors by this repository's names."""
     tensors = {}
-    for name, tensor in read_checkpoint(file).items():
+    for name, tensor in read_checkpoint(file, mapped=True).items():
         if name == FREQUENCIES:
             continue
         if not isinstance(tensor, torch.Tensor):
@@ -95,13 +102,8 @@ def joined(name: str, parts: list[torch.Tensor], expected: tuple[int, ...] | Non
 
 def read_params(path: Path) -> dict[str, Any]:
     """The arguments of `LlamaConfig` that `params.json` gives."""
-    try:
-        params = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
-    if not isinstance(params, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(params).__name__}")
-    unknown = [name for name in params if name not in KNOWN and params[name] not in (None, False)]
+    params = read_json(path)
+    unknown = [name for name, x in params.items() if name not in KNOWN and x not in (None, False)]
     if unknown:
         raise InputError(f"{path}: not understood: {', '.join(unknown)}")
     defaults = {"causal": True, "n_kv_heads": None, "multiple_of": 256, "max_seq_len": CONTEXT}

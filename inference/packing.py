@@ -2,9 +2,9 @@
 
 Decoding one token reads every weight once and does little else, so its speed is that of reading
 memory. `pack` replaces the sub-layers and the output head of a model by forms that read faster, or
-read less. The embedding look-up stays where it is. A packed weight takes the place of
-the original, one layer after the other, so that at no time both are in memory as a whole. On a CPU
-small weights are kept twice, in the order that is best for one row and in that for several.
+read less. The embedding stays where it is. A packed weight takes the place of the original, one
+layer after the other, so that at no time both are in memory as a whole. On a CPU small weights are
+kept twice, in the order that is best for one row and in that for several.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def packed_int8(weight: torch.Tensor) -> Product:
     """The product with a weight `(out, in)`, rounded to 127 steps of its row's magnitude."""
     scale = weight.abs().amax(dim=1).float().clamp(min=1e-12) / 127
     quantized = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    for rows in torch.arange(len(weight)).split(BLOCK_ROWS):  # no float32 copy of the whole
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
+    for start in range(0, len(weight), BLOCK_ROWS):  # no float32 copy of the whole
+        part = slice(start, start + BLOCK_ROWS)
         quantized[part] = (weight[part].float() / scale[part, None]).round().to(torch.int8)
     several_rows = Int8Product(quantized, scale)
     if not takes_one_row(weight) or (several_rows.has_kernel and not is_small(weight)):

@@ -174,6 +174,7 @@ NOT_LLAMA_2 = [
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"model_type": "mistral"}, "model_type 'mistral'"),
     ({"head_dim": 16}, "head_dim 16"),
+    ({"bos_token_id": 0}, "bos_token_id 0"),
     ({"query_pre_attn_scalar": 8}, "query_pre_attn_scalar is not understood"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ({"num_attention_heads": 3}, "no multiple of n_heads"),
