@@ -108,6 +108,7 @@ class AdamW(Optimizer):
             ]
         moments = [(s["exp_avg"], s["exp_avg_sq"]) for s in states]
         rows = zip(params, grads, *zip(*moments, strict=True), strict=True)
+        rows = (tuple(map(local_part, row)) for row in rows)
         for block, sizes in blocks(rows, step_sizes):
             p, grad, exp_avg, exp_avg_sq = block
             torch._foreach_mul_(exp_avg, beta1)
@@ -120,6 +121,11 @@ class AdamW(Optimizer):
             if group["weight_decay"] > 0:
                 # Not a product with 1 - lr·weight_decay: float32 would round that coarsely.
                 torch._foreach_add_(p, p, alpha=-group["lr"] * group["weight_decay"])
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that is spread over several, else the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def blocks(

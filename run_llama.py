@@ -17,6 +17,7 @@ from tasks.settings import (
     TrainSettings,
 )
 from text.labelled import LlamaDataset, create_data
+from training import distributed
 from training.cpu import keep_freed_memory
 from utils import ArgumentParser, InputError, add_flags, run_script, seed_everything
 
@@ -113,12 +114,16 @@ def what_acts(name: str, owners: list[type[methods.Method]]) -> str:
 
 
 def main() -> None:
-    args = get_args()
-    settings_class, do = OPTIONS[args.option]
-    if settings_class.keeps_freed_memory:
-        keep_freed_memory()
-    seed_everything(args.seed)
-    do(args)
+    with distributed.joined():
+        args = get_args()
+        settings_class, do = OPTIONS[args.option]
+        if distributed.n_processes() > 1 and not settings_class.takes_processes:
+            raise InputError(f"--option {args.option}: runs in one process; leave torchrun out")
+        distributed.agree(vars(args) | {"code": distributed.digest_of_code()})
+        if settings_class.keeps_freed_memory:
+            keep_freed_memory()
+        seed_everything(args.seed)
+        do(args)
 
 
 if __name__ == "__main__":

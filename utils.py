@@ -41,7 +41,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse, with errors as one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; --help lists all flags\n")
+        raise InputError(f"{message}; --help lists all flags")
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -51,18 +51,29 @@ def run_script(main: Callable[[], None]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal can show
         try:
             main()
-        except InputError as error:
-            sys.exit(_complain(str(error)))
-        except OSError as error:
-            named = error.filename is not None and error.strerror is not None
-            sys.exit(_complain(f"{error.filename}: {error.strerror}" if named else str(error)))
+        except Exception as error:
+            message = complaint_of(error)
+            if message is None:
+                raise
+            complain(message)
+            sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
 
 
-def _complain(message: str) -> int:
+def complaint_of(error: Exception) -> str | None:
+    """What to tell of an error that a user can cause; None for all others."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        named = error.filename is not None and error.strerror is not None
+        return f"{error.filename}: {error.strerror}" if named else str(error)
+    return None
+
+
+def complain(message: str) -> None:
+    """Tell an error in one line."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 # Seeds and devices
@@ -100,12 +111,20 @@ def pick_device(use_gpu: bool) -> torch.device:
 
 
 def best_device() -> torch.device:
-    """CUDA, or else MPS, or else the CPU."""
+    """CUDA, or else MPS (which several processes cannot share), or else the CPU."""
     import torch
 
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    return torch.device("mps" if torch.backends.mps.is_available() and is_alone else "cpu")
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on another device. Nothing waits for its way from here to a GPU of CUDA."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -17,6 +17,7 @@ class Adapters(Method):
     """An adapter behind every attention and feed-forward layer trains; all else is frozen."""
 
     title = "--tune adapter (arXiv 1902.00751)"
+    takes_shards = True
     tune = "adapter"
     traits = frozenset({"added tensors", "frozen weights"})
 

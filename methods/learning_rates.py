@@ -14,6 +14,7 @@ class LearningRates(Method):
     """Group the parameters by depth, and set the rates before every step."""
 
     title = "learning rates (arXiv 1801.06146)"
+    takes_shards = True
 
     lr_schedule: str = flag(
         "constant",
@@ -85,6 +86,7 @@ class EarlyStopping(Method):
     """Stop when dev has not become better for some epochs."""
 
     title = "early stopping"
+    takes_shards = True
 
     patience: int | None = flag(
         None, "stop when dev has not become better for so many epochs", low=1, metavar="EPOCHS"

@@ -18,6 +18,7 @@ class LoRA(Method):
     """Updates beside all linear layers of attention and feed-forward train; all else is frozen."""
 
     title = "--tune lora (arXiv 2106.09685)"
+    takes_shards = True
     tune = "lora"
     traits = frozenset({"added tensors", "frozen weights"})
 

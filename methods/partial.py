@@ -14,6 +14,7 @@ class HeadOnly(Method):
     """The new head trains; all else is frozen."""
 
     title = "--tune head"
+    takes_shards = True
     tune = "head"
     traits = frozenset({"frozen weights"})
     excludes: ClassVar = {"no new head": "so there is nothing to train"}
@@ -27,6 +28,7 @@ class NormsOnly(Method):
     """The norms' scales train; all else is frozen."""
 
     title = "--tune norm"
+    takes_shards = True
     tune = "norm"
     traits = frozenset({"frozen weights"})
 

@@ -14,6 +14,7 @@ class Pooling(Method):
     """The last token's state, or the mean of all (arXiv 1908.10084, section 3)."""
 
     title = "pooling (arXiv 1908.10084)"
+    takes_shards = True
     excludes: ClassVar = {"no new head": "so no states are pooled"}
 
     pooling: str | None = flag(

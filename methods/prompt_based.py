@@ -75,6 +75,7 @@ class FewShot(Method):
     """Train on few sentences."""
 
     title = "few-shot fine-tuning"
+    takes_shards = True
 
     shots: int | None = flag(
         None, "train on so many sentences of each label, drawn with --seed", low=1, metavar="K"

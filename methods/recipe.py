@@ -81,6 +81,7 @@ class Method(Settings):
         traits: what it makes of the model, for other methods to exclude: "added tensors", "frozen
             weights", "no new head".
         excludes: traits that it does not go with, each with the reason.
+        takes_shards: whether each process may hold a part of the model only.
         takes_bfloat16: whether frozen matrices may be in bfloat16 rather than in float32.
         former_names: parts of the names that its tensors had in older files, and what they are now.
     """
@@ -90,6 +91,7 @@ class Method(Settings):
     requires: ClassVar[frozenset[str]] = frozenset()
     traits: ClassVar[frozenset[str]] = frozenset()
     excludes: ClassVar[dict[str, str]] = {}
+    takes_shards: ClassVar[bool] = False
     takes_bfloat16: ClassVar[bool] = True
     former_names: ClassVar[dict[str, str]] = {}
 

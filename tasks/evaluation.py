@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from tasks.settings import ClassifySettings
 from text.labelled import SortedBatchSampler
-from utils import InputError, atomic_write, named_errors, peak_memory
+from training import distributed
+from utils import InputError, atomic_write, named_errors, peak_memory, to_device
 
 
 @torch.inference_mode()
@@ -34,14 +35,17 @@ def model_eval(
     from sklearn.metrics import accuracy_score, f1_score  # takes a second to import
 
     model.eval()
-    y_pred, y_true, sents = [], [], []
-    for batch in tqdm(dataloader, desc="eval", leave=False, disable=None):
+    mine, y_true, sents = [], [], []
+    progress = tqdm(dataloader, desc="eval", leave=False, disable=None)
+    for batches, batch, counts in distributed.rounds(progress):
         scores = model(*inputs_of(batch, device))
         if scores.isnan().any():
             raise InputError("the model's scores are not finite; lower --lr")
-        y_pred += scores.argmax(dim=-1).tolist()
-        y_true += batch["labels"].tolist()
-        sents += batch["sents"]
+        if counts:
+            mine.append(scores.argmax(dim=-1).tolist())
+        y_true += [label for each in batches for label in each["labels"].tolist()]
+        sents += [sentence for each in batches for sentence in each["sents"]]
+    y_pred = [label for labels in distributed.in_rounds(mine) for label in labels]
     if isinstance(dataloader.batch_sampler, SortedBatchSampler):
         rows = sorted(zip(dataloader.batch_sampler.order, y_pred, y_true, sents, strict=True))
         _, y_pred, y_true, sents = (list(column) for column in zip(*rows, strict=True))
@@ -70,6 +74,21 @@ def report_results(
         start = time.perf_counter()
         results[split] = evaluate(loader)
         seconds[split] = time.perf_counter() - start
+    distributed.on_first(lambda: write_results(settings, results, seconds, device, labels))
+
+
+def write_results(
+    settings: ClassifySettings,
+    results: dict[str, tuple],
+    seconds: dict[str, float],
+    device: torch.device,
+    labels: Sequence[str],
+) -> None:
+    """Write and print what `report_results` is to give.
+
+    Args:
+        results, seconds: by split, what was found and how long it took.
+    """
     for split, (accuracy, _, y_pred, _, sents) in results.items():
         write_predictions_to_file(split, getattr(settings, f"{split}_out"), accuracy, y_pred, sents)
     for split, (accuracy, f1, y_pred, y_true, _) in results.items():
@@ -133,7 +152,7 @@ def check_metrics_file(path: str | Path | None) -> None:
 
 def inputs_of(batch: dict, device: torch.device) -> list[torch.Tensor]:
     """What a batch holds for a classifier's forward: ids and, in causal mode, lengths."""
-    return [batch[key].to(device) for key in ("token_ids", "lengths") if key in batch]
+    return [to_device(batch[key], device) for key in ("token_ids", "lengths") if key in batch]
 
 
 def write_predictions_to_file(

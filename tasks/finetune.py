@@ -5,8 +5,9 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -46,16 +47,18 @@ from text.labelled import (
     read_labelled,
 )
 from tokenizer import Tokenizer
+from training import distributed
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
-from training.step import check_dtype, mixed_precision, update
-from utils import InputError, flag, in_gibibytes, peak_memory, pick_device
+from training.folder import fingerprint
+from training.step import check_dtype, check_finite, compile_layers, mixed_precision, update
+from utils import InputError, flag, in_gibibytes, peak_memory, pick_device, to_device
 
 # Of a saved run, what `--load` takes from it: what can be changed, and what cannot.
 CHANGEABLE = ("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path")
 CHANGEABLE += ("dtype", "batch_size")
 FIXED = ("max_sentence_len", "causal")
-NOT_WITH_LOAD = {"grad_accum", "activation_checkpointing", "skip_train_eval"}
+NOT_WITH_LOAD = {"grad_accum", "activation_checkpointing", "skip_train_eval", "compile"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,18 +156,21 @@ def train(args: argparse.Namespace) -> None:
     it shows before the training.
     """
     settings = FinetuneSettings.from_args(args)
+    files = [settings.train, settings.dev, settings.test, settings.pretrained_model_path]
+    if distributed.n_processes() > 1:
+        distributed.agree({path: fingerprint(path) for path in files if Path(path).exists()})
     run = FineTuning(settings)
     best_dev_acc, best_epoch = -1.0, 0
     for epoch in range(settings.epochs):
         start = time.perf_counter()
         train_loss = train_epoch(
-            run.model,
+            run.loss,
             run.train_loader,
             run.optimizer,
-            run.recipe.loss,
             epoch,
             settings.grad_accum,
             run.recipe.after_step,
+            settings.seed,
         )
         train_seconds = time.perf_counter() - start
         train_acc = train_f1 = None
@@ -176,21 +182,22 @@ def train(args: argparse.Namespace) -> None:
             run.save()
         shown = "" if train_acc is None else f"train acc :: {train_acc:.3f}, "
         print(f"epoch {epoch}: train loss :: {train_loss:.3f}, {shown}dev acc :: {dev_acc:.3f}")
-        append_metrics(
-            settings.metrics_out,
-            option="finetune",
-            epoch=epoch,
-            train_loss=train_loss,
-            train_accuracy=train_acc,
-            train_macro_f1=train_f1,
-            dev_accuracy=dev_acc,
-            dev_macro_f1=dev_f1,
-            train_seconds=train_seconds,
-            train_sentences_per_second=len(run.train_loader.dataset) / train_seconds,
-            seconds=time.perf_counter() - start,
-            peak_memory_bytes=peak_memory(run.device),
-            trained_parameters=count_parameters(run.model)[0],
-        )
+        record = {
+            "option": "finetune",
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_acc,
+            "train_macro_f1": train_f1,
+            "dev_accuracy": dev_acc,
+            "dev_macro_f1": dev_f1,
+            "train_seconds": train_seconds,
+            "train_sentences_per_second": len(run.train_loader.dataset) / train_seconds,
+            "seconds": time.perf_counter() - start,
+            "peak_memory_bytes": peak_memory(run.device),
+            "trained_parameters": count_parameters(run.model)[0],
+        }
+        if distributed.is_first():
+            append_metrics(settings.metrics_out, **record)
         reasons = (call(epoch, best_epoch) for call in run.recipe.after_epoch)
         if reason := next(filter(None, reasons), None):
             print(reason)
@@ -217,7 +224,9 @@ class FineTuning:
             hidden_dropout_prob=settings.hidden_dropout_prob,
             causal=settings.causal,
             label_names=label_names,
-            keep_bfloat16=settings.dtype == "bfloat16" and methods.keep_bfloat16(settings.methods),
+            keep_bfloat16=settings.dtype == "bfloat16"
+            and not settings.shard
+            and methods.keep_bfloat16(settings.methods),
         )
         model = methods.build_classifier(config, settings.methods, self.tokenizer)
         self.model = model.to(self.device)
@@ -229,9 +238,16 @@ class FineTuning:
                     "model's prompt through its cache, which cannot be computed again"
                 )
             checkpoint_activations(model.llama.layers)
+        if settings.compile:
+            compile_layers(model.llama.layers)
+        self.dtype = settings.dtype
+        if settings.shard and shard_classifier(model, settings.methods, settings.dtype):
+            self.dtype = "float32"  # of autocast, which has nothing left to do
         self.load_data()
         self.recipe = self.make_recipe()
         accelerate(model)
+        step = LossOfModel(self.recipe.loss, model)
+        self.loss = distributed.data_parallel(step, all_used=False)
         self.optimizer = AdamW(self.recipe.groups, lr=settings.lr)
         if settings.advanced:
             n_trained, n_parameters = count_parameters(model)
@@ -266,7 +282,7 @@ class FineTuning:
             model=self.model,
             label_names=self.config.label_names,
             tokenizer=self.tokenizer,
-            loss=ClassificationLoss(settings.batch_size, self.device, settings.dtype),
+            loss=ClassificationLoss(settings.batch_size, self.device, self.dtype),
             groups=[{"params": trained, "lr": settings.lr}],
             batch_size=settings.batch_size,
             n_steps=settings.epochs * math.ceil(len(self.train_loader) / settings.grad_accum),
@@ -278,7 +294,7 @@ class FineTuning:
 
     def evaluate(self, loader: DataLoader) -> tuple:
         """What `model_eval` returns."""
-        with mixed_precision(self.device, self.settings.dtype):
+        with mixed_precision(self.device, self.dtype):
             return model_eval(loader, self.model, self.device)
 
     def save(self) -> None:
@@ -355,41 +371,90 @@ class ClassificationLoss(Loss):
 
     def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
         log_probs = self.log_probs(batch, model)
-        labels = batch["labels"].to(self.device)
+        labels = to_device(batch["labels"], self.device)
         return F.nll_loss(log_probs, labels, reduction="sum") / self.batch_size
 
 
+class LossOfModel(nn.Module):
+    """The loss of a batch, with the model inside, as those want it who add up gradients.
+
+    Args:
+        loss: of a batch and a model.
+    """
+
+    def __init__(self, loss: Loss, model: nn.Module):
+        super().__init__()
+        self.loss, self.model = loss, model
+
+    def forward(self, batch: dict) -> torch.Tensor:
+        """The loss of this process's share of a batch, a scalar."""
+        names = [name for name, value in batch.items() if isinstance(value, torch.Tensor)]
+        rows, counts = distributed.share(*(batch[name] for name in names))
+        loss = self.loss(dict(zip(names, rows, strict=True)), self.model)
+        return loss if counts else 0 * loss
+
+
+def shard_classifier(model: nn.Module, chosen: Sequence[Method], dtype: str) -> bool:
+    """Let each process hold a part of a classifier.
+
+    Returns:
+        whether there are several.
+
+    Raises:
+        InputError: a method does not allow it.
+    """
+    for method in chosen:
+        if not method.takes_shards:
+            raise InputError(f"--shard: does not go with {method.spelled()}; leave one of them out")
+    accelerate(model)
+    return distributed.shard(model, model.llama.layers, dtype)
+
+
 def train_epoch(
-    model: nn.Module,
+    loss: nn.Module,
     loader: DataLoader,
     optimizer: Optimizer,
-    loss: Callable[[dict, nn.Module], torch.Tensor],
     epoch: int,
     grad_accum: int = 1,
     after_step: Sequence[Callable[[nn.Module, int], None]] = (),
+    seed: int = 0,
 ) -> float:
     """One pass over the loader; returns the mean loss of its batches.
 
     Args:
+        loss: a `LossOfModel`, or what adds up its gradients.
         grad_accum: batches per step of the optimizer. The last step of an epoch may have fewer; its
             gradient is then smaller in proportion.
         after_step: called with the model and the number of steps taken in all epochs.
+        seed: of what several processes draw apart.
 
     Raises:
-        InputError: the loss is not finite; the weights are left as they were before that step.
+        InputError: the loss is not finite; on a CPU the weights are left as they were before that
+            step.
     """
+    model = getattr(loss, "module", loss).model
+    device = next(model.parameters()).device
     model.train()
-    total = 0.0
+    means = []
     batches = iter(tqdm(loader, desc=f"train-{epoch}", leave=False, disable=None))
     n_steps = math.ceil(len(loader) / grad_accum)
     for step in range(n_steps):
-        group = itertools.islice(batches, grad_accum)
-        losses = (loss(batch, model) / grad_accum for batch in group)
-        mean = update(model, losses, optimizer, f"epoch {epoch}, step {step}")
-        total += grad_accum * mean
+        group = list(itertools.islice(batches, grad_accum))
+        with distributed.own_draws(seed, epoch * n_steps + step, device):
+            losses = losses_of(group, loss, grad_accum)
+            means.append(update(model, losses, optimizer, f"epoch {epoch}, step {step}"))
         for call in after_step:
             call(model, epoch * n_steps + step + 1)
-    return total / len(loader)
+    means = torch.stack(means)
+    check_finite(means, f"epoch {epoch}")
+    return sum(grad_accum * mean for mean in means.tolist()) / len(loader)
+
+
+def losses_of(batches: list[dict], loss: nn.Module, grad_accum: int) -> Iterator[torch.Tensor]:
+    """The loss of each batch, as a share of their mean."""
+    for i, batch in enumerate(batches, start=1):
+        distributed.add_up_now(loss, i == len(batches))
+        yield loss(batch) / grad_accum
 
 
 def test(args: argparse.Namespace) -> None:
@@ -416,7 +481,10 @@ def test(args: argparse.Namespace) -> None:
     for method in saved.methods:
         method.merge(model)
     accelerate(model)
-    model = model.to(device)
+    model, dtype = model.to(device), settings.dtype
+    if settings.shard and distributed.n_processes() > 1:
+        shard_classifier(model, saved.methods, dtype)
+        dtype = "float32"
     print(f"load model from {settings.filepath}")
     splits = {
         split: create_data(getattr(settings, split), tokenizer, split, eos=False)
@@ -432,7 +500,7 @@ def test(args: argparse.Namespace) -> None:
     }
 
     def evaluate(loader: DataLoader) -> tuple:
-        with mixed_precision(device, settings.dtype):
+        with mixed_precision(device, dtype):
             return model_eval(loader, model, device)
 
     labels = config.label_names or [str(label) for label in range(config.num_labels)]

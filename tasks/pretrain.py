@@ -1,6 +1,7 @@
 """`--option pretrain`: train a language model on plain text, from nothing or from a checkpoint."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -15,8 +16,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm import tqdm
 
-from base_llama import load_state, state_of
-from checkpoints.pt import model_args_of, read_checkpoint, write_checkpoint
+from base_llama import state_of
+from checkpoints.pt import model_args_of, write_checkpoint
 from config import LlamaConfig
 from llama import Llama, load_pretrained
 from optimizer import AdamW
@@ -24,6 +25,7 @@ from tasks.evaluation import append_metrics
 from tasks.scores import NextTokenScores, Tally, describe
 from tasks.settings import TrainSettings
 from text.plain import (
+    IGNORED,
     PARTS,
     EvaluationRows,
     TokenizedText,
@@ -34,20 +36,35 @@ from text.plain import (
     train_tokenizer,
 )
 from tokenizer import Tokenizer, check_vocabulary
+from training import distributed, state
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.folder import (
     METRICS,
     MODEL,
-    STATE,
     TOKENIZER,
     TOKENS,
     fingerprint,
     metrics_until,
     open_run,
 )
-from training.step import check_dtype, learning_rate, mixed_precision, update
-from utils import InputError, atomic_write, best_device, flag, missing_file, pick_device
+from training.step import (
+    check_dtype,
+    check_finite,
+    compile_layers,
+    learning_rate,
+    mixed_precision,
+    update,
+)
+from utils import (
+    InputError,
+    atomic_write,
+    best_device,
+    flag,
+    missing_file,
+    pick_device,
+    to_device,
+)
 
 SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of", "max_seq_len")
 NOT_OF_THE_RESULT = {"text", "output_dir"}  # own flags that it does not depend on by name
@@ -207,14 +224,15 @@ def pretrain(args: argparse.Namespace) -> None:
     """
     settings = PretrainSettings.from_args(args)
     settings.check()
+    of_the_result = settings.of_the_result()
+    distributed.agree(of_the_result)
     device = pick_device(True) if settings.use_gpu else best_device()
     llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
     given = load_given_tokenizer(settings, llama)
-    measured = measure(settings.text)
     folder = Path(settings.output_dir)
-    with open_run(folder, settings.of_the_result()):
-        tokenizer = prepare_tokenizer(settings, given, folder, measured)
-        texts = tokenize(settings.text, settings.split, measured, tokenizer, folder / TOKENS)
+    is_first = distributed.is_first()
+    with open_run(folder, of_the_result) if is_first else contextlib.nullcontext():
+        tokenizer, texts = distributed.first_alone(lambda: prepare_texts(settings, given, folder))
         for name, text in texts.items():
             print(f"{name}: {text.n_bytes:,} bytes, {len(text):,} tokens")
             if text.n_unknown:
@@ -227,9 +245,12 @@ def pretrain(args: argparse.Namespace) -> None:
         accelerate(llama)
         if settings.activation_checkpointing:
             checkpoint_activations(llama.layers)
+        llama = llama.to(device)
+        if settings.compile:
+            compile_layers(llama.layers)
         n_parameters = sum(parameter.numel() for parameter in llama.parameters())
-        print(f"{n_parameters:,} parameters on {device}")
-        run = Pretraining(settings, llama.to(device), texts, folder)
+        print(f"{n_parameters:,} parameters on {device}{distributed.describe()}")
+        run = Pretraining(settings, llama, texts, folder)
         try:
             run.train()
         except KeyboardInterrupt:
@@ -247,6 +268,19 @@ def load_given_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tok
     vocab_size = given.n_words if llama is None else llama.vocab_size
     check_vocabulary(given, vocab_size, settings.pretrained_model_path)
     return given
+
+
+def prepare_texts(
+    settings: PretrainSettings, given: Tokenizer | None, folder: Path
+) -> tuple[Tokenizer, dict[str, TokenizedText]]:
+    """Put tokenizer and tokens into the folder, or find them there.
+
+    Returns:
+        the tokenizer, and the parts of the text by name.
+    """
+    measured = measure(settings.text)
+    tokenizer = prepare_tokenizer(settings, given, folder, measured)
+    return tokenizer, tokenize(settings.text, settings.split, measured, tokenizer, folder / TOKENS)
 
 
 def prepare_tokenizer(
@@ -304,6 +338,8 @@ class Pretraining:
                 f"a context of {self.seqlen} tokens is longer than the training part's "
                 f"{len(texts['train'])}; lower --max_seq_len or give more text"
             )
+        is_sharded = settings.shard and distributed.shard(llama, llama.layers, settings.dtype)
+        self.dtype = "float32" if is_sharded else settings.dtype  # of autocast
         parameters = list(llama.parameters())
         matrices = [p for p in parameters if p.dim() >= 2]
         scales = [p for p in parameters if p.dim() < 2]
@@ -318,13 +354,14 @@ class Pretraining:
         self._load()
         if self.step == 0:
             self._save()  # so that there is no model without a state to continue from
+        self.model = distributed.data_parallel(llama, all_used=True)
 
     def train(self) -> None:
         """Take the remaining steps."""
         settings = self.settings
         eval_every = settings.eval_every or max(1, settings.steps // 20)
         batches = self._batches(skip=self.step * settings.grad_accum)
-        tally = Tally()
+        tally, losses = Tally(), []
         self.llama.train()
         last_time = time.perf_counter()
         with tqdm(
@@ -334,43 +371,54 @@ class Pretraining:
                 for group in self.optimizer.param_groups:
                     group["lr"] = settings.learning_rate(self.step)
                 of_this_step = list(itertools.islice(batches, settings.grad_accum))
-                update(
-                    self.llama,
-                    self._losses(of_this_step, tally),
-                    self.optimizer,
-                    f"step {self.step + 1}",
-                    settings.grad_clip or None,
-                )
+                with distributed.own_draws(settings.seed, self.step, self.device):
+                    loss = update(
+                        self.llama,
+                        self._losses(of_this_step, tally),
+                        self.optimizer,
+                        f"step {self.step + 1}",
+                        settings.grad_clip or None,
+                    )
+                losses.append(loss)
                 self.step += 1
                 progress.update()
                 if self.step % eval_every == 0 or self.step == settings.steps:
+                    check_finite(torch.stack(losses), f"the steps to {self.step}")
                     now = time.perf_counter()
                     self.seconds += now - last_time
                     self._report(tally, now - last_time)
                     self._save()
-                    tally = Tally()
+                    tally, losses = Tally(), []
                     last_time = time.perf_counter()
 
     def test(self, text: TokenizedText) -> None:
         """Evaluate the best weights on the whole of a text, and report it."""
         self.llama = load_pretrained(self.folder / MODEL, init_weights=False).to(self.device)
         accelerate(self.llama)
+        if self.settings.shard:
+            distributed.shard(self.llama, self.llama.layers, self.settings.dtype)
         scores = self.evaluate(text)
-        append_metrics(self.folder / METRICS, test=scores)
+        distributed.on_first(lambda: append_metrics(self.folder / METRICS, test=scores))
         print(f"test: {describe(scores)}")
 
     def _losses(self, batches: Sequence[Batch], tally: Tally) -> Iterator[torch.Tensor]:
         """The loss of each batch, as a share of their mean; what they scored goes to the tally."""
-        for batch in batches:
-            scores = self._score(batch)
-            tally.add(scores)
-            yield scores.loss / len(batches)
+        for i, batch in enumerate(batches, start=1):
+            distributed.add_up_now(self.model, i == len(batches))
+            n_targets = (batch[1] != IGNORED).sum()
+            share, counts = distributed.share(*batch)
+            scores = self._score(share, self.model, n_targets)
+            if counts:
+                tally.add(scores)
+            yield scores.loss * counts / len(batches)
 
-    def _score(self, batch: Batch) -> NextTokenScores:
-        tokens, targets = (part.to(self.device) for part in batch)
-        with mixed_precision(self.device, self.settings.dtype):
-            logits = self.llama.output(self.llama.hidden_states(tokens))
-        return NextTokenScores(logits, targets, self.texts["train"].bos_id)
+    def _score(
+        self, batch: Batch, model: nn.Module, n_targets: torch.Tensor | None = None
+    ) -> NextTokenScores:
+        tokens, targets = (to_device(part, self.device) for part in batch)
+        with mixed_precision(self.device, self.dtype):
+            logits, _ = model(tokens, targets)
+        return NextTokenScores(logits, targets, self.texts["train"].bos_id, n_targets)
 
     def _batches(self, skip: int) -> Iterator[Batch]:
         """Rows of the training part in random order, epoch after epoch, without the first batches.
@@ -406,7 +454,7 @@ class Pretraining:
             self._save_model()
         record["seconds"] = self.seconds
         record["tokens_per_second"] = tally.n_targets / seconds
-        append_metrics(self.folder / METRICS, **record)
+        distributed.on_first(lambda: append_metrics(self.folder / METRICS, **record))
         left = self.seconds / self.step * (settings.steps - self.step)
         parts = [f"{name} {describe(record[name])}" for name in PARTS if name in record]
         tqdm.write(
@@ -422,15 +470,21 @@ class Pretraining:
         rows = EvaluationRows(text, self.seqlen, n_rows)
         loader = DataLoader(rows, self.settings.batch_size, generator=torch.Generator())
         with torch.inference_mode():
-            for batch in tqdm(loader, desc="evaluate", leave=False, disable=None):
-                tally.add(self._score(batch))
+            progress = tqdm(loader, desc="evaluate", leave=False, disable=None)
+            for _, batch, counts in distributed.rounds(progress):
+                scores = self._score(batch, self.llama)
+                if counts:
+                    tally.add(scores)
         self.llama.train()
         return tally.scores(text.tokens_per_byte)
 
     def _save_model(self) -> None:
         """Write the weights in the layout of `stories42M.pt`."""
         dtype = getattr(torch, self.settings.save_dtype)
-        weights = {name: t.detach().to("cpu", dtype) for name, t in state_of(self.llama).items()}
+        weights = distributed.whole(state_of(self.llama))
+        if not distributed.is_first():
+            return
+        weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in weights.items()}
         if self.llama.config.tie_embeddings:  # stored once
             weights["tok_embeddings.weight"] = weights["output.weight"]
         saved = {
@@ -443,9 +497,7 @@ class Pretraining:
         write_checkpoint(saved, self.folder / MODEL)
 
     def _save(self) -> None:
-        saved = {
-            "model": state_of(self.llama),
-            "optimizer": self.optimizer.state_dict(),
+        values = {
             "step": self.step,
             "best_loss": self.best_loss,
             "seconds": self.seconds,
@@ -453,25 +505,23 @@ class Pretraining:
             "torch_rng": torch.get_rng_state(),
         }
         if self.device.type != "cpu":
-            saved["device_rng"] = torch.get_device_module(self.device).get_rng_state()
-        write_checkpoint(saved, self.folder / STATE)
+            values["device_rng"] = torch.get_device_module(self.device).get_rng_state()
+        state.save(self.folder, self.llama, self.optimizer, values)
 
     def _load(self) -> None:
         """Go back to the last report, if there was one."""
-        if (self.folder / STATE).is_file():
-            saved = read_checkpoint(self.folder / STATE)
+        saved = state.load(self.folder, self.llama, self.optimizer)
+        if saved is not None:
             if saved.get("settings") != self.of_the_result:
                 raise InputError(
-                    f"{self.folder / STATE}: not this run's; name another --output_dir"
+                    f"{self.folder}: its state is not this run's; name another --output_dir"
                 )
             if saved["step"] > 0 and not (self.folder / MODEL).is_file():
                 raise InputError(f"{self.folder}: its {MODEL} is gone; name another --output_dir")
-            load_state(self.llama, saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.best_loss = saved["step"], saved["best_loss"]
             self.seconds = saved["seconds"]
             torch.set_rng_state(saved["torch_rng"])
             if "device_rng" in saved and self.device.type != "cpu":
                 torch.get_device_module(self.device).set_rng_state(saved["device_rng"])
             print(f"continuing from step {self.step} in {self.folder}")
-        metrics_until(self.folder / METRICS, self.step)
+        distributed.on_first(lambda: metrics_until(self.folder / METRICS, self.step))

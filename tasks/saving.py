@@ -16,6 +16,7 @@ from checkpoints.layout import is_finite
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from methods import former_names, switched_on
 from methods.recipe import Method
+from training import distributed
 from utils import InputError, Settings, plain
 
 
@@ -65,16 +66,16 @@ def save_model(
     """Save weights, optimizer, settings and generator states, as tensors and plain values."""
     kind, keys, *rest = np.random.get_state()
     saved = {
-        "model": trained_state(model),
+        "model": distributed.whole(trained_state(model)),
         "frozen": frozen_digest(model),
-        "optim": optimizer.state_dict(),
+        "optim": distributed.whole(optimizer.state_dict()),
         "args": plain_values(args),
         "model_config": plain_values(config),
         "system_rng": random.getstate(),
         "numpy_rng": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch_rng": torch.random.get_rng_state(),
     }
-    write_checkpoint(saved, filepath)
+    distributed.on_first(lambda: write_checkpoint(saved, filepath))
     print(f"save the model to {filepath}")
 
 
@@ -145,7 +146,9 @@ def frozen_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if not parameter.requires_grad:
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            tensor = parameter.detach()
+            tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from text.plain import IGNORED
+from training import distributed
 
 
 class NextTokenScores:
@@ -16,6 +17,8 @@ class NextTokenScores:
     Args:
         logits: `(batch, seqlen, vocab_size)`.
         targets: ids `(batch, seqlen)`, `IGNORED` where there is none.
+        n_targets: what the loss is divided by, where the batch is a share of another one; by
+            default the number of its own targets.
 
     Attributes:
         loss: the mean cross-entropy, a scalar to go down.
@@ -23,11 +26,17 @@ class NextTokenScores:
             cross-entropies in nats, `(3,)`.
     """
 
-    def __init__(self, logits: torch.Tensor, targets: torch.Tensor, bos_id: int):
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        bos_id: int,
+        n_targets: torch.Tensor | None = None,
+    ):
         logits, targets = logits.flatten(0, 1), targets.flatten()
         losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
         is_target = targets != IGNORED
-        self.loss = losses.sum() / is_target.sum()
+        self.loss = losses.sum() / (is_target.sum() if n_targets is None else n_targets)
         is_counted = is_target & (targets != bos_id)
         is_correct = is_counted & (logits.detach().argmax(dim=-1) == targets)
         nats = (losses.detach() * is_counted).sum()
@@ -35,7 +44,7 @@ class NextTokenScores:
 
 
 class Tally:
-    """Adds up scores. They stay on their device until they are asked for."""
+    """Adds up scores, of all processes. They stay on their device until they are asked for."""
 
     def __init__(self) -> None:
         self._sums: list[torch.Tensor] = []
@@ -45,7 +54,8 @@ class Tally:
 
     def totals(self) -> list[float]:
         """The sums of `NextTokenScores.sums`."""
-        return torch.stack(self._sums).cpu().double().sum(dim=0).tolist()
+        mine = torch.stack(self._sums) if self._sums else torch.zeros(1, 3)
+        return distributed.total(mine.cpu().double().sum(dim=0)).tolist()
 
     @property
     def n_targets(self) -> int:

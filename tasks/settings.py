@@ -44,11 +44,13 @@ class TaskSettings(Settings):
         given: the names of the flags on the command line.
         demo: the files of the demo that may stand in, in groups: those of a group only together.
         takes_methods: whether the flags of methods act.
+        takes_processes: whether `torchrun` may start several processes.
         keeps_freed_memory: whether `training.cpu.keep_freed_memory` pays; it costs some memory.
     """
 
     demo: ClassVar[tuple[dict[str, str], ...]] = (DEMO_MODEL, DEMO_DATA)
     takes_methods: ClassVar[bool] = False
+    takes_processes: ClassVar[bool] = False
     keeps_freed_memory: ClassVar[bool] = True
 
     title = "all options"
@@ -209,10 +211,15 @@ class ClassifySettings(TaskSettings):
 class TrainSettings(TaskSettings):
     """What fine-tuning and pre-training share."""
 
+    takes_processes = True
     title = "finetune and pretrain"
     description = None
 
     grad_accum: int = flag(1, "batches per step of training", low=1)
     activation_checkpointing: bool = flag(
         False, "train in less memory, for the time of one more forward pass"
+    )
+    compile: bool = flag(False, "let torch.compile make the layers faster, after a minute or so")
+    shard: bool = flag(
+        False, "with several processes: each holds a part of the model, not a copy (FSDP2)"
     )

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from training import state
 from utils import InputError, atomic_write
 
-MODEL, STATE, METRICS, RUN = "model.pt", "state.pt", "metrics.jsonl", "pretrain.json"
+MODEL, METRICS, RUN = "model.pt", "metrics.jsonl", "pretrain.json"
 TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"
 
 
@@ -51,7 +52,7 @@ def open_run(folder: Path, settings: dict) -> Iterator[None]:
             try:
                 yield
             except InputError:
-                if not (folder / STATE).exists():
+                if state.newest(folder) is None:
                     _clear(folder)
                 raise
     finally:
@@ -105,20 +106,24 @@ def _continue_or_clear(folder: Path, settings: dict) -> None:
             f"{folder}: holds a run with other settings ({'; '.join(changes)}); "
             "give the same ones to continue it, or another --output_dir"
         )
-    if MODEL in names and STATE not in names:
+    if MODEL in names and state.newest(folder) is None:
         raise InputError(
-            f"{folder}: holds a model, but not the {STATE} to continue from; "
+            f"{folder}: holds a model, but no {state.FILE} to continue from; "
             "name another --output_dir"
         )
     for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
-        leftover.unlink()
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
     if changes:
         _clear(folder)
 
 
 def _clear(folder: Path) -> None:
-    for name in (RUN, STATE, METRICS, TOKENIZER):
+    for name in (RUN, METRICS, TOKENIZER):
         (folder / name).unlink(missing_ok=True)
+    state.remove(folder)
     shutil.rmtree(folder / TOKENS, ignore_errors=True)
 
 

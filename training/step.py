@@ -1,13 +1,16 @@
-"""A step of the optimizer, the precision of its products, and the learning rate."""
+"""A step of the optimizer, its precision, compiled layers, and the learning rate."""
 
 import contextlib
 import math
+import os
+import shutil
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from training import distributed
 from utils import InputError
 
 
@@ -17,36 +20,65 @@ def update(
     optimizer: Optimizer,
     when: str,
     max_norm: float | None = None,
-) -> float:
+) -> torch.Tensor:
     """One step of the optimizer, down the sum of some losses.
 
     Args:
         losses: scalars, made one after the other: a loss is asked for when the one before it has
-            gone backward, so that the activations of one batch are in memory at a time.
+            gone backward, so that the activations of one batch are in memory at a time. With
+            several processes each has its share of the sum.
         when: the step's name, for the error.
         max_norm: the gradient is scaled down to this norm, if it is longer.
 
     Returns:
-        the sum of the losses.
+        the sum of the losses, a scalar on its device. On a GPU, which nothing here waits for, it is
+        nan where the gradient's norm was not finite; see `check_finite`.
 
     Raises:
-        InputError: it is not finite, or the gradient that `max_norm` measures; the weights are left
-            as they were.
+        InputError: on a CPU, the loss is not finite, or the gradient that `max_norm` measures; the
+            weights are left as they were.
     """
     optimizer.zero_grad()
     sums = []
     for loss in losses:
-        loss.backward()
+        (loss * distributed.n_processes()).backward()  # the engine takes the processes' mean
         sums.append(loss.detach())
-    total = torch.stack(sums).sum().item()
-    if not math.isfinite(total):
-        raise InputError(f"the loss is {total} in {when}; lower --lr")
+    total = distributed.total(torch.stack(sums).sum())
+    on_cpu = total.device.type == "cpu"
+    if on_cpu:
+        check_finite(total, when)
     if max_norm is not None:
         norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        if not torch.isfinite(norm):
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if on_cpu and not torch.isfinite(norm):
             raise InputError(f"the gradient's norm is {norm} in {when}; lower --lr")
+        total = torch.where(torch.isfinite(norm), total, torch.nan)
     optimizer.step()
     return total
+
+
+def check_finite(losses: torch.Tensor, when: str) -> None:
+    """See that training has not diverged.
+
+    Raises:
+        InputError: a loss is not finite.
+    """
+    for loss in losses.flatten().tolist():
+        if not math.isfinite(loss):
+            raise InputError(f"the loss is {loss} in {when}; lower --lr")
+
+
+def compile_layers(layers: nn.ModuleList) -> None:
+    """Let torch.compile make one kernel of what a layer does between its products.
+
+    Raises:
+        InputError: there is no C++ compiler, which it needs on a CPU.
+    """
+    on_cpu = next(layers.parameters()).device.type == "cpu"
+    if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise InputError("--compile: there is no C++ compiler here; install g++, or leave it out")
+    for layer in layers:
+        layer.compile()
 
 
 def mixed_precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:

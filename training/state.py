@@ -1,0 +1,213 @@
+"""The state of a training, whole on disk: one file, or with several processes a folder of parts.
+
+One process writes `state.pt`. Several write `state-STEP/` together, a distributed checkpoint of
+torch's. It is first written beside the last one and takes its name when it is whole. Any number of
+processes goes on from either.
+"""
+
+import json
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from base_llama import load_state, named_weights, state_of
+from checkpoints.pt import read_checkpoint, write_checkpoint
+from training import distributed
+from utils import InputError, atomic_write
+
+FILE, FOLDER, VALUES = "state.pt", "state-*", "values.json"
+INDEX_CLASSES = {  # what the index of a distributed checkpoint is made of, besides dtypes
+    *("pathlib.PosixPath", "pathlib.WindowsPath", "torch.Size", "torch.serialization._get_layout"),
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    *(
+        f"torch.distributed.checkpoint.metadata.{name}"
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "BytesStorageMetadata"),
+            *("TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+}
+
+
+def save(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]) -> None:
+    """Write the state in the place of the last one.
+
+    Args:
+        values: what else belongs to it: tensors and plain values, `step` among them.
+    """
+    if distributed.n_processes() == 1:
+        saved = {"model": state_of(model), "optimizer": optimizer.state_dict(), **values}
+        write_checkpoint(saved, folder / FILE)
+        _remove_others(folder, folder / FILE)
+        return
+    from torch.distributed import checkpoint
+
+    distributed.keep_parts(model)
+    tensors = _tensors(model, optimizer)
+    tensors |= {key: x for key, x in values.items() if isinstance(x, torch.Tensor)}
+    plain = {key: x for key, x in values.items() if not isinstance(x, torch.Tensor)}
+    path = folder / FOLDER.replace("*", str(values["step"]))
+    temporary = path.with_name(f".{path.name}.tmp")
+    distributed.on_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save(tensors, checkpoint_id=temporary)
+
+    def finish() -> None:
+        names = _names(model)
+        steps = {names[p]: state["step"] for p, state in optimizer.state.items()}
+        groups = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
+        with atomic_write(temporary / VALUES) as file:
+            json.dump({"values": plain, "groups": groups, "steps": steps}, file)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        _remove_others(folder, path)
+
+    distributed.on_first(finish)
+
+
+def load(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+    """Take up the newest state that there is, whoever wrote it.
+
+    Returns:
+        what `save` was given as `values`; None if there is no state.
+    """
+    found = newest(folder)
+    if found is None:
+        return None
+    load_from = _load_folder if found.is_dir() else _load_file
+    return load_from(found, model, optimizer)
+
+
+def newest(folder: Path) -> Path | None:
+    """The state of the highest step, or None."""
+    steps = {path: int(path.name.rpartition("-")[2]) for path in _folders(folder)}
+    if (folder / FILE).is_file():
+        alone = not steps
+        steps[folder / FILE] = 0 if alone else read_checkpoint(folder / FILE)["step"]
+    return max(steps, key=steps.get, default=None)
+
+
+def remove(folder: Path) -> None:
+    """Remove every state."""
+    _remove_others(folder, None)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(FOLDER) if path.name.rpartition("-")[2].isdecimal()]
+
+
+def _remove_others(folder: Path, kept: Path | None) -> None:
+    for path in _folders(folder):
+        if path != kept:
+            shutil.rmtree(path)
+    if kept != folder / FILE:
+        (folder / FILE).unlink(missing_ok=True)
+
+
+def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in named_weights(model).items()}
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """The weights, and the optimizer's moments by the weights' names."""
+    names = _names(model)
+    tensors = {f"model.{name}": parameter for parameter, name in names.items()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{names[parameter]}.{key}"] = value
+    return tensors
+
+
+def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    saved = read_checkpoint(path)
+    sharded = {name: p for name, p in named_weights(model).items() if hasattr(p, "device_mesh")}
+    if not sharded:
+        load_state(model, saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    else:
+        with torch.no_grad():
+            for name, parameter in sharded.items():
+                parameter.copy_(_part(saved["model"][name], parameter))
+        states = saved["optimizer"]["state"]
+        order = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, parameter in enumerate(order):
+            if i in states:
+                optimizer.state[parameter] = {
+                    key: _part(x, parameter) if isinstance(x, torch.Tensor) else x
+                    for key, x in states[i].items()
+                }
+        _set_groups(optimizer, saved["optimizer"]["param_groups"])
+    return {key: x for key, x in saved.items() if key not in ("model", "optimizer")}
+
+
+def _part(tensor: torch.Tensor, like: Any) -> torch.Tensor:
+    """This process's part of a tensor that all have whole, spread as another one is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _load_folder(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    from torch.distributed import checkpoint
+
+    saved = json.loads((path / VALUES).read_bytes())
+    reader = _reader(path)
+    names = _names(model)
+    for parameter, name in names.items():
+        if name in saved["steps"]:
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": saved["steps"][name], **moments}
+    tensors = _tensors(model, optimizer)
+    more = {
+        key: torch.empty(stored.size, dtype=stored.properties.dtype)
+        for key, stored in reader.read_metadata().state_dict_metadata.items()
+        if not key.startswith(("model.", "optimizer."))
+    }
+    with warnings.catch_warnings():  # that there is one process
+        warnings.simplefilter("ignore")
+        checkpoint.load(tensors | more, storage_reader=reader)
+    _set_groups(optimizer, saved["groups"])
+    return saved["values"] | more
+
+
+def _reader(path: Path) -> Any:
+    """What reads a distributed checkpoint, its index too, without running code from it."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+            with (path / ".metadata").open("rb") as file:
+                metadata = _IndexUnpickler(file).load()
+            metadata.storage_meta.load_id = self.load_id
+            return metadata
+
+    return Reader(path)
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Reads the index of a distributed checkpoint, and nothing but its plain classes."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if f"{module}.{name}" not in INDEX_CLASSES and not is_dtype:
+            raise InputError(f"the index of a checkpoint names {module}.{name}; not one of ours")
+        return super().find_class(module, name)
+
+
+def _set_groups(optimizer: Optimizer, groups: list[dict]) -> None:
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        for key, value in saved.items():
+            if key != "params":
+                group[key] = type(group[key])(value)
