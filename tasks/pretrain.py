@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from base_llama import load_state, state_of
@@ -277,6 +277,20 @@ def set_dropout(llama: Llama, dropout: float, attention_dropout: float | None) -
             module.p = dropout
 
 
+def n_batches(n_rows: int, batch_size: int) -> int:
+    """The batches of an epoch. Rows that do not fill one are left out, unless there is no other.
+
+    A smaller last batch would weigh too much.
+    """
+    return max(1, n_rows // batch_size)
+
+
+def batches_of(order: torch.Tensor, batch_size: int, skip: int) -> Iterator[list[int]]:
+    """The rows of each batch of an epoch, made as they are asked for, without the first batches."""
+    for i in range(skip, n_batches(len(order), batch_size)):
+        yield order[i * batch_size : (i + 1) * batch_size].tolist()
+
+
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets, each `(batch, seqlen)`
 
 
@@ -381,13 +395,11 @@ class Pretraining:
             generator = torch.Generator().manual_seed(self.settings.seed + epoch)
             offset = int(torch.randint(self.seqlen, (), generator=generator))
             rows = TrainingRows(self.texts["train"], self.seqlen, offset)
-            order = RandomSampler(rows, generator=generator)
-            batch_size = self.settings.batch_size
-            whole = len(rows) >= batch_size  # a smaller last batch would weigh too much
-            batches = list(BatchSampler(order, batch_size, drop_last=whole))
+            order = torch.randperm(len(rows), generator=generator)
+            batches = batches_of(order, self.settings.batch_size, skip)
             # Given a generator of its own, the loader leaves the global one to the dropout.
-            yield from DataLoader(rows, batch_sampler=batches[skip:], generator=generator)
-            skip = max(0, skip - len(batches))
+            yield from DataLoader(rows, batch_sampler=batches, generator=generator)
+            skip = max(0, skip - n_batches(len(rows), self.settings.batch_size))
 
     def _report(self, tally: Tally, seconds: float) -> None:
         """Evaluate, tell how it goes, and keep the weights if they are the best so far."""

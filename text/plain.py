@@ -322,6 +322,41 @@ class TokenizedText:
         return (len(self) - len(self.starts)) / self.n_bytes
 
 
+class Cuts:
+    """Documents cut every `step` ids; where a piece begins is computed when it is asked for.
+
+    It holds one number for each document, none for a piece.
+
+    Args:
+        starts: where the documents begin, `(n_documents,)`.
+        lengths: how many of a document's ids are cut, `(n_documents,)`; is overwritten.
+    """
+
+    def __init__(self, starts: np.ndarray, lengths: np.ndarray, step: int):
+        self.starts, self.step = starts, step
+        np.maximum(lengths, 0, out=lengths)
+        lengths += step - 1
+        lengths //= step
+        self.ends = np.cumsum(lengths, out=lengths)  # the pieces up to and with each document
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, i: int) -> tuple[int, int]:
+        """Where piece `i` begins, and the number of its document."""
+        document = int(self.ends.searchsorted(i, side="right"))
+        n_before = int(self.ends[document - 1]) if document else 0
+        return int(self.starts[document]) + self.step * (i - n_before), document
+
+
+def _document_lengths(text: TokenizedText) -> np.ndarray:
+    """How many ids each document has, BOS included, `(n_documents,)`."""
+    lengths = np.empty(len(text.starts), np.int64)
+    np.subtract(text.starts[1:], text.starts[:-1], out=lengths[:-1])
+    lengths[-1] = len(text) - text.starts[-1]
+    return lengths
+
+
 class TrainingRows(Dataset):
     """Rows of `seqlen` ids and their successors, to learn from.
 
@@ -334,17 +369,26 @@ class TrainingRows(Dataset):
     """
 
     def __init__(self, text: TokenizedText, seqlen: int, offset: int):
-        self.ids, self.seqlen = text.ids, seqlen
-        lengths = np.diff(text.starts, append=len(text))
-        inner = _positions(text.starts + offset, np.maximum(lengths - offset, 0), seqlen)
-        starts = np.concatenate((text.starts, inner)) if offset else inner
-        self.starts = np.minimum(starts, len(text) - seqlen - 1)
+        self.text, self.seqlen, self.offset = text, seqlen, offset
+        lengths = _document_lengths(text)
+        lengths -= offset
+        self.inner = Cuts(text.starts, lengths, seqlen)
+        self.n_first = len(text.starts) if offset else 0  # rows that begin where a document does
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return self.n_first + len(self.inner)
+
+    def start_of(self, i: int) -> int:
+        """Where in the text row `i` begins."""
+        if i < self.n_first:
+            start = int(self.text.starts[i])
+        else:
+            start = self.inner[i - self.n_first][0] + self.offset
+        return min(start, len(self.text) - self.seqlen - 1)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        row = self.ids[self.starts[i] : self.starts[i] + self.seqlen + 1]
+        start = self.start_of(i)
+        row = self.text.ids[start : start + self.seqlen + 1]
         ids = torch.from_numpy(row.astype(np.int64))
         return ids[:-1], ids[1:]
 
@@ -362,34 +406,28 @@ class EvaluationRows(Dataset):
     """
 
     def __init__(self, text: TokenizedText, seqlen: int, n_rows: int | None = None):
-        self.ids, self.seqlen, self.bos_id = text.ids, seqlen, text.bos_id
-        lengths = np.diff(text.starts, append=len(text))
-        # A document's last id is no input.
-        self.starts = _positions(text.starts, lengths - 1, seqlen)
-        ends = np.repeat(text.starts + lengths, _n_rows(lengths - 1, seqlen))
-        self.ends = np.minimum(self.starts + seqlen + 1, ends)
-        if n_rows is not None and n_rows < len(self.starts):
-            chosen = np.linspace(0, len(self.starts) - 1, n_rows).astype(np.int64)
-            self.starts, self.ends = self.starts[chosen], self.ends[chosen]
+        self.text, self.seqlen = text, seqlen
+        lengths = _document_lengths(text)
+        lengths -= 1  # a document's last id is no input
+        self.cuts = Cuts(text.starts, lengths, seqlen)
+        self.chosen: np.ndarray | None = None
+        if n_rows is not None and n_rows < len(self.cuts):
+            self.chosen = np.linspace(0, len(self.cuts) - 1, n_rows).astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.cuts) if self.chosen is None else len(self.chosen)
+
+    def bounds_of(self, i: int) -> tuple[int, int]:
+        """Where in the text row `i` begins, and where it ends with its last target."""
+        start, document = self.cuts[i if self.chosen is None else int(self.chosen[i])]
+        is_last = document + 1 == len(self.text.starts)
+        end = len(self.text) if is_last else int(self.text.starts[document + 1])
+        return start, min(start + self.seqlen + 1, end)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        row = torch.from_numpy(self.ids[self.starts[i] : self.ends[i]].astype(np.int64))
-        tokens = row.new_full((self.seqlen,), self.bos_id)
+        start, end = self.bounds_of(i)
+        row = torch.from_numpy(self.text.ids[start:end].astype(np.int64))
+        tokens = row.new_full((self.seqlen,), self.text.bos_id)
         targets = row.new_full((self.seqlen,), IGNORED)
         tokens[: len(row) - 1], targets[: len(row) - 1] = row[:-1], row[1:]
         return tokens, targets
-
-
-def _positions(starts: np.ndarray, lengths: np.ndarray, step: int) -> np.ndarray:
-    """start, start + step, … for every start, as long as it is less than start + length."""
-    counts = _n_rows(lengths, step)
-    firsts = np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts, counts) + step * (np.arange(counts.sum()) - firsts)
-
-
-def _n_rows(lengths: np.ndarray, size: int) -> np.ndarray:
-    """How many rows of a size it takes to hold so many ids."""
-    return (lengths + size - 1) // size

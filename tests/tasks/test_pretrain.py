@@ -15,6 +15,7 @@ import pytest
 import sentencepiece
 import torch
 from conftest import ROOT, make_llama, save_llama
+from torch.utils.data import BatchSampler, RandomSampler
 
 import tasks.pretrain
 from checkpoints.pt import read_checkpoint
@@ -275,6 +276,33 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, run_cli, monkeyp
         ]
 
     assert without_times("out") == without_times("whole")
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 5000])
+def test_the_order_is_that_of_torchs_samplers(folder, tokenizer, batch_size):
+    """And stays it, so that a run from before goes on as it would have."""
+    paths = ["text.txt"]
+    texts = tokenize(paths, (1, 0, 0), measure(paths), tokenizer, folder / "tokens")
+    ids, starts = texts["train"].ids.tolist(), texts["train"].starts.tolist()
+    settings = PretrainSettings(text=paths, batch_size=batch_size, max_seq_len=16, seed=3)
+    expected, first_of_epoch = [], []
+    for epoch in range(3):
+        generator = torch.Generator().manual_seed(3 + epoch)
+        offset = int(torch.randint(16, (), generator=generator))
+        rows = [start for start in starts if offset]
+        for start, end in itertools.pairwise([*starts, len(ids)]):
+            rows += range(start + offset, end, 16)
+        order = RandomSampler(rows, generator=generator)
+        batches = list(BatchSampler(order, batch_size, drop_last=len(rows) >= batch_size))
+        first_of_epoch.append(len(expected))
+        expected += [[min(rows[i], len(ids) - 17) for i in batch] for batch in batches]
+    pretraining = Pretraining(settings, make_llama(causal=True), texts, folder)
+    for skip in (0, 1, first_of_epoch[1] - 1, first_of_epoch[1], first_of_epoch[2] + 1):
+        ours = pretraining._batches(skip)
+        for batch in expected[skip:]:
+            tokens, targets = next(ours)
+            assert tokens.tolist() == [ids[start : start + 16] for start in batch]
+            assert targets.tolist() == [ids[start + 1 : start + 17] for start in batch]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix does")
