@@ -210,11 +210,9 @@ def pretrain(args: argparse.Namespace) -> None:
     device = pick_device(True) if settings.use_gpu else best_device()
     llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
     given = load_given_tokenizer(settings, llama)
-    measured = measure(settings.text)
     folder = Path(settings.output_dir)
     with open_run(folder, settings.of_the_result()):
-        tokenizer = prepare_tokenizer(settings, given, folder, measured)
-        texts = tokenize(settings.text, settings.split, measured, tokenizer, folder / TOKENS)
+        tokenizer, texts = prepare_texts(settings, given, folder)
         for name, text in texts.items():
             print(f"{name}: {text.n_bytes:,} bytes, {len(text):,} tokens")
             if text.n_unknown:
@@ -249,10 +247,31 @@ def load_given_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tok
     return given
 
 
+def prepare_texts(
+    settings: PretrainSettings, given: Tokenizer | None, folder: Path
+) -> tuple[Tokenizer, dict[str, TokenizedText]]:
+    """The tokenizer and the ids of each part: made from the text, or found in the folder.
+
+    What is found there is not made again, and the text is then not read.
+    """
+    measured = None
+    if given is None and not (folder / TOKENIZER).is_file():
+        measured = measure(settings.text)
+    tokenizer = prepare_tokenizer(settings, given, folder, measured)
+    return tokenizer, tokenize(settings.text, settings.split, measured, tokenizer, folder / TOKENS)
+
+
 def prepare_tokenizer(
-    settings: PretrainSettings, given: Tokenizer | None, folder: Path, measured: tuple[int, int]
+    settings: PretrainSettings,
+    given: Tokenizer | None,
+    folder: Path,
+    measured: tuple[int, int] | None,
 ) -> Tokenizer:
-    """Put the tokenizer into the folder: the given one, or one trained on the text."""
+    """Put the tokenizer into the folder: the given one, or one trained on the text.
+
+    Args:
+        measured: what `measure` returned; needed if one is trained.
+    """
     path = folder / TOKENIZER
 
     def training_part() -> Iterator[str]:

@@ -223,35 +223,53 @@ def train_tokenizer(
         return
 
 
+def id_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """Of ids in a file: two bytes where they hold every piece, else four; little-endian."""
+    return np.dtype("<u2" if tokenizer.n_words <= 1 << 16 else "<u4")
+
+
+POSITION = np.dtype("<i8")  # where a document starts, in a file
+
+
 def tokenize(
     paths: Sequence[str | Path],
     shares: Sequence[float],
-    measured: tuple[int, int],
+    measured: tuple[int, int] | None,
     tokenizer: Tokenizer,
     folder: Path,
 ) -> dict[str, "TokenizedText"]:
     """Write the ids of each part to a file in `folder`, or find them there from an earlier run.
 
-    Every document follows its BOS. `index.json`, written last, tells the sizes.
+    Every document follows its BOS. Where these are stands in a file of its own, so that no later
+    start looks for them. `index.json`, written last, tells the sizes.
+
+    Args:
+        measured: what `measure` returned; None measures the text if it has to be read.
 
     Returns:
         the parts that have text, by name.
     """
     index_file = folder / "index.json"
-    dtype = np.dtype(np.uint16 if tokenizer.n_words <= 1 << 16 else np.uint32)
+    dtype = id_dtype(tokenizer)
     if not _is_whole(folder, dtype):
+        if measured is None:
+            measured = measure(paths)
         folder.mkdir(exist_ok=True)
         counters = ("n_bytes", "n_tokens", "n_unknown", "n_documents")
         index = {name: dict.fromkeys(counters, 0) for name in PARTS}
         with ExitStack() as stack:
             files = {
-                name: stack.enter_context(atomic_write(folder / f"{name}.bin", "wb"))
-                for name in PARTS
+                name: stack.enter_context(atomic_write(folder / name, "wb"))
+                for part in PARTS
+                for name in (f"{part}.bin", f"{part}.starts.bin")
             }
             chunks = split_chunks(paths, shares, measured)
             for part, text, begins in _with_progress("tokenize", paths, chunks):
                 ids = encode_chunk(tokenizer, text, begins)
-                files[part].write(np.array(ids, dtype).tobytes())
+                if begins:
+                    start = np.array(index[part]["n_tokens"], POSITION)
+                    files[f"{part}.starts.bin"].write(start.tobytes())
+                files[f"{part}.bin"].write(np.array(ids, dtype).tobytes())
                 index[part]["n_bytes"] += len(text.encode())
                 index[part]["n_tokens"] += len(ids)
                 index[part]["n_unknown"] += ids.count(tokenizer.sp_model.unk_id())
@@ -263,30 +281,40 @@ def tokenize(
         with atomic_write(index_file) as file:
             json.dump(index, file)
     index = json.loads(index_file.read_text())
-    return {
-        name: TokenizedText(
-            folder / f"{name}.bin",
-            dtype,
-            tokenizer.bos_id,
-            counts["n_tokens"],
-            counts["n_bytes"],
-            counts["n_unknown"],
-        )
-        for name, counts in index.items()
-        if counts["n_tokens"]
-    }
+    texts = {}
+    for name, counts in index.items():
+        if counts["n_tokens"]:
+            ids = np.memmap(folder / f"{name}.bin", dtype, mode="r")
+            if (folder / f"{name}.starts.bin").is_file():
+                starts = np.memmap(folder / f"{name}.starts.bin", POSITION, mode="r")
+            else:  # a folder that version 0.1 wrote
+                starts = _find(tokenizer.bos_id, ids)
+            texts[name] = TokenizedText(
+                ids, starts, tokenizer.bos_id, counts["n_bytes"], counts["n_unknown"]
+            )
+    return texts
 
 
 def _is_whole(folder: Path, dtype: np.dtype) -> bool:
     """Whether the index and all that it tells of are there."""
     try:
         index = json.loads((folder / "index.json").read_bytes())
-        return all(
-            (folder / f"{name}.bin").stat().st_size == index[name]["n_tokens"] * dtype.itemsize
-            for name in PARTS
-        )
+        for name in PARTS:
+            n_bytes = index[name]["n_tokens"] * dtype.itemsize
+            if (folder / f"{name}.bin").stat().st_size != n_bytes:
+                return False
+            starts, n_bytes = folder / f"{name}.starts.bin", index[name]["n_documents"] * 8
+            if starts.exists() and starts.stat().st_size != n_bytes:
+                return False
     except (OSError, ValueError, TypeError, KeyError):
         return False
+    return True
+
+
+def _find(bos_id: int, ids: np.ndarray) -> np.ndarray:
+    """Where the BOS are, `(n_documents,)`."""
+    blocks = range(0, len(ids), BLOCK)
+    return np.concatenate([i + np.flatnonzero(ids[i : i + BLOCK] == bos_id) for i in blocks])
 
 
 class TokenizedText:
@@ -300,16 +328,9 @@ class TokenizedText:
     """
 
     def __init__(
-        self, path: Path, dtype: np.dtype, bos_id: int, n_tokens: int, n_bytes: int, n_unknown: int
+        self, ids: np.ndarray, starts: np.ndarray, bos_id: int, n_bytes: int, n_unknown: int
     ):
-        self.ids = np.memmap(path, dtype, mode="r", shape=(n_tokens,))
-        self.bos_id = bos_id
-        self.starts = np.concatenate(
-            [
-                i + np.flatnonzero(self.ids[i : i + BLOCK] == bos_id)
-                for i in range(0, n_tokens, BLOCK)
-            ]
-        )
+        self.ids, self.starts, self.bos_id = ids, starts, bos_id
         self.n_bytes = n_bytes
         self.n_unknown = n_unknown
 

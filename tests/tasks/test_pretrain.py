@@ -331,6 +331,22 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder):
     assert list((folder / "out").rglob(".*.tmp")) == []
 
 
+def test_a_run_that_goes_on_does_not_read_the_text(folder, run_cli, monkeypatch):
+    calls = []
+
+    def counted(paths):
+        calls.append(paths)
+        return measure(paths)
+
+    monkeypatch.setattr("tasks.pretrain.measure", counted)
+    monkeypatch.setattr("text.plain.measure", counted)
+    assert run_cli(*SMALL)[0] == 0
+    assert len(calls) == 1
+    monkeypatch.setattr("text.plain.read_chunks", None)  # is not called
+    assert "continuing from step 40" in run_cli(*SMALL)[1]
+    assert len(calls) == 1
+
+
 def test_a_line_that_was_cut_off_is_dropped(folder, run_cli):
     assert run_cli(*SMALL)[0] == 0
     before = reports()

@@ -175,6 +175,33 @@ def test_tokens_are_written_once(stories, tmp_path, tokenizer):
     assert again["train"].ids.tolist() == expected
 
 
+def test_where_documents_start_is_written_once(tmp_path, tokenizer, monkeypatch):
+    documents = [words(n, seed=n) for n in range(1, 41)]
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(documents))
+    paths, shares, folder = [tmp_path / "a.txt"], (0.7, 0.15, 0.15), tmp_path / "tokens"
+    tokenize(paths, shares, measure(paths), tokenizer, folder)
+    lengths = [len(tokenizer.encode(document, bos=True, eos=False)) for document in documents]
+    starts, n_before = [], 0
+    for name in ("train", "validation", "test"):
+        saved = np.frombuffer((folder / f"{name}.starts.bin").read_bytes(), "<i8").tolist()
+        starts += [n_before + start for start in saved]
+        n_before += (folder / f"{name}.bin").stat().st_size // 2
+    assert starts == [sum(lengths[:i]) for i in range(40)]
+    monkeypatch.setattr("text.plain._find", None)  # is not called
+    text = tokenize(paths, shares, None, tokenizer, folder)["train"]
+    assert isinstance(text.starts, np.memmap)
+    monkeypatch.undo()
+    before = text.starts.tolist()
+    del text
+    saved = (folder / "train.starts.bin").read_bytes()
+    (folder / "train.starts.bin").unlink()  # as version 0.1 leaves a folder
+    assert tokenize(paths, shares, None, tokenizer, folder)["train"].starts.tolist() == before
+    assert not (folder / "train.starts.bin").exists()
+    (folder / "train.starts.bin").write_bytes(saved[:-8])  # damaged, so it is made again
+    tokenize(paths, shares, None, tokenizer, folder)
+    assert (folder / "train.starts.bin").read_bytes() == saved
+
+
 def test_unknown_characters_are_counted(tmp_path):
     text = words(2000)
     with pytest.warns(UserWarning):
