@@ -1,6 +1,7 @@
 """`--option pretrain`: train a language model on plain text, from nothing or from a checkpoint."""
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -33,12 +34,15 @@ from text.plain import (
     tokenize,
     train_tokenizer,
 )
+from text.token_files import SUFFIX, open_token_files
 from tokenizer import Tokenizer, check_vocabulary
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.folder import (
+    LARGE,
     METRICS,
     MODEL,
+    SAMPLE,
     STATE,
     TOKENIZER,
     TOKENS,
@@ -70,7 +74,8 @@ class PretrainSettings(TrainSettings):
     lr: float = flag(1e-3, "learning rate")
     text: list[str] | None = flag(
         None,
-        "plain text, with <|endoftext|> lines between documents, or labelled sentences",
+        "plain text, with <|endoftext|> lines between documents, or labelled sentences; or token "
+        "ids, in files *.bin as llama2.c and nanoGPT write them",
         nargs="+",
         metavar="FILE",
     )
@@ -127,6 +132,11 @@ class PretrainSettings(TrainSettings):
         return self.pretrained_model_path if "pretrained_model_path" in self.given else None
 
     @property
+    def is_tokenized(self) -> bool:
+        """Whether --text names files of token ids."""
+        return any(Path(path).suffix == SUFFIX for path in self.text)
+
+    @property
     def given_tokenizer(self) -> str | None:
         """The tokenizer that is not trained, or None."""
         has_tokenizer = self.start_from or "tokenizer_path" in self.given
@@ -153,6 +163,8 @@ class PretrainSettings(TrainSettings):
             raise missing_file(self.start_from)
         if self.given_tokenizer is not None and not Path(self.given_tokenizer).is_file():
             raise missing_file(self.given_tokenizer)
+        if self.is_tokenized:
+            self._check_token_files()
         if self.causal is False:
             raise InputError(
                 "--no-causal: a language model learns with the causal mask; leave it out"
@@ -174,14 +186,39 @@ class PretrainSettings(TrainSettings):
         except ValueError as error:
             raise InputError(f"no such model: {error}") from error
 
+    def _check_token_files(self) -> None:
+        texts = [path for path in self.text if Path(path).suffix != SUFFIX]
+        if texts:
+            raise InputError(
+                f"--text {texts[0]}: stands among files of token ids ({SUFFIX}); give either only "
+                "texts or only token ids"
+            )
+        if self.given_tokenizer is None:
+            raise InputError(
+                f"--text {self.text[0]}: token ids need the tokenizer that made them; name it with "
+                "--tokenizer-path"
+            )
+        own = (Path(self.output_dir) / TOKENS).resolve()
+        if any(Path(path).resolve().parent == own for path in self.text):
+            raise InputError(
+                f"--text {self.text[0]}: a file of the run in {self.output_dir}; name another "
+                "--output_dir"
+            )
+
     def of_the_result(self) -> dict:
         """All that the result depends on, as JSON has it."""
         own = PretrainSettings.defaults().keys() - TrainSettings.defaults().keys()
         names = [*SHARED, *sorted(own - NOT_OF_THE_RESULT)]
         settings = {name: getattr(self, name) for name in names}
-        files = [*self.text, self.start_from, self.given_tokenizer]
-        settings["files"] = [fingerprint(file) for file in files if file is not None]
+        settings["files"] = self._fingerprints
         return json.loads(json.dumps(settings))
+
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        large = SAMPLE if self.is_tokenized else LARGE  # there may be hundreds of token files
+        others = [file for file in (self.start_from, self.given_tokenizer) if file is not None]
+        texts = [fingerprint(file, large) for file in self.text]
+        return texts + [fingerprint(file) for file in others]
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up to `lr`, then cosine decay to `min_lr`.
@@ -214,9 +251,7 @@ def pretrain(args: argparse.Namespace) -> None:
     with open_run(folder, settings.of_the_result()):
         tokenizer, texts = prepare_texts(settings, given, folder)
         for name, text in texts.items():
-            print(f"{name}: {text.n_bytes:,} bytes, {len(text):,} tokens")
-            if text.n_unknown:
-                print(f"  {text.n_unknown:,} of them <unk>, which bits per byte cannot account for")
+            print(f"{name}: {text.describe()}")
         if llama is None:
             llama = Llama(
                 LlamaConfig(vocab_size=tokenizer.n_words, causal=True, **settings.shape())
@@ -258,6 +293,8 @@ def prepare_texts(
     if given is None and not (folder / TOKENIZER).is_file():
         measured = measure(settings.text)
     tokenizer = prepare_tokenizer(settings, given, folder, measured)
+    if settings.is_tokenized:
+        return tokenizer, open_token_files(settings.text, settings.split, tokenizer)
     return tokenizer, tokenize(settings.text, settings.split, measured, tokenizer, folder / TOKENS)
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -317,22 +318,36 @@ def _find(bos_id: int, ids: np.ndarray) -> np.ndarray:
     return np.concatenate([i + np.flatnonzero(ids[i : i + BLOCK] == bos_id) for i in blocks])
 
 
+class Ids(Protocol):
+    """What slices like an array of ids, though it may be in several files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice) -> np.ndarray: ...
+
+
 class TokenizedText:
-    """A part's ids, in a file that is mapped into memory.
+    """A part's ids, in files that are mapped into memory.
 
     Attributes:
-        ids: `(n_tokens,)`, every document behind its BOS.
-        starts: where the documents' BOS are, `(n_documents,)`.
+        ids: `(n_tokens,)`; of a text every document is behind its BOS.
+        starts: where the documents begin, `(n_documents,)`.
         n_bytes: the text's length in UTF-8.
         n_unknown: how many of the ids are unknown characters.
+        n_sampled: where the two are of a sample of the ids, its size without BOS; else None.
     """
 
     def __init__(
-        self, ids: np.ndarray, starts: np.ndarray, bos_id: int, n_bytes: int, n_unknown: int
+        self,
+        ids: Ids,
+        starts: np.ndarray,
+        bos_id: int,
+        n_bytes: int,
+        n_unknown: int,
+        n_sampled: int | None = None,
     ):
         self.ids, self.starts, self.bos_id = ids, starts, bos_id
-        self.n_bytes = n_bytes
-        self.n_unknown = n_unknown
+        self.n_bytes, self.n_unknown, self.n_sampled = n_bytes, n_unknown, n_sampled
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -340,7 +355,20 @@ class TokenizedText:
     @property
     def tokens_per_byte(self) -> float:
         """Without the BOS of the documents, which no text holds."""
+        if self.n_sampled is not None:
+            return self.n_sampled / self.n_bytes
         return (len(self) - len(self.starts)) / self.n_bytes
+
+    def describe(self) -> str:
+        if self.n_sampled is not None:
+            size = f"{len(self):,} tokens, of {1 / self.tokens_per_byte:.2f} bytes on average"
+            unknown = f"{self.n_unknown / self.n_sampled:.2%}"
+        else:
+            size = f"{self.n_bytes:,} bytes, {len(self):,} tokens"
+            unknown = f"{self.n_unknown:,}"
+        if self.n_unknown:
+            size += f"\n  {unknown} of them <unk>, which bits per byte cannot account for"
+        return size
 
 
 class Cuts:

@@ -15,6 +15,7 @@ TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"
 
 LARGE = 1 << 30  # bytes; a larger file is not read whole for its fingerprint
 N_BLOCKS, BLOCK = 256, 1 << 16  # what is read of it: so many blocks of so many bytes
+SAMPLE = N_BLOCKS * BLOCK
 
 
 def fingerprint(path: str | Path, large: int = LARGE) -> str:
