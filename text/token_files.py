@@ -27,7 +27,7 @@ def open_token_files(
     Raises:
         InputError: a file holds no ids, or a part would be empty or stand for no text.
     """
-    files = [_map(path, tokenizer) for path in paths]
+    files = [map_file(path, tokenizer) for path in paths]
     n_tokens = sum(map(len, files))
     cuts = [0, *np.round(np.cumsum(shares) / sum(shares) * n_tokens).astype(np.int64).tolist()]
     measure = Measure(tokenizer)
@@ -47,7 +47,12 @@ def open_token_files(
     return parts
 
 
-def _map(path: str | Path, tokenizer: Tokenizer) -> np.memmap:
+def map_file(path: str | Path, tokenizer: Tokenizer) -> np.memmap:
+    """The ids of a file, `(n_tokens,)`: little-endian, of two or four bytes as the tokenizer needs.
+
+    Raises:
+        InputError: it is empty, or ends within an id.
+    """
     size, dtype = Path(path).stat().st_size, id_dtype(tokenizer)
     if size == 0:
         raise InputError(f"{path}: an empty file; leave it out")

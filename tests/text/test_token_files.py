@@ -1,13 +1,14 @@
 """Files of token ids: one sequence, cut by position, checked as it is read, measured by sample."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import text.token_files
 from text.plain import EvaluationRows, TrainingRows, measure, tokenize
-from text.token_files import open_token_files
+from text.token_files import TokenFiles, map_file, open_token_files
 from utils import InputError
 
 DOCUMENTS = ["The hen ran home .", "A boy — “très” 猫 .\n\nIt ended .", "a", "two hours  and more"]
@@ -130,14 +131,12 @@ def test_an_id_that_is_no_piece_is_found_when_it_is_read(tmp_path, tokenizer, mo
         rows[60]
 
 
-def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, monkeypatch):
-    ids = tokenizer.encode(DOCUMENTS[1], bos=True, eos=False)
-    (tmp_path / "a.bin").write_bytes(b"".join(i.to_bytes(4, "little") for i in ids))
-    monkeypatch.setattr(tokenizer, "n_words", 70_000)
-    monkeypatch.setattr(text.token_files.Measure, "__init__", lambda self, tokenizer: None)
-    monkeypatch.setattr(text.token_files.Measure, "__call__", lambda self, ids: (1, 1, 0))
-    files = open_token_files([tmp_path / "a.bin"], (1, 0, 0), tokenizer)["train"]
-    assert files.ids[:].tolist() == ids
-    (tmp_path / "a.bin").write_bytes(bytes(4 * 10 + 2))
+def test_large_vocabularies_take_four_bytes(tmp_path):
+    large, path = SimpleNamespace(n_words=70_000), tmp_path / "a.bin"
+    path.write_bytes(b"".join(i.to_bytes(4, "little") for i in (1, 65_536, 69_999)))
+    ids = TokenFiles([path], [map_file(path, large)], 70_000, 0, 3)
+    assert ids[:].tolist() == [1, 65_536, 69_999]
+    path = tmp_path / "b.bin"
+    path.write_bytes(bytes(4 * 10 + 2))
     with pytest.raises(InputError, match="42 bytes are no whole number of ids, which take 4 bytes"):
-        open_token_files([tmp_path / "a.bin"], (1, 0, 0), tokenizer)
+        map_file(path, large)
