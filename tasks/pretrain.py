@@ -287,7 +287,7 @@ def prepare_texts(
 ) -> tuple[Tokenizer, dict[str, TokenizedText]]:
     """The tokenizer and the ids of each part: made from the text, or found in the folder.
 
-    What is found there is not made again, and the text is then not read.
+    What is found there is not made again, and the text is then not measured.
     """
     measured = None
     if given is None and not (folder / TOKENIZER).is_file():
