@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from base_llama import state_of
@@ -35,13 +36,16 @@ from text.plain import (
     tokenize,
     train_tokenizer,
 )
+from text.token_files import SUFFIX, open_token_files
 from tokenizer import Tokenizer, check_vocabulary
 from training import distributed, state
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.folder import (
+    LARGE,
     METRICS,
     MODEL,
+    SAMPLE,
     TOKENIZER,
     TOKENS,
     fingerprint,
@@ -87,7 +91,8 @@ class PretrainSettings(TrainSettings):
     lr: float = flag(1e-3, "learning rate")
     text: list[str] | None = flag(
         None,
-        "plain text, with <|endoftext|> lines between documents, or labelled sentences",
+        "plain text, with <|endoftext|> lines between documents, or labelled sentences; or token "
+        "ids, in files *.bin as llama2.c and nanoGPT write them",
         nargs="+",
         metavar="FILE",
     )
@@ -144,6 +149,11 @@ class PretrainSettings(TrainSettings):
         return self.pretrained_model_path if "pretrained_model_path" in self.given else None
 
     @property
+    def is_tokenized(self) -> bool:
+        """Whether --text names files of token ids."""
+        return any(Path(path).suffix == SUFFIX for path in self.text)
+
+    @property
     def given_tokenizer(self) -> str | None:
         """The tokenizer that is not trained, or None."""
         has_tokenizer = self.start_from or "tokenizer_path" in self.given
@@ -170,6 +180,8 @@ class PretrainSettings(TrainSettings):
             raise missing_file(self.start_from)
         if self.given_tokenizer is not None and not Path(self.given_tokenizer).is_file():
             raise missing_file(self.given_tokenizer)
+        if self.is_tokenized:
+            self._check_token_files()
         if self.causal is False:
             raise InputError(
                 "--no-causal: a language model learns with the causal mask; leave it out"
@@ -191,14 +203,39 @@ class PretrainSettings(TrainSettings):
         except ValueError as error:
             raise InputError(f"no such model: {error}") from error
 
+    def _check_token_files(self) -> None:
+        texts = [path for path in self.text if Path(path).suffix != SUFFIX]
+        if texts:
+            raise InputError(
+                f"--text {texts[0]}: stands among files of token ids ({SUFFIX}); give either only "
+                "texts or only token ids"
+            )
+        if self.given_tokenizer is None:
+            raise InputError(
+                f"--text {self.text[0]}: token ids need the tokenizer that made them; name it with "
+                "--tokenizer-path"
+            )
+        own = (Path(self.output_dir) / TOKENS).resolve()
+        if any(Path(path).resolve().parent == own for path in self.text):
+            raise InputError(
+                f"--text {self.text[0]}: a file of the run in {self.output_dir}; name another "
+                "--output_dir"
+            )
+
     def of_the_result(self) -> dict:
         """All that the result depends on, as JSON has it."""
         own = PretrainSettings.defaults().keys() - TrainSettings.defaults().keys()
         names = [*SHARED, *sorted(own - NOT_OF_THE_RESULT)]
         settings = {name: getattr(self, name) for name in names}
-        files = [*self.text, self.start_from, self.given_tokenizer]
-        settings["files"] = [fingerprint(file) for file in files if file is not None]
+        settings["files"] = self._fingerprints
         return json.loads(json.dumps(settings))
+
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        large = SAMPLE if self.is_tokenized else LARGE  # there may be hundreds of token files
+        others = [file for file in (self.start_from, self.given_tokenizer) if file is not None]
+        texts = [fingerprint(file, large) for file in self.text]
+        return texts + [fingerprint(file) for file in others]
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up to `lr`, then cosine decay to `min_lr`.
@@ -234,9 +271,7 @@ def pretrain(args: argparse.Namespace) -> None:
     with open_run(folder, of_the_result) if is_first else contextlib.nullcontext():
         tokenizer, texts = distributed.first_alone(lambda: prepare_texts(settings, given, folder))
         for name, text in texts.items():
-            print(f"{name}: {text.n_bytes:,} bytes, {len(text):,} tokens")
-            if text.n_unknown:
-                print(f"  {text.n_unknown:,} of them <unk>, which bits per byte cannot account for")
+            print(f"{name}: {text.describe()}")
         if llama is None:
             llama = Llama(
                 LlamaConfig(vocab_size=tokenizer.n_words, causal=True, **settings.shape())
@@ -273,20 +308,30 @@ def load_given_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tok
 def prepare_texts(
     settings: PretrainSettings, given: Tokenizer | None, folder: Path
 ) -> tuple[Tokenizer, dict[str, TokenizedText]]:
-    """Put tokenizer and tokens into the folder, or find them there.
+    """The tokenizer and the ids of each part: made from the text, or found in the folder.
 
-    Returns:
-        the tokenizer, and the parts of the text by name.
+    What is found there is not made again, and the text is then not measured.
     """
-    measured = measure(settings.text)
+    measured = None
+    if given is None and not (folder / TOKENIZER).is_file():
+        measured = measure(settings.text)
     tokenizer = prepare_tokenizer(settings, given, folder, measured)
+    if settings.is_tokenized:
+        return tokenizer, open_token_files(settings.text, settings.split, tokenizer)
     return tokenizer, tokenize(settings.text, settings.split, measured, tokenizer, folder / TOKENS)
 
 
 def prepare_tokenizer(
-    settings: PretrainSettings, given: Tokenizer | None, folder: Path, measured: tuple[int, int]
+    settings: PretrainSettings,
+    given: Tokenizer | None,
+    folder: Path,
+    measured: tuple[int, int] | None,
 ) -> Tokenizer:
-    """Put the tokenizer into the folder: the given one, or one trained on the text."""
+    """Put the tokenizer into the folder: the given one, or one trained on the text.
+
+    Args:
+        measured: what `measure` returned; needed if one is trained.
+    """
     path = folder / TOKENIZER
 
     def training_part() -> Iterator[str]:
@@ -294,10 +339,12 @@ def prepare_tokenizer(
             if part == "train":
                 yield text
 
+    if path.is_file():
+        return Tokenizer(tokenizer_model=path)
     if given is not None:
         with atomic_write(path, "wb") as file:
             file.write(given.model_path.read_bytes())
-    elif not path.is_file():
+    else:
         train_tokenizer(training_part, settings.vocab_size, path)
     return Tokenizer(tokenizer_model=path)
 
@@ -309,6 +356,20 @@ def set_dropout(llama: Llama, dropout: float, attention_dropout: float | None) -
     for module in llama.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
+
+
+def n_batches(n_rows: int, batch_size: int) -> int:
+    """The batches of an epoch. Rows that do not fill one are left out, unless there is no other.
+
+    A smaller last batch would weigh too much.
+    """
+    return max(1, n_rows // batch_size)
+
+
+def batches_of(order: torch.Tensor, batch_size: int, skip: int) -> Iterator[list[int]]:
+    """The rows of each batch of an epoch, made as they are asked for, without the first batches."""
+    for i in range(skip, n_batches(len(order), batch_size)):
+        yield order[i * batch_size : (i + 1) * batch_size].tolist()
 
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets, each `(batch, seqlen)`
@@ -429,13 +490,11 @@ class Pretraining:
             generator = torch.Generator().manual_seed(self.settings.seed + epoch)
             offset = int(torch.randint(self.seqlen, (), generator=generator))
             rows = TrainingRows(self.texts["train"], self.seqlen, offset)
-            order = RandomSampler(rows, generator=generator)
-            batch_size = self.settings.batch_size
-            whole = len(rows) >= batch_size  # a smaller last batch would weigh too much
-            batches = list(BatchSampler(order, batch_size, drop_last=whole))
+            order = torch.randperm(len(rows), generator=generator)
+            batches = batches_of(order, self.settings.batch_size, skip)
             # Given a generator of its own, the loader leaves the global one to the dropout.
-            yield from DataLoader(rows, batch_sampler=batches[skip:], generator=generator)
-            skip = max(0, skip - len(batches))
+            yield from DataLoader(rows, batch_sampler=batches, generator=generator)
+            skip = max(0, skip - n_batches(len(rows), self.settings.batch_size))
 
     def _report(self, tally: Tally, seconds: float) -> None:
         """Evaluate, tell how it goes, and keep the weights if they are the best so far."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -223,35 +224,53 @@ def train_tokenizer(
         return
 
 
+def id_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """Of ids in a file: two bytes where they hold every piece, else four; little-endian."""
+    return np.dtype("<u2" if tokenizer.n_words <= 1 << 16 else "<u4")
+
+
+POSITION = np.dtype("<i8")  # where a document starts, in a file
+
+
 def tokenize(
     paths: Sequence[str | Path],
     shares: Sequence[float],
-    measured: tuple[int, int],
+    measured: tuple[int, int] | None,
     tokenizer: Tokenizer,
     folder: Path,
 ) -> dict[str, "TokenizedText"]:
     """Write the ids of each part to a file in `folder`, or find them there from an earlier run.
 
-    Every document follows its BOS. `index.json`, written last, tells the sizes.
+    Every document follows its BOS. Where these are stands in a file of its own, so that no later
+    start looks for them. `index.json`, written last, tells the sizes.
+
+    Args:
+        measured: what `measure` returned; None measures the text if it has to be read.
 
     Returns:
         the parts that have text, by name.
     """
     index_file = folder / "index.json"
-    dtype = np.dtype(np.uint16 if tokenizer.n_words <= 1 << 16 else np.uint32)
+    dtype = id_dtype(tokenizer)
     if not _is_whole(folder, dtype):
+        if measured is None:
+            measured = measure(paths)
         folder.mkdir(exist_ok=True)
         counters = ("n_bytes", "n_tokens", "n_unknown", "n_documents")
         index = {name: dict.fromkeys(counters, 0) for name in PARTS}
         with ExitStack() as stack:
             files = {
-                name: stack.enter_context(atomic_write(folder / f"{name}.bin", "wb"))
-                for name in PARTS
+                name: stack.enter_context(atomic_write(folder / name, "wb"))
+                for part in PARTS
+                for name in (f"{part}.bin", f"{part}.starts.bin")
             }
             chunks = split_chunks(paths, shares, measured)
             for part, text, begins in _with_progress("tokenize", paths, chunks):
                 ids = encode_chunk(tokenizer, text, begins)
-                files[part].write(np.array(ids, dtype).tobytes())
+                if begins:
+                    start = np.array(index[part]["n_tokens"], POSITION)
+                    files[f"{part}.starts.bin"].write(start.tobytes())
+                files[f"{part}.bin"].write(np.array(ids, dtype).tobytes())
                 index[part]["n_bytes"] += len(text.encode())
                 index[part]["n_tokens"] += len(ids)
                 index[part]["n_unknown"] += ids.count(tokenizer.sp_model.unk_id())
@@ -263,55 +282,72 @@ def tokenize(
         with atomic_write(index_file) as file:
             json.dump(index, file)
     index = json.loads(index_file.read_text())
-    return {
-        name: TokenizedText(
-            folder / f"{name}.bin",
-            dtype,
-            tokenizer.bos_id,
-            counts["n_tokens"],
-            counts["n_bytes"],
-            counts["n_unknown"],
-        )
-        for name, counts in index.items()
-        if counts["n_tokens"]
-    }
+    texts = {}
+    for name, counts in index.items():
+        if counts["n_tokens"]:
+            ids = np.memmap(folder / f"{name}.bin", dtype, mode="r")
+            if (folder / f"{name}.starts.bin").is_file():
+                starts = np.memmap(folder / f"{name}.starts.bin", POSITION, mode="r")
+            else:  # a folder that version 0.1 wrote
+                starts = _find(tokenizer.bos_id, ids)
+            texts[name] = TokenizedText(
+                ids, starts, tokenizer.bos_id, counts["n_bytes"], counts["n_unknown"]
+            )
+    return texts
 
 
 def _is_whole(folder: Path, dtype: np.dtype) -> bool:
     """Whether the index and all that it tells of are there."""
     try:
         index = json.loads((folder / "index.json").read_bytes())
-        return all(
-            (folder / f"{name}.bin").stat().st_size == index[name]["n_tokens"] * dtype.itemsize
-            for name in PARTS
-        )
+        for name in PARTS:
+            n_bytes = index[name]["n_tokens"] * dtype.itemsize
+            if (folder / f"{name}.bin").stat().st_size != n_bytes:
+                return False
+            starts, n_bytes = folder / f"{name}.starts.bin", index[name]["n_documents"] * 8
+            if starts.exists() and starts.stat().st_size != n_bytes:
+                return False
     except (OSError, ValueError, TypeError, KeyError):
         return False
+    return True
+
+
+def _find(bos_id: int, ids: np.ndarray) -> np.ndarray:
+    """Where the BOS are, `(n_documents,)`."""
+    blocks = range(0, len(ids), BLOCK)
+    return np.concatenate([i + np.flatnonzero(ids[i : i + BLOCK] == bos_id) for i in blocks])
+
+
+class Ids(Protocol):
+    """What slices like an array of ids, though it may be in several files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice) -> np.ndarray: ...
 
 
 class TokenizedText:
-    """A part's ids, in a file that is mapped into memory.
+    """A part's ids, in files that are mapped into memory.
 
     Attributes:
-        ids: `(n_tokens,)`, every document behind its BOS.
-        starts: where the documents' BOS are, `(n_documents,)`.
+        ids: `(n_tokens,)`; of a text every document is behind its BOS.
+        starts: where the documents begin, `(n_documents,)`.
         n_bytes: the text's length in UTF-8.
         n_unknown: how many of the ids are unknown characters.
+        n_sampled: where the two are of a sample of the ids, its size without BOS; else None.
     """
 
     def __init__(
-        self, path: Path, dtype: np.dtype, bos_id: int, n_tokens: int, n_bytes: int, n_unknown: int
+        self,
+        ids: Ids,
+        starts: np.ndarray,
+        bos_id: int,
+        n_bytes: int,
+        n_unknown: int,
+        n_sampled: int | None = None,
     ):
-        self.ids = np.memmap(path, dtype, mode="r", shape=(n_tokens,))
-        self.bos_id = bos_id
-        self.starts = np.concatenate(
-            [
-                i + np.flatnonzero(self.ids[i : i + BLOCK] == bos_id)
-                for i in range(0, n_tokens, BLOCK)
-            ]
-        )
-        self.n_bytes = n_bytes
-        self.n_unknown = n_unknown
+        self.ids, self.starts, self.bos_id = ids, starts, bos_id
+        self.n_bytes, self.n_unknown, self.n_sampled = n_bytes, n_unknown, n_sampled
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -319,7 +355,55 @@ class TokenizedText:
     @property
     def tokens_per_byte(self) -> float:
         """Without the BOS of the documents, which no text holds."""
+        if self.n_sampled is not None:
+            return self.n_sampled / self.n_bytes
         return (len(self) - len(self.starts)) / self.n_bytes
+
+    def describe(self) -> str:
+        if self.n_sampled is not None:
+            size = f"{len(self):,} tokens, of {1 / self.tokens_per_byte:.2f} bytes on average"
+            unknown = f"{self.n_unknown / self.n_sampled:.2%}"
+        else:
+            size = f"{self.n_bytes:,} bytes, {len(self):,} tokens"
+            unknown = f"{self.n_unknown:,}"
+        if self.n_unknown:
+            size += f"\n  {unknown} of them <unk>, which bits per byte cannot account for"
+        return size
+
+
+class Cuts:
+    """Documents cut every `step` ids; where a piece begins is computed when it is asked for.
+
+    It holds one number for each document, none for a piece.
+
+    Args:
+        starts: where the documents begin, `(n_documents,)`.
+        lengths: how many of a document's ids are cut, `(n_documents,)`; is overwritten.
+    """
+
+    def __init__(self, starts: np.ndarray, lengths: np.ndarray, step: int):
+        self.starts, self.step = starts, step
+        np.maximum(lengths, 0, out=lengths)
+        lengths += step - 1
+        lengths //= step
+        self.ends = np.cumsum(lengths, out=lengths)  # the pieces up to and with each document
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, i: int) -> tuple[int, int]:
+        """Where piece `i` begins, and the number of its document."""
+        document = int(self.ends.searchsorted(i, side="right"))
+        n_before = int(self.ends[document - 1]) if document else 0
+        return int(self.starts[document]) + self.step * (i - n_before), document
+
+
+def _document_lengths(text: TokenizedText) -> np.ndarray:
+    """How many ids each document has, BOS included, `(n_documents,)`."""
+    lengths = np.empty(len(text.starts), np.int64)
+    np.subtract(text.starts[1:], text.starts[:-1], out=lengths[:-1])
+    lengths[-1] = len(text) - text.starts[-1]
+    return lengths
 
 
 class TrainingRows(Dataset):
@@ -334,17 +418,26 @@ class TrainingRows(Dataset):
     """
 
     def __init__(self, text: TokenizedText, seqlen: int, offset: int):
-        self.ids, self.seqlen = text.ids, seqlen
-        lengths = np.diff(text.starts, append=len(text))
-        inner = _positions(text.starts + offset, np.maximum(lengths - offset, 0), seqlen)
-        starts = np.concatenate((text.starts, inner)) if offset else inner
-        self.starts = np.minimum(starts, len(text) - seqlen - 1)
+        self.text, self.seqlen, self.offset = text, seqlen, offset
+        lengths = _document_lengths(text)
+        lengths -= offset
+        self.inner = Cuts(text.starts, lengths, seqlen)
+        self.n_first = len(text.starts) if offset else 0  # rows that begin where a document does
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return self.n_first + len(self.inner)
+
+    def start_of(self, i: int) -> int:
+        """Where in the text row `i` begins."""
+        if i < self.n_first:
+            start = int(self.text.starts[i])
+        else:
+            start = self.inner[i - self.n_first][0] + self.offset
+        return min(start, len(self.text) - self.seqlen - 1)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        row = self.ids[self.starts[i] : self.starts[i] + self.seqlen + 1]
+        start = self.start_of(i)
+        row = self.text.ids[start : start + self.seqlen + 1]
         ids = torch.from_numpy(row.astype(np.int64))
         return ids[:-1], ids[1:]
 
@@ -362,34 +455,28 @@ class EvaluationRows(Dataset):
     """
 
     def __init__(self, text: TokenizedText, seqlen: int, n_rows: int | None = None):
-        self.ids, self.seqlen, self.bos_id = text.ids, seqlen, text.bos_id
-        lengths = np.diff(text.starts, append=len(text))
-        # A document's last id is no input.
-        self.starts = _positions(text.starts, lengths - 1, seqlen)
-        ends = np.repeat(text.starts + lengths, _n_rows(lengths - 1, seqlen))
-        self.ends = np.minimum(self.starts + seqlen + 1, ends)
-        if n_rows is not None and n_rows < len(self.starts):
-            chosen = np.linspace(0, len(self.starts) - 1, n_rows).astype(np.int64)
-            self.starts, self.ends = self.starts[chosen], self.ends[chosen]
+        self.text, self.seqlen = text, seqlen
+        lengths = _document_lengths(text)
+        lengths -= 1  # a document's last id is no input
+        self.cuts = Cuts(text.starts, lengths, seqlen)
+        self.chosen: np.ndarray | None = None
+        if n_rows is not None and n_rows < len(self.cuts):
+            self.chosen = np.linspace(0, len(self.cuts) - 1, n_rows).astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.cuts) if self.chosen is None else len(self.chosen)
+
+    def bounds_of(self, i: int) -> tuple[int, int]:
+        """Where in the text row `i` begins, and where it ends with its last target."""
+        start, document = self.cuts[i if self.chosen is None else int(self.chosen[i])]
+        is_last = document + 1 == len(self.text.starts)
+        end = len(self.text) if is_last else int(self.text.starts[document + 1])
+        return start, min(start + self.seqlen + 1, end)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        row = torch.from_numpy(self.ids[self.starts[i] : self.ends[i]].astype(np.int64))
-        tokens = row.new_full((self.seqlen,), self.bos_id)
+        start, end = self.bounds_of(i)
+        row = torch.from_numpy(self.text.ids[start:end].astype(np.int64))
+        tokens = row.new_full((self.seqlen,), self.text.bos_id)
         targets = row.new_full((self.seqlen,), IGNORED)
         tokens[: len(row) - 1], targets[: len(row) - 1] = row[:-1], row[1:]
         return tokens, targets
-
-
-def _positions(starts: np.ndarray, lengths: np.ndarray, step: int) -> np.ndarray:
-    """start, start + step, … for every start, as long as it is less than start + length."""
-    counts = _n_rows(lengths, step)
-    firsts = np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts, counts) + step * (np.arange(counts.sum()) - firsts)
-
-
-def _n_rows(lengths: np.ndarray, size: int) -> np.ndarray:
-    """How many rows of a size it takes to hold so many ids."""
-    return (lengths + size - 1) // size

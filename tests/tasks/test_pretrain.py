@@ -15,6 +15,7 @@ import pytest
 import sentencepiece
 import torch
 from conftest import ROOT, make_llama, save_llama
+from torch.utils.data import BatchSampler, RandomSampler
 
 import tasks.pretrain
 from checkpoints.pt import read_checkpoint
@@ -24,7 +25,9 @@ from tasks.scores import NextTokenScores
 from tasks.settings import ASSIGNMENT_FLAGS
 from text.labelled import read_labelled
 from text.plain import measure, tokenize
+from text.token_files import TokenFiles
 from tokenizer import Tokenizer
+from training.folder import fingerprint
 
 SMALL = ["--option", "pretrain", "--text", "text.txt", "--output_dir", "out"]
 SMALL += ["--vocab_size", "300", "--dim", "16", "--n_layers", "1", "--n_heads", "2"]
@@ -223,6 +226,135 @@ def test_the_end_of_a_document_is_learned_but_not_reported():
     assert nats == pytest.approx(losses[..., 0][targets != 1].sum().item(), rel=1e-5)
 
 
+@pytest.fixture
+def token_files(folder, tokenizer, tokenizer_path) -> list[str]:
+    """The ids of the text in three files, one of them ending within a row."""
+    ids = []
+    for document in (folder / "text.txt").read_text().split("<|endoftext|>\n"):
+        ids += tokenizer.encode(document.strip(), bos=True, eos=False)
+    (folder / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
+    cuts = (0, len(ids) // 3, len(ids) // 3 + 5, len(ids))
+    for i, (start, end) in enumerate(itertools.pairwise(cuts)):
+        (folder / f"part{i}.bin").write_bytes(np.array(ids[start:end], "<u2").tobytes())
+    return ["part0.bin", "part1.bin", "part2.bin"]
+
+
+def of_tokens(token_files: list[str]) -> list[str]:
+    i = SMALL.index("--text")
+    flags = [*SMALL[:i], "--text", *token_files, *SMALL[i + 2 :]]
+    return [*without(flags, "--vocab_size"), "--tokenizer-path", "tokenizer.model"]
+
+
+def test_files_of_ids_are_trained_on(folder, run_cli, token_files):
+    flags = [*of_tokens(token_files), "--steps", "150", "--lr", "1e-2"]
+    code, out, err = run_cli(*flags)
+    assert (code, err) == (0, "")
+    assert not (folder / "out/tokens").exists()
+    n_ids = sum((folder / name).stat().st_size for name in token_files) // 2
+    assert f"train: {round(n_ids * 0.7):,} tokens" in out
+    *steps, last = reports()
+    assert steps[-1]["validation"]["loss"] < steps[0]["validation"]["loss"] - 1
+    assert last["test"]["bits_per_byte"] < 3
+    whole = np.concatenate([np.fromfile(name, "<u2") for name in token_files])
+    whole.tofile("whole.bin")
+    assert run_cli(*flags, "--text", "whole.bin", "--output_dir", "b")[0] == 0
+    assert same(weights("out/model.pt"), weights("b/model.pt"))
+
+
+def test_files_of_ids_are_gone_on_with(folder, run_cli, token_files, monkeypatch):
+    flags = of_tokens(token_files)
+    assert run_cli(*flags, "--output_dir", "whole")[0] == 0
+
+    def interrupted(*args, **kwargs):
+        if args[3] == "step 16":
+            raise KeyboardInterrupt
+        return update(*args, **kwargs)
+
+    update = tasks.pretrain.update
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.pretrain, "update", interrupted)
+        assert run_cli(*flags)[0] == 130
+    code, out, _ = run_cli(*flags)
+    assert (code, "continuing from step 10" in out) == (0, True)
+    assert same(weights("out/model.pt"), weights("whole/model.pt"))
+    np.fromfile("part2.bin", "<u2")[::-1].tofile("part2.bin")
+    code, _, err = run_cli(*flags)
+    assert (code, "files was" in err) == (2, True)
+
+
+def test_large_files_of_ids_are_not_read_whole(folder, run_cli, token_files, monkeypatch):
+    """Of 24 MB: samples for the fingerprint and for bits per byte, and the rows."""
+    with open("part1.bin", "r+b") as file:
+        file.truncate(24_000_000)
+    n_read = 0
+    get = TokenFiles.__getitem__
+
+    def counted(self, where):
+        nonlocal n_read
+        ids = get(self, where)
+        n_read += len(ids)
+        return ids
+
+    monkeypatch.setattr(TokenFiles, "__getitem__", counted)
+    n_rows, flags = 5 * 4, [*of_tokens(token_files), "--split", "1", "0", "0", "--steps", "5"]
+    assert run_cli(*flags)[0] == 0
+    assert n_read == 256 * 4097 + n_rows * 17
+    assert "continuing from step 5" in run_cli(*flags)[1]
+    files = json.loads((folder / "out/pretrain.json").read_text())["files"]
+    assert [len(file.split()) for file in files] == [2, 3, 2, 2]  # one is sampled
+    assert files[0] == fingerprint("part0.bin")
+
+
+def test_an_id_that_is_no_piece_is_one_line(folder, run_cli, token_files):
+    ids = np.fromfile("part2.bin", "<u2")
+    ids[-9] = 400
+    ids.tofile("part2.bin")
+    code, _, err = run_cli(*of_tokens(token_files))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"part2.bin: id 400 at position {len(ids) - 9} (from 0), but the tokenizer" in err
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--text", "part0.bin", "text.txt"], "--text text.txt: stands among files of token ids"),
+        (["--text", "empty.bin"], "empty.bin: an empty file"),
+        (["--text", "part0.bin", "odd.bin"], "odd.bin: its 11 bytes are no whole number of ids"),
+        (["--text", "absent.bin"], "absent.bin: no such file"),
+        (["--text", "bos.bin"], "bos.bin: 100 ids leave no text for train"),
+        (["--split", "1", "0.0001", "0"], "ids leave no text for validation"),
+    ],
+)
+def test_bad_files_of_ids_are_one_line(folder, run_cli, token_files, flags, complaint):
+    (folder / "empty.bin").write_bytes(b"")
+    (folder / "odd.bin").write_bytes(b"\1" * 11)
+    (folder / "bos.bin").write_bytes(b"\1\0" * 100)
+    code, _, err = run_cli(*of_tokens(token_files), *flags)
+    assert (code, err.count("\n")) == (2, 1)
+    assert complaint in err
+    assert not (folder / "out").exists()
+
+
+def test_ids_of_a_run_are_not_lost_to_it(folder, run_cli, token_files):
+    """A folder without a model is cleared before a run with other settings begins."""
+    assert run_cli(*SMALL)[0] == 0
+    for name in ("model.pt", "state.pt"):
+        (folder / "out" / name).unlink()
+    before = (folder / "out/tokens/train.bin").read_bytes()
+    flags = [*of_tokens(["out/tokens/train.bin"]), "--tokenizer-path", "out/tokenizer.model"]
+    code, _, err = run_cli(*flags)
+    assert (code, "a file of the run in out; name another --output_dir" in err) == (2, True)
+    assert (folder / "out/tokens/train.bin").read_bytes() == before
+    assert run_cli(*flags, "--output_dir", "b")[0] == 0
+
+
+def test_files_of_ids_need_their_tokenizer(folder, run_cli, token_files):
+    code, _, err = run_cli(*SMALL, "--text", *token_files)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "part0.bin: token ids need the tokenizer that made them" in err
+
+
 def test_every_flag_is_one_of_a_runs_settings(folder):
     """Else a run could be continued with another value of it."""
     flags = set(PretrainSettings.defaults()) - set(ASSIGNMENT_FLAGS)
@@ -277,6 +409,33 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, run_cli, monkeyp
     assert without_times("out") == without_times("whole")
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 5000])
+def test_the_order_is_that_of_torchs_samplers(folder, tokenizer, batch_size):
+    """And stays it, so that a run from before goes on as it would have."""
+    paths = ["text.txt"]
+    texts = tokenize(paths, (1, 0, 0), measure(paths), tokenizer, folder / "tokens")
+    ids, starts = texts["train"].ids.tolist(), texts["train"].starts.tolist()
+    settings = PretrainSettings(text=paths, batch_size=batch_size, max_seq_len=16, seed=3)
+    expected, first_of_epoch = [], []
+    for epoch in range(3):
+        generator = torch.Generator().manual_seed(3 + epoch)
+        offset = int(torch.randint(16, (), generator=generator))
+        rows = [start for start in starts if offset]
+        for start, end in itertools.pairwise([*starts, len(ids)]):
+            rows += range(start + offset, end, 16)
+        order = RandomSampler(rows, generator=generator)
+        batches = list(BatchSampler(order, batch_size, drop_last=len(rows) >= batch_size))
+        first_of_epoch.append(len(expected))
+        expected += [[min(rows[i], len(ids) - 17) for i in batch] for batch in batches]
+    pretraining = Pretraining(settings, make_llama(causal=True), texts, folder)
+    for skip in (0, 1, first_of_epoch[1] - 1, first_of_epoch[1], first_of_epoch[2] + 1):
+        ours = pretraining._batches(skip)
+        for batch in expected[skip:]:
+            tokens, targets = next(ours)
+            assert tokens.tolist() == [ids[start : start + 16] for start in batch]
+            assert targets.tolist() == [ids[start + 1 : start + 17] for start in batch]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix does")
 def test_a_killed_run_goes_on_to_the_same_weights(folder):
     command = [sys.executable, ROOT / "run_llama.py", *SMALL, "--steps", "300"]
@@ -301,6 +460,22 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder):
     assert same(weights("out/model.pt"), weights("whole/model.pt"))
     assert [r.get("step") for r in reports()] == [*range(10, 301, 10), None]
     assert list((folder / "out").rglob(".*.tmp")) == []
+
+
+def test_a_run_that_goes_on_does_not_read_the_text(folder, run_cli, monkeypatch):
+    calls = []
+
+    def counted(paths):
+        calls.append(paths)
+        return measure(paths)
+
+    monkeypatch.setattr("tasks.pretrain.measure", counted)
+    monkeypatch.setattr("text.plain.measure", counted)
+    assert run_cli(*SMALL)[0] == 0
+    assert len(calls) == 1
+    monkeypatch.setattr("text.plain.read_chunks", None)  # is not called
+    assert "continuing from step 40" in run_cli(*SMALL)[1]
+    assert len(calls) == 1
 
 
 def test_a_line_that_was_cut_off_is_dropped(folder, run_cli):

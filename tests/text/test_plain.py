@@ -165,6 +165,7 @@ def test_tokens_are_written_once(stories, tmp_path, tokenizer):
     assert texts["train"].n_bytes == sum(len(story.encode()) for story in STORIES)
     assert texts["train"].n_unknown == 0  # bytes stand for what the tokenizer does not know
     assert [expected[i] for i in texts["train"].starts] == [tokenizer.bos_id] * 3
+    del texts  # Windows writes to no file that is mapped
     saved = (tmp_path / "tokens/train.bin").read_bytes()
     assert saved == np.array(expected, np.uint16).tobytes()
     (tmp_path / "tokens/train.bin").write_bytes(saved[:-2])  # damaged, so it is made again
@@ -173,6 +174,33 @@ def test_tokens_are_written_once(stories, tmp_path, tokenizer):
     stories.unlink()
     again = tokenize([stories], (1, 0, 0), measured, tokenizer, tmp_path / "tokens")
     assert again["train"].ids.tolist() == expected
+
+
+def test_where_documents_start_is_written_once(tmp_path, tokenizer, monkeypatch):
+    documents = [words(n, seed=n) for n in range(1, 41)]
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(documents))
+    paths, shares, folder = [tmp_path / "a.txt"], (0.7, 0.15, 0.15), tmp_path / "tokens"
+    tokenize(paths, shares, measure(paths), tokenizer, folder)
+    lengths = [len(tokenizer.encode(document, bos=True, eos=False)) for document in documents]
+    starts, n_before = [], 0
+    for name in ("train", "validation", "test"):
+        saved = np.frombuffer((folder / f"{name}.starts.bin").read_bytes(), "<i8").tolist()
+        starts += [n_before + start for start in saved]
+        n_before += (folder / f"{name}.bin").stat().st_size // 2
+    assert starts == [sum(lengths[:i]) for i in range(40)]
+    monkeypatch.setattr("text.plain._find", None)  # is not called
+    text = tokenize(paths, shares, None, tokenizer, folder)["train"]
+    assert isinstance(text.starts, np.memmap)
+    monkeypatch.undo()
+    before = text.starts.tolist()
+    del text
+    saved = (folder / "train.starts.bin").read_bytes()
+    (folder / "train.starts.bin").unlink()  # as version 0.1 leaves a folder
+    assert tokenize(paths, shares, None, tokenizer, folder)["train"].starts.tolist() == before
+    assert not (folder / "train.starts.bin").exists()
+    (folder / "train.starts.bin").write_bytes(saved[:-8])  # damaged, so it is made again
+    tokenize(paths, shares, None, tokenizer, folder)
+    assert (folder / "train.starts.bin").read_bytes() == saved
 
 
 def test_unknown_characters_are_counted(tmp_path):
@@ -208,19 +236,18 @@ def text(tmp_path, tokenizer):
 def test_training_rows_are_the_text_and_what_follows(text, offset):
     rows = TrainingRows(text, 8, offset)
     ids, seen = text.ids.tolist(), set()
-    for i, (tokens, targets) in enumerate(rows):
-        start = int(rows.starts[i])
+    starts = [rows.start_of(i) for i in range(len(rows))]
+    for i, start in enumerate(starts):
+        tokens, targets = rows[i]
         assert tokens.tolist() == ids[start : start + 8]
         assert targets.tolist() == ids[start + 1 : start + 9]
         seen.update(range(start, start + 9))
-        if i + 1 == len(rows):
-            break
     assert seen == set(range(len(ids)))
     ends = [*text.starts[1:], len(ids)]
     expected = [start for start in text.starts if offset]
     for start, end in zip(text.starts, ends, strict=True):
         expected += range(start + offset, end, 8)
-    assert sorted(rows.starts) == sorted(min(start, len(ids) - 9) for start in expected)
+    assert starts == [min(start, len(ids) - 9) for start in expected]
 
 
 def test_evaluation_predicts_every_id_but_bos_once(text):
@@ -229,16 +256,36 @@ def test_evaluation_predicts_every_id_but_bos_once(text):
     for i in range(len(rows)):
         tokens, targets = rows[i]
         n = int((targets != IGNORED).sum())
-        start = int(rows.starts[i])
+        start, end = rows.bounds_of(i)
+        assert end == start + n + 1
         assert tokens[:n].tolist() == text.ids[start : start + n].tolist()
         assert targets[:n].tolist() == text.ids[start + 1 : start + 1 + n].tolist()
         assert (targets[n:] == IGNORED).all()
         predicted += range(start + 1, start + 1 + n)
-    assert sorted(predicted) == sorted(set(range(len(text))) - set(text.starts.tolist()))
+    assert predicted == sorted(set(range(len(text))) - set(text.starts.tolist()))
 
 
 def test_a_part_of_the_evaluation_is_spread_over_the_text(text):
+    everything = [EvaluationRows(text, 8).bounds_of(i) for i in range(len(EvaluationRows(text, 8)))]
     rows = EvaluationRows(text, 8, n_rows=5)
-    everything = EvaluationRows(text, 8)
-    assert len(rows) == 5
-    assert (rows.starts[0], rows.starts[-1]) == (everything.starts[0], everything.starts[-1])
+    last = len(everything) - 1
+    assert [rows.bounds_of(i) for i in range(len(rows))] == [
+        everything[i * last // 4] for i in range(5)
+    ]
+
+
+def test_rows_of_a_huge_document_take_no_memory():
+    """Two billion rows: one number for each would be 16 GB."""
+    n_tokens = 1 << 40
+
+    class Huge:
+        starts = np.zeros(1, np.int64)
+
+        def __len__(self):
+            return n_tokens
+
+    rows, scored = TrainingRows(Huge(), 512, 5), EvaluationRows(Huge(), 512, 3)
+    assert len(rows) == n_tokens // 512 + 1
+    assert [rows.start_of(i) for i in (0, 1, 2, 2_000_000_000)] == [0, 5, 517, 5 + 512 * 1999999999]
+    assert rows.start_of(len(rows) - 1) == n_tokens - 513
+    assert [scored.bounds_of(i)[0] for i in (0, 2)] == [0, n_tokens - 512]
