@@ -456,7 +456,7 @@ class Pretraining:
         """Evaluate the best weights on the whole of a text, and report it."""
         self.llama = load_pretrained(self.folder / MODEL, init_weights=False).to(self.device)
         accelerate(self.llama)
-        if self.settings.shard:
+        if self.settings.shard and distributed.n_processes() > 1:
             distributed.shard(self.llama, self.llama.layers, self.settings.dtype)
         scores = self.evaluate(text)
         distributed.on_first(lambda: append_metrics(self.folder / METRICS, test=scores))

@@ -89,7 +89,9 @@ def _connect(rank: int, n_processes: int) -> None:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     try:
-        _Together.store, *_ = next(dist.rendezvous("env://", timeout=timeout))
+        store, *_ = next(dist.rendezvous("env://", timeout=timeout))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may be an old one
+        _Together.store = dist.PrefixStore(f"attempt-{attempt}", store)
         _Together.waits = itertools.count()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
