@@ -157,10 +157,13 @@ class Plan:
 
     Attributes:
         n_weights: of the whole model.
+        optimizer: its two moments.
         gathered: whole weights that --shard brings together for the layers at work.
-        activations: what the fullest moment of a step holds beside all that: what the backward
-            pass will need, bfloat16 copies of weights, logits, gradients that are not yet summed,
-            temporary tensors of the optimizer.
+        activations: the most that batches need beside all that: what is kept for the backward pass,
+            bfloat16 copies of weights, logits, gradients that are not yet summed.
+        temporary: tensors that the optimizer makes in its step, when the activations are gone.
+        total: the most that is in use at one time. The sum may be more: gradients come as the
+            activations go, and the optimizer's step follows both.
         in_machine, between_machines: sent to other GPUs. Without --shard one ring goes over all
             GPUs, and all of it is `between_machines` where there are several.
     """
@@ -171,14 +174,10 @@ class Plan:
     optimizer: int
     gathered: int
     activations: int
+    temporary: int
+    total: int
     in_machine: int
     between_machines: int
-
-    @property
-    def total(self) -> int:
-        """The most that is in use at one time."""
-        states = self.weights + self.gradients + self.optimizer
-        return states + self.gathered + self.activations
 
 
 def make_plan(settings: PlanSettings) -> Plan:
@@ -195,18 +194,17 @@ def make_plan(settings: PlanSettings) -> Plan:
         n_all = sum(sizes)
         n_layer = sum(p.numel() for p in llama.layers[0].parameters())
         n_root = n_all - n_layer * len(llama.layers)
-        step_peak = peak_of_batches(llama, settings)
+        memory = memory_of_batches(llama, settings)
     sizes_of_shares = [-(-n // n_shards) for n in sizes]
-    optimizer_peak = peak_of_optimizer(sizes_of_shares, settings.device)
+    temporary = peak_of_optimizer(sizes_of_shares, settings.device)
 
     share = sum(sizes_of_shares) * FLOAT32
     gathered = 0
     if settings.shard:  # the layer at work and the next one
         width = llama.output.weight.element_size()
         gathered = (n_root + min(2, len(llama.layers)) * n_layer) * width
-    if settings.gpus == 1 or settings.shard:
-        step_peak -= share  # the gradients are among what was counted
-    activations = max(step_peak, optimizer_peak - gathered)
+    sums = 0 if settings.gpus == 1 or settings.shard else share  # DDP has them all the time
+    in_batches = gathered + sums + memory.peak_of_all
     in_machine, between_machines = traffic(settings, n_all, n_layer)
     return Plan(
         n_weights=n_all,
@@ -214,7 +212,9 @@ def make_plan(settings: PlanSettings) -> Plan:
         gradients=share,
         optimizer=2 * share,
         gathered=gathered,
-        activations=activations,
+        activations=memory.peak,
+        temporary=temporary,
+        total=3 * share + max(in_batches, share + temporary),
         in_machine=in_machine,
         between_machines=between_machines,
     )
@@ -269,12 +269,14 @@ class LiveBytes(TorchDispatchMode):
         known: tensors that are not counted.
 
     Attributes:
-        live, peak: bytes now, and the most so far.
+        live, peak: bytes now, and the most so far, without what was set aside.
+        peak_of_all: the most so far, with it.
     """
 
     def __init__(self, known: list[torch.Tensor]):
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.peak_of_all = 0
+        self._aside: dict[int, int] = {}  # bytes by storage
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(
@@ -293,11 +295,20 @@ class LiveBytes(TorchDispatchMode):
         self._known.add(key)
         self.live += n_bytes
         self.peak = max(self.peak, self.live)
+        self.peak_of_all = max(self.peak_of_all, self.live + sum(self._aside.values()))
         weakref.finalize(storage, self._forget, key, n_bytes).atexit = False
 
     def _forget(self, key: int, n_bytes: int) -> None:
         self._known.remove(key)
-        self.live -= n_bytes
+        if self._aside.pop(key, None) is None:
+            self.live -= n_bytes
+
+    def set_aside(self, tensor: torch.Tensor) -> None:
+        """Count a tensor apart from now on."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._aside:
+            self._aside[storage._cdata] = storage.nbytes()
+            self.live -= storage.nbytes()
 
 
 class FusedKernel(torch.autograd.Function):
@@ -365,25 +376,26 @@ def build(settings: PlanSettings) -> Llama:
     return llama
 
 
-def peak_of_batches(llama: Llama, settings: PlanSettings) -> int:
-    """The most bytes beside weights and moments while batches are computed.
+def memory_of_batches(llama: Llama, settings: PlanSettings) -> LiveBytes:
+    """What is counted beside weights, moments and DDP's sums while the batches of a step run.
 
-    DDP keeps the sums of the gradients all the time, and they are not counted. Otherwise each
-    gradient comes in the first batch of a step, and is.
+    Gradients that stay for the optimizer are set aside.
     """
     tokens = torch.zeros(settings.rows, llama.config.max_seq_len, dtype=torch.long)
     with LiveBytes([tokens, *llama.parameters()]) as memory:
+        if settings.shard:
+            reduce_by_layer(llama, settings.gpus_of_a_machine, memory)
+        elif settings.gpus == 1:
+            for parameter in llama.parameters():
+                parameter.register_post_accumulate_grad_hook(lambda p: memory.set_aside(p.grad))
         n_batches = min(2, settings.grad_accum)  # the third is like the second
         for i in range(n_batches):
-            is_last = i == n_batches - 1
-            if settings.shard and i == 0:
-                reduce_by_layer(llama, settings.gpus_of_a_machine)
-            elif settings.gpus > 1 and not settings.shard and is_last:
-                # DDP copies a gradient into its sum when it is there.
+            if settings.gpus > 1 and not settings.shard and i == n_batches - 1:
+                # In the last batch DDP copies a gradient into its sum when it is there.
                 for parameter in llama.parameters():
                     parameter.register_post_accumulate_grad_hook(clear)
             loss(llama, tokens, settings.dtype).backward()
-    return memory.peak
+    return memory
 
 
 def loss(llama: Llama, tokens: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -400,7 +412,7 @@ def clear(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def reduce_by_layer(llama: Llama, n_shards: int) -> None:
+def reduce_by_layer(llama: Llama, n_shards: int, memory: LiveBytes) -> None:
     """Do with gradients what FSDP2 does.
 
     When all gradients of a layer are there they are copied into one float32 buffer, of which each
@@ -419,6 +431,7 @@ def reduce_by_layer(llama: Llama, n_shards: int) -> None:
                 in_flight.append(torch.empty(n_elements, dtype=torch.float32))
                 if not shares:
                     shares.append(torch.empty(-(-n_elements // n_shards), dtype=torch.float32))
+                    memory.set_aside(shares[0])
                 for parameter in parameters:
                     clear(parameter)
 
@@ -469,8 +482,9 @@ def describe(settings: PlanSettings, plan: Plan) -> str:
         line("gradients", plan.gradients),
         line("optimizer", plan.optimizer),
         line("gathered weights", plan.gathered),
-        line("activations and the like", plan.activations),
-        line("together", plan.total),
+        line("activations", plan.activations),
+        line("the optimizer's step", plan.temporary),
+        line("at most at one time", plan.total),
         "",
         f"{f'each {worker} sends in a step':28}{'GiB':>8}",
         line("within its machine", plan.in_machine),

@@ -88,8 +88,15 @@ def test_live_bytes_are_those_of_tensors_in_use():
         del b
         assert memory.live == 1000
         del view
+        assert memory.live == 0
+        aside = known + 1
+        memory.set_aside(aside)
+        assert memory.live == 0
+        c = torch.ones(375)
+        del aside, c
     assert memory.live == 0
     assert memory.peak == 2004
+    assert memory.peak_of_all == 2500
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,9 @@ def test_a_layer_keeps_on_a_gpu_what_its_kernels_need(context):
 
 def test_the_optimizer_is_part_of_the_plan_on_a_gpu():
     plan = make_plan(TINY.replace(device="cuda", context=1))
-    assert plan.activations >= 4 * n_weights(TINY)  # the denominators
+    n = n_weights(TINY)
+    assert plan.temporary == 4 * n  # the denominators
+    assert plan.total == 5 * 4 * n
 
 
 def test_real_models_run_before_and_after_a_plan():
