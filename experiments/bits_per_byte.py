@@ -6,7 +6,7 @@ precision.
 
 Bits per byte: the negative log-likelihood of each story's first 800 characters given BOS, summed
 over all stories, in bits, over the number of UTF-8 bytes. Lower is better; it does not depend on
-the tokenizer.
+the tokenizer. Of several texts each gets one line, causal in float32.
 """
 
 import argparse
@@ -50,10 +50,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pretrained-model-path", required=True)
     parser.add_argument("--tokenizer-path", required=True)
-    parser.add_argument("--text", required=True)
+    parser.add_argument("--text", required=True, nargs="+")
     args = parser.parse_args()
     tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
-    stories = read_stories(args.text)
+    if len(args.text) > 1:
+        llama = pack(load(args.pretrained_model_path, causal=True), "float32")
+        for path in args.text:
+            print(f"{bits_per_byte(llama, tokenizer, read_stories(path)):.4f} {path}", flush=True)
+        return
+    stories = read_stories(args.text[0])
     unmasked = load(args.pretrained_model_path, causal=False)
     print(f"unmasked: {bits_per_byte(unmasked, tokenizer, stories):.4f} bits per byte")
     for dtype in DTYPES:

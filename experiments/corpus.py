@@ -1,0 +1,249 @@
+"""The text that the demo model is pre-trained on, made from a folder of corpora.
+
+    .venv/bin/python -m experiments.corpus CORPORA OUTPUT
+    .venv/bin/python -m experiments.corpus CORPORA OUTPUT --repeat tinystories=3 books_general=0.5
+
+CORPORA has a `NAME.txt.xz` for each source: UTF-8, documents between lines `<|endoftext|>`.
+
+* Long documents are cut at line ends into sections of 6,000 characters or a little more.
+* A section with a word of `offensive-words.sha256` is left out, so that a word costs a section and
+  not a book.
+* Of each source 3 % of the documents are held out and 1 % validate. A hash of the text chooses
+  them, so another mixture holds out the same ones. Both are cut into passages of about 800
+  characters, as `experiments.bits_per_byte` reads no more.
+* A section that shares 20 runs of twelve words with them is not trained on: some tales are in two
+  sources.
+
+OUTPUT gets `train.txt`, which ends with the validation passages; `held-out-NAME.txt` for each
+source; and `sources.txt`, all sections once, trained on or not, for `experiments.written`. What
+went where is printed, and so is the `--split` of `train.txt` for `--option pretrain`.
+"""
+
+import hashlib
+import lzma
+import random
+import re
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from text.plain import DOCUMENT_SEPARATOR
+from utils import ArgumentParser, InputError, atomic_write, missing_file, run_script
+
+REPEAT = {  # how often the demo model's text has each source
+    "tinystories": 1.0,
+    "fables_tinyfabulist": 1.0,
+    "storybooks_asp_pb": 1.0,
+    "fairytaleqa": 1.0,
+    "andersen_tales": 1.0,
+    "books_children": 1.0,
+    "books_general": 1.0,
+    "cornell_polarity2": 1.0,
+}
+HELD_OUT, VALIDATION = 0.03, 0.01  # shares of a source's documents
+SECTION, PASSAGE = 6000, 700  # characters, reached at the end of a line
+MAX_PASSAGES = 200  # held out of one source
+RUN, MAX_RUNS = 12, 20  # words in a run; as many shared runs make a copy
+OFFENSIVE = Path(__file__).parent / "offensive-words.sha256"
+
+
+@dataclass
+class Source:
+    """What becomes of one source's documents.
+
+    Attributes:
+        train, validation, held_out: sections to learn from, and passages of the other two.
+        offensive, copies: sections that were left out.
+        n_documents: before anything was done.
+    """
+
+    train: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+    offensive: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+    n_documents: int = 0
+
+
+def read_documents(path: Path) -> list[str]:
+    """The documents of an xz-compressed text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is not xz-compressed UTF-8.
+    """
+    if not path.is_file():
+        raise missing_file(path)
+    try:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not an xz-compressed UTF-8 text; fetch it anew") from error
+    documents = (document.strip() for document in text.split(DOCUMENT_SEPARATOR))
+    return [document for document in documents if document]
+
+
+def place_of(text: str) -> float:
+    """A number from 0 up to 1 that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+
+
+def cut(document: str, size: int) -> list[str]:
+    """Cut a text at line ends into parts of at least `size` characters, the last one apart."""
+    parts, lines, length = [], [], 0
+    for line in document.split("\n"):
+        lines.append(line)
+        length += len(line) + 1
+        if length >= size:
+            parts.append("\n".join(lines).strip())
+            lines, length = [], 0
+    parts.append("\n".join(lines).strip())
+    return [part for part in parts if part]
+
+
+def words_of(text: str) -> list[str]:
+    """The words in lower case; apostrophes and hyphens part them."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+class OffensiveWords:
+    """Profanity and slurs, kept as digests so that nobody has to read them.
+
+    The file has the first 16 hexadecimal digits of the SHA-256 of each word in lower case. The
+    words are those that two of three lists have, or that cuss rates as likely profane and that
+    these corpora use so: cuss 2.2.0 (MIT), naughty-words 1.2.0 (CC-BY-4.0) and better-profanity
+    0.7.0 (MIT). Words whose usual sense in a story is another one are not listed.
+    """
+
+    def __init__(self, path: Path = OFFENSIVE):
+        self.digests = frozenset(path.read_text().split())
+        self.known: dict[str, bool] = {}
+
+    def __contains__(self, word: str) -> bool:
+        if word not in self.known:
+            digest = hashlib.sha256(word.encode()).hexdigest()[:16]
+            self.known[word] = digest in self.digests
+        return self.known[word]
+
+    def among(self, words: Iterable[str]) -> list[str]:
+        """Those of some words, in lower case, that are listed."""
+        return [word for word in words if word in self]
+
+
+def runs_of(text: str) -> Iterator[int]:
+    """A hash of each run of twelve words."""
+    words = words_of(text)
+    return (hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1))
+
+
+def divide(documents: Sequence[str], offensive: OffensiveWords) -> Source:
+    """Cut the documents of a source and say what each part is for."""
+    source = Source(n_documents=len(documents))
+    for document in documents:
+        place = place_of(document)
+        for section in cut(document, SECTION):
+            if offensive.among(words_of(section)):
+                source.offensive.append(section)
+            elif place < HELD_OUT:
+                source.held_out += cut(section, PASSAGE)
+            elif place < HELD_OUT + VALIDATION:
+                source.validation += cut(section, PASSAGE)
+            else:
+                source.train.append(section)
+    return source
+
+
+def take_out_copies(sources: Iterable[Source]) -> None:
+    """Move what repeats a held-out or validation passage of any source from `train` to `copies`."""
+    sources = list(sources)
+    unseen = {
+        run
+        for source in sources
+        for passage in source.held_out + source.validation
+        for run in runs_of(passage)
+    }
+    for source in sources:
+        kept = []
+        for section in source.train:
+            is_copy = sum(run in unseen for run in runs_of(section)) >= MAX_RUNS
+            (source.copies if is_copy else kept).append(section)
+        source.train = kept
+
+
+def repeated(sections: Iterable[str], times: float) -> list[str]:
+    """Every section as often as asked for; a fraction is a share of them, chosen by hash."""
+    return [s for s in sections for _ in range(int(times) + (place_of(s) < times % 1))]
+
+
+def evenly(parts: Sequence[str], n: int) -> list[str]:
+    """`n` of the parts, evenly spaced, or all."""
+    return [parts[i * len(parts) // n] for i in range(n)] if len(parts) > n else list(parts)
+
+
+def joined(parts: Sequence[str]) -> str:
+    return "".join(f"{part}\n{DOCUMENT_SEPARATOR}\n" for part in parts)
+
+
+def shares(train: Sequence[str], validation: Sequence[str]) -> tuple[float, float]:
+    """The first two of `--split`, so that training ends where validation begins."""
+    sizes = [sum(len(part.encode()) for part in parts) for parts in (train, validation)]
+    whole = sum(sizes) or 1
+    # `split_chunks` looks where a document begins, so the middle of the last one is a safe end.
+    end = sizes[0] - (len(train[-1].encode()) // 2 if train else 0)
+    return round(end / whole, 6), round(1 - end / whole, 6)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument(
+        "--repeat", nargs="*", default=[], metavar="NAME=TIMES", help="another mixture; 0 drops one"
+    )
+    args = parser.parse_args()
+    times = REPEAT | dict(map(parse_repeat, args.repeat))
+    offensive = OffensiveWords()
+    sources = {
+        name: divide(read_documents(args.corpora / f"{name}.txt.xz"), offensive) for name in times
+    }
+    take_out_copies(sources.values())
+    args.output.mkdir(parents=True, exist_ok=True)
+    train, validation, everything = [], [], []
+    print("source, documents: sections trained on, times; offensive; copies | passages held out")
+    for name, source in sources.items():
+        held_out = evenly(source.held_out, MAX_PASSAGES)
+        with atomic_write(args.output / f"held-out-{name}.txt") as file:
+            file.write(joined(held_out))
+        train += repeated(source.train, times[name])
+        validation += evenly(source.validation, MAX_PASSAGES)
+        everything += source.train + source.copies + source.offensive
+        everything += source.validation + source.held_out
+        parts = (source.train, source.offensive, source.copies)
+        counts = [f"{len(part):,} ({sum(map(len, part)) / 1e6:.2f} MB)" for part in parts]
+        counts[0] += f" x {times[name]:g}"
+        print(f"{name}, {source.n_documents:,}: {'; '.join(counts)} | {len(held_out)}")
+    random.Random(0).shuffle(train)
+    random.Random(0).shuffle(validation)
+    with atomic_write(args.output / "train.txt") as file:
+        file.write(joined(train + validation))
+    with atomic_write(args.output / "sources.txt") as file:
+        file.write(joined(everything))
+    size = sum(map(len, train)) / 1e6
+    print(f"train.txt: {len(train):,} sections, {size:.2f} MB; {len(validation)} to validate")
+    print("--split {:f} {:f} 0".format(*shares(train, validation)))
+
+
+def parse_repeat(text: str) -> tuple[str, float]:
+    """`NAME=TIMES` as a pair."""
+    name, _, times = text.partition("=")
+    try:
+        if name in REPEAT and float(times) >= 0:
+            return name, float(times)
+    except ValueError:
+        pass
+    raise InputError(f"--repeat {text}: write NAME=TIMES, with a name of {', '.join(REPEAT)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

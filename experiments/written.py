@@ -1,0 +1,101 @@
+"""What a model writes at temperature 1: words that are in no source text, and profanity.
+
+    .venv/bin/python -m experiments.written --sources OUTPUT/sources.txt
+    .venv/bin/python -m experiments.written --sources OUTPUT/sources.txt --seeds 200
+
+Ten prompts are continued by 75 tokens with each seed, so that 20 seeds give 200 texts and 200 give
+2,000. Prompts are not counted, nor is a text's last word where the 75 tokens ended it. The demo
+model is the default; OUTPUT is what `experiments.corpus` made.
+"""
+
+import re
+from argparse import RawDescriptionHelpFormatter
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from experiments.bits_per_byte import load
+from experiments.corpus import OffensiveWords, words_of
+from experiments.runs import DEMO
+from inference.decoding import decode
+from inference.packing import pack
+from llama import Llama
+from tokenizer import Tokenizer
+from utils import ArgumentParser, run_script
+
+PROMPTS = (
+    "Once upon a time",
+    "One day, a little girl named Lily",
+    "The old man looked at the sea and",
+    "There was a king who had three sons.",
+    "It was a dark and stormy night.",
+    "The dog ran into the garden and",
+    '"Where are you going?" asked',
+    "When the train stopped, Mr. Brown",
+    "My mother told me that",
+    "The film begins with",
+)
+MAX_NEW_TOKENS = 75
+
+
+def continuations(
+    llama: Llama, tokenizer: Tokenizer, prompts: Sequence[str], temperature: float = 1.0
+) -> list[str]:
+    """Continue prompts, all rows together.
+
+    Returns:
+        what was added to each prompt. A word that the limit of tokens ended is not in it.
+    """
+    ids = [tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+    rows = [list(row) for row in ids]
+    for new in decode(llama, ids, MAX_NEW_TOKENS, temperature):
+        for row, token in zip(rows, new, strict=True):
+            if token is not None:
+                row.append(token)
+    texts = []
+    for prompt, before, row in zip(prompts, ids, rows, strict=True):
+        text = tokenizer.decode(row).removeprefix(prompt)
+        is_cut = len(row) - len(before) == MAX_NEW_TOKENS
+        texts.append(re.sub(r"[A-Za-z]+$", "", text) if is_cut else text)
+    return texts
+
+
+def count(texts: Iterable[str], words: Collection[str]) -> tuple[int, Counter[str]]:
+    """The number of words in some texts, and how often each has those that are not in `words`."""
+    written = Counter(word for text in texts for word in words_of(text))
+    unknown = Counter({word: n for word, n in written.items() if word not in words})
+    return written.total(), unknown
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", type=Path, required=True, help="all source texts in one")
+    parser.add_argument("--pretrained-model-path", default=str(DEMO))
+    parser.add_argument("--tokenizer-path", default=str(DEMO.with_name("tokenizer.model")))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--show", type=int, default=0, help="print so many of the texts")
+    args = parser.parse_args()
+    words = frozenset(words_of(args.sources.read_text(encoding="utf-8")))
+    tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
+    llama = pack(load(args.pretrained_model_path, causal=True), "float32")
+    texts = []
+    for seed in range(args.seeds):
+        torch.manual_seed(seed)
+        texts += continuations(llama, tokenizer, PROMPTS)
+    for prompt, text in zip(PROMPTS * args.seeds, texts[: args.show], strict=False):
+        print(f"--- {prompt}{text}")
+    n_words, unknown = count(texts, words)
+    print(f"{len(texts)} texts, {n_words:,} words")
+    print(f"in no source text: {unknown.total()} ({unknown.total() / n_words:.2%})")
+    print(*unknown)
+    offensive = OffensiveWords()
+    flagged = [text for text in texts if offensive.among(words_of(text))]
+    print(f"texts with profanity or slurs: {len(flagged)}")
+    for text in flagged:
+        print(repr(text))
+
+
+if __name__ == "__main__":
+    run_script(main)

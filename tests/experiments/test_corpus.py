@@ -1,0 +1,137 @@
+"""The demo model's text: what is held out, what is left out, and where training ends."""
+
+import hashlib
+import lzma
+import re
+import sys
+
+import pytest
+
+from experiments import corpus
+from experiments.bits_per_byte import read_stories
+from text.plain import measure, split_chunks
+from utils import run_script
+
+
+def digest(word: str) -> str:
+    return hashlib.sha256(word.encode()).hexdigest()[:16]
+
+
+@pytest.fixture
+def offensive(tmp_path):
+    (tmp_path / "list").write_text(f"{digest('blast')}\n{digest('crumbs')}\n")
+    return corpus.OffensiveWords(tmp_path / "list")
+
+
+def test_only_whole_words_are_offensive(offensive):
+    assert offensive.among(corpus.words_of("Blast! The blasted CRUMBS, sandblast, blast's")) == [
+        *("blast", "crumbs", "blast")
+    ]
+
+
+def test_the_list_of_the_project_names_no_word_openly():
+    words = corpus.OFFENSIVE.read_text().split()
+    assert all(re.fullmatch(r"[0-9a-f]{16}", word) for word in words)
+    assert len(words) == len(set(words)) > 500
+    listed = corpus.OffensiveWords()
+    assert "damn" in listed  # the mildest of them
+    assert not listed.among(["story", "hell", "queer", "scunthorpe", "classic", "as"])
+
+
+def test_a_cut_loses_nothing_and_ends_at_lines():
+    document = "\n".join(f"line {i} of a story" for i in range(100))
+    parts = corpus.cut(document, 300)
+    assert "\n".join(parts) == document
+    assert all(300 <= len(part) + 1 < 330 for part in parts[:-1])
+    assert corpus.cut("one line only", 300) == ["one line only"]
+
+
+def test_an_offensive_word_costs_its_section_only(offensive):
+    long = "\n".join(["A quiet line."] * 600 + ["Oh blast."] + ["Another line."] * 600)
+    source = corpus.divide([long], offensive)
+    (left_out,) = source.offensive
+    assert "blast" in left_out
+    kept = source.train + source.validation + source.held_out
+    assert sum(map(len, kept)) > len(long) - len(left_out) - 100
+
+
+def test_what_is_held_out_depends_on_the_document_alone(offensive):
+    documents = [f"Story {i}." for i in range(3000)]
+    all_of_them = corpus.divide(documents, offensive)
+    some = corpus.divide(documents[::-2], offensive)
+    assert set(some.held_out) == set(all_of_them.held_out) & set(documents[::-2])
+    assert len(all_of_them.held_out) == pytest.approx(3000 * corpus.HELD_OUT, rel=0.3)
+    assert len(all_of_them.validation) == pytest.approx(3000 * corpus.VALIDATION, rel=0.5)
+    assert len(all_of_them.train + all_of_them.validation + all_of_them.held_out) == 3000
+
+
+def test_copies_of_what_is_held_out_are_not_trained_on():
+    words = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(200)]
+    passage, stock_phrase = " ".join(words[:60]), " ".join(words[:20])
+    held_out = corpus.Source(held_out=[passage])
+    other = corpus.Source(train=[f"Before. {passage.upper()}!", f"{stock_phrase} in a new story"])
+    corpus.take_out_copies([held_out, other])
+    assert other.copies == [f"Before. {passage.upper()}!"]
+    assert other.train == [f"{stock_phrase} in a new story"]
+
+
+def test_a_fraction_is_a_share_of_the_sections():
+    sections = [f"Story {i}." for i in range(2000)]
+    half = corpus.repeated(sections, 0.5)
+    assert len(half) == len(set(half)) == pytest.approx(1000, rel=0.1)
+    assert len(corpus.repeated(sections, 2.5)) == 4000 + len(half)
+    assert corpus.repeated(sections, 0) == []
+
+
+@pytest.fixture
+def corpora(tmp_path):
+    """A folder with every source, each of 60 short documents of its own."""
+    for number, name in enumerate(corpus.REPEAT):
+        documents = [f"{name} has a tale, number {number * 60 + i}.\nIt ends." for i in range(60)]
+        text = "\n<|endoftext|>\n".join(documents)
+        (tmp_path / f"{name}.txt.xz").write_bytes(lzma.compress(text.encode()))
+    return tmp_path
+
+
+def make(monkeypatch, *flags) -> None:
+    monkeypatch.setattr(sys, "argv", ["corpus", *map(str, flags)])
+    run_script(corpus.main)
+
+
+def test_training_ends_where_validation_begins(corpora, monkeypatch, capsys):
+    make(monkeypatch, corpora, corpora, "--repeat", "tinystories=2.5", "books_general=0")
+    printed = capsys.readouterr().out
+    shares = [float(share) for share in re.search("--split (.*)", printed)[1].split()]
+    train = corpora / "train.txt"
+    parts = {"train": [], "validation": []}
+    for part, text, _ in split_chunks([train], shares, measure([train])):
+        parts[part].append(text)
+    expected = {"train": [], "validation": []}
+    for name in corpus.REPEAT:
+        source = corpus.divide(
+            corpus.read_documents(corpora / f"{name}.txt.xz"), corpus.OffensiveWords()
+        )
+        expected["train"] += corpus.repeated(
+            source.train, {"tinystories": 2.5, "books_general": 0}.get(name, corpus.REPEAT[name])
+        )
+        expected["validation"] += source.validation
+        assert read_stories(corpora / f"held-out-{name}.txt") == source.held_out
+    for part, texts in parts.items():
+        assert sorted(texts) == sorted(expected[part])
+    assert not any("books_general" in text for text in parts["train"])
+    assert len(read_stories(corpora / "sources.txt")) == 60 * len(corpus.REPEAT)
+
+
+@pytest.mark.parametrize("repeat", ["imdb=1", "tinystories", "tinystories=-1", "tinystories=two"])
+def test_a_mixture_that_cannot_be_is_refused(corpora, monkeypatch, capsys, repeat):
+    with pytest.raises(SystemExit, match="2"):
+        make(monkeypatch, corpora, corpora, "--repeat", repeat)
+    assert capsys.readouterr().err.startswith(f"error: --repeat {repeat}: ")
+    assert not (corpora / "train.txt").exists()
+
+
+def test_a_source_that_is_damaged_is_named(corpora, monkeypatch, capsys):
+    (corpora / "fairytaleqa.txt.xz").write_bytes(b"no such thing")
+    with pytest.raises(SystemExit, match="2"):
+        make(monkeypatch, corpora, corpora)
+    assert "fairytaleqa.txt.xz: not an xz-compressed" in capsys.readouterr().err
