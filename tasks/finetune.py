@@ -164,13 +164,15 @@ def train(args: argparse.Namespace) -> None:
     for epoch in range(settings.epochs):
         start = time.perf_counter()
         train_loss = train_epoch(
-            run.loss,
+            run.model,
             run.train_loader,
             run.optimizer,
+            run.recipe.loss,
             epoch,
             settings.grad_accum,
             run.recipe.after_step,
-            settings.seed,
+            spread=run.spread,
+            seed=settings.seed,
         )
         train_seconds = time.perf_counter() - start
         train_acc = train_f1 = None
@@ -247,7 +249,7 @@ class FineTuning:
         self.recipe = self.make_recipe()
         accelerate(model)
         step = LossOfModel(self.recipe.loss, model)
-        self.loss = distributed.data_parallel(step, all_used=False)
+        self.spread = distributed.data_parallel(step, all_used=False)
         self.optimizer = AdamW(self.recipe.groups, lr=settings.lr)
         if settings.advanced:
             n_trained, n_parameters = count_parameters(model)
@@ -382,7 +384,7 @@ class LossOfModel(nn.Module):
         loss: of a batch and a model.
     """
 
-    def __init__(self, loss: Loss, model: nn.Module):
+    def __init__(self, loss: Callable[[dict, nn.Module], torch.Tensor], model: nn.Module):
         super().__init__()
         self.loss, self.model = loss, model
 
@@ -411,28 +413,31 @@ def shard_classifier(model: nn.Module, chosen: Sequence[Method], dtype: str) -> 
 
 
 def train_epoch(
-    loss: nn.Module,
+    model: nn.Module,
     loader: DataLoader,
     optimizer: Optimizer,
+    loss: Callable[[dict, nn.Module], torch.Tensor],
     epoch: int,
     grad_accum: int = 1,
     after_step: Sequence[Callable[[nn.Module, int], None]] = (),
+    *,
+    spread: nn.Module | None = None,
     seed: int = 0,
 ) -> float:
     """One pass over the loader; returns the mean loss of its batches.
 
     Args:
-        loss: a `LossOfModel`, or what adds up its gradients.
         grad_accum: batches per step of the optimizer. The last step of an epoch may have fewer; its
             gradient is then smaller in proportion.
         after_step: called with the model and the number of steps taken in all epochs.
-        seed: of what several processes draw apart.
+        spread: the `LossOfModel` of loss and model in several processes.
+        seed: of what these draw apart.
 
     Raises:
         InputError: the loss is not finite; on a CPU the weights are left as they were before that
             step.
     """
-    model = getattr(loss, "module", loss).model
+    spread = LossOfModel(loss, model) if spread is None else spread
     device = next(model.parameters()).device
     model.train()
     means = []
@@ -441,7 +446,7 @@ def train_epoch(
     for step in range(n_steps):
         group = list(itertools.islice(batches, grad_accum))
         with distributed.own_draws(seed, epoch * n_steps + step, device):
-            losses = losses_of(group, loss, grad_accum)
+            losses = losses_of(group, spread, grad_accum)
             means.append(update(model, losses, optimizer, f"epoch {epoch}, step {step}"))
         for call in after_step:
             call(model, epoch * n_steps + step + 1)
@@ -450,11 +455,11 @@ def train_epoch(
     return sum(grad_accum * mean for mean in means.tolist()) / len(loader)
 
 
-def losses_of(batches: list[dict], loss: nn.Module, grad_accum: int) -> Iterator[torch.Tensor]:
+def losses_of(batches: list[dict], spread: nn.Module, grad_accum: int) -> Iterator[torch.Tensor]:
     """The loss of each batch, as a share of their mean."""
     for i, batch in enumerate(batches, start=1):
-        distributed.add_up_now(loss, i == len(batches))
-        yield loss(batch) / grad_accum
+        distributed.add_up_now(spread, i == len(batches))
+        yield spread(batch) / grad_accum
 
 
 def test(args: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ def trained(project, run_cli, monkeypatch):
     calls = []
     train_epoch = tasks.finetune.train_epoch
 
-    def recorded(model, loader, optimizer, loss, epoch, grad_accum, after_step):
+    def recorded(model, loader, optimizer, loss, epoch, grad_accum, after_step, **more):
         calls.append(
             SimpleNamespace(
                 model=model,
@@ -51,7 +51,7 @@ def trained(project, run_cli, monkeypatch):
                 after_step=after_step,
             )
         )
-        return train_epoch(model, loader, optimizer, loss, epoch, grad_accum, after_step)
+        return train_epoch(model, loader, optimizer, loss, epoch, grad_accum, after_step, **more)
 
     monkeypatch.setattr(tasks.finetune, "train_epoch", recorded)
 
