@@ -29,7 +29,6 @@ from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.plan import GIBIBYTE, PlanSettings, make_plan
 from training.step import mixed_precision, update
-from utils import peak_memory
 
 CPU = torch.device("cpu")
 STEPS = 3  # in the second DDP makes its buffers anew, which are filled by its end
@@ -60,9 +59,9 @@ def cases(gpus: int) -> dict[str, PlanSettings]:
     }
 
 
-def resident() -> int:
-    """Memory of this process now, in bytes."""
-    return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+def resident(name: str = "VmRSS") -> int:
+    """Memory of this process in bytes: now, or as "VmHWM" at most so far."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 class NextTokenLoss(nn.Module):
@@ -119,7 +118,7 @@ def measure(settings: PlanSettings) -> int:
     train(settings, tiny)  # loads the libraries
     before = resident()
     train(settings, settings.config())
-    return peak_memory(CPU) - before
+    return resident("VmHWM") - before
 
 
 def measured(settings: PlanSettings, threads: int) -> int:

@@ -572,9 +572,8 @@ class Pretraining:
         saved = state.load(self.folder, self.llama, self.optimizer)
         if saved is not None:
             if saved.get("settings") != self.of_the_result:
-                raise InputError(
-                    f"{self.folder}: its state is not this run's; name another --output_dir"
-                )
+                found = state.newest(self.folder)
+                raise InputError(f"{found}: not this run's; name another --output_dir")
             if saved["step"] > 0 and not (self.folder / MODEL).is_file():
                 raise InputError(f"{self.folder}: its {MODEL} is gone; name another --output_dir")
             self.step, self.best_loss = saved["step"], saved["best_loss"]

@@ -235,6 +235,8 @@ def share(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], bool]:
         some get the first row, which does not: its loss is to be multiplied by 0, so that all
         processes take part in adding up the gradients.
     """
+    if n_processes() == 1:
+        return list(tensors), True
     n, n_rows = n_processes(), len(tensors[0])
     begin, end = (n_rows * r // n for r in (rank(), rank() + 1))
     counts = begin < end
