@@ -2,10 +2,11 @@
 
     .venv/bin/python -m benchmarks.scaling --shape demo --rounds 3
 
-All ways take the same steps of 16,384 tokens (`--grad_accum` 4), in turns: one process with as many
-threads as there are processes otherwise; processes of one thread that hold copies of the model
-(DDP); and such that hold parts of it (--shard). A fourth way is that of copies which add up nothing:
-what a step of DDP takes longer is the time it waits. The bytes are those that `training.plan` counts.
+All ways take the same steps of 16,384 tokens (`--grad_accum` 4), in turns: one process with as
+many threads as there are processes otherwise; processes of one thread that hold copies of the model
+(DDP); and such that hold parts of it (--shard). A fourth way is that of copies which add up
+nothing: what a step of DDP takes longer is the time that it waits. The bytes are those that
+`training.plan` counts.
 """
 
 import argparse
@@ -16,8 +17,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from config import LlamaConfig
 from llama import Llama
@@ -26,7 +29,7 @@ from tasks.scores import NextTokenScores
 from training import distributed
 from training.cpu import accelerate, keep_freed_memory
 from training.plan import PlanSettings, make_plan
-from training.step import update
+from training.step import mixed_precision, update
 
 SHAPES = {
     "demo": {"dim": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "vocab_size": 2048},
@@ -52,20 +55,33 @@ def train(shape: str, how: str, steps: int) -> float:
     model = distributed.data_parallel(llama, all_used=True)
     batches = torch.randint(SHAPES[shape]["vocab_size"], (GRAD_ACCUM, ROWS, CONTEXT + 1))
 
-    def losses():
-        for i, batch in enumerate(batches, start=1):
-            distributed.add_up_now(model, how != "apart" and i == GRAD_ACCUM)
-            (rows,), _ = distributed.share(batch)
-            logits, _ = model(rows[:, :-1], rows[:, 1:])
-            n_targets = torch.tensor(ROWS * CONTEXT)
-            yield NextTokenScores(logits, rows[:, 1:], -1, n_targets).loss / GRAD_ACCUM
-
     seconds = []
     for step in range(steps + 1):
         start = time.perf_counter()
-        update(llama, losses(), optimizer, f"step {step}", max_norm=1.0)
+        losses = losses_of_step(model, batches, add_up=how != "apart")
+        update(llama, losses, optimizer, f"step {step}", max_norm=1.0)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
+
+
+def losses_of_step(
+    model: nn.Module, batches: torch.Tensor, dtype: str = "float32", add_up: bool = True
+) -> Iterator[torch.Tensor]:
+    """The losses of a step, as `--option pretrain` computes them.
+
+    Args:
+        model: a Llama, or what adds up its gradients.
+        batches: ids `(grad_accum, batch, seqlen + 1)`, the same in all processes.
+        add_up: whether gradients are added up at all.
+    """
+    n_targets = torch.tensor(batches[0, :, 1:].numel(), device=batches.device)
+    for i, batch in enumerate(batches, start=1):
+        distributed.add_up_now(model, add_up and i == len(batches))
+        (rows,), _ = distributed.share(batch)
+        with mixed_precision(batches.device, dtype):
+            logits, _ = model(rows[:, :-1], rows[:, 1:])
+        scores = NextTokenScores(logits, rows[:, 1:], bos_id=-1, n_targets=n_targets)
+        yield scores.loss / len(batches)
 
 
 def measure(shape: str, way: str, n: int, steps: int) -> float:

@@ -354,6 +354,9 @@ def shard(model: nn.Module, layers: nn.ModuleList, dtype: str) -> bool:
 def add_up_now(step: nn.Module, now: bool) -> None:
     """Say whether the next backward pass adds up the gradients of all processes, or a later one.
 
+    Parts of gradients are always added up within a machine, since no process has room for the
+    whole; then only the machines wait.
+
     Args:
         step: what `data_parallel` returned.
     """
@@ -362,7 +365,7 @@ def add_up_now(step: nn.Module, now: bool) -> None:
     elif n_processes() > 1:
         for module in step.modules():
             if isinstance(module, _fsdp_class()):
-                module.set_requires_gradient_sync(now, recurse=False)
+                module.set_requires_all_reduce(now, recurse=False)
 
 
 def keep_parts(model: nn.Module) -> None:
