@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -178,7 +179,9 @@ class ClassifySettings(TaskSettings):
             )
         return self.replace(**names)
 
-    def check_output_names(self, kind: str, own_weights: bool, *outputs: str) -> None:
+    def check_output_names(
+        self, kind: str, own_weights: bool, *outputs: str, reads: Sequence[str] = ()
+    ) -> None:
         """See, before any work, that all results can be written where they are wanted.
 
         Args:
@@ -186,6 +189,7 @@ class ClassifySettings(TaskSettings):
             own_weights: whether the model is not the assignment's; the names may then tell
                 "advanced", as with an advanced flag.
             outputs: what is written besides the predictions.
+            reads: what is read besides data, model and tokenizer.
 
         Raises:
             InputError: a name does not end as the assignment has it, or no file can be written
@@ -201,7 +205,7 @@ class ClassifySettings(TaskSettings):
                     f"as in sst-{endings[0]}"
                 )
         inputs = [self.train, self.dev, self.test, self.label_names, self.pretrained_model_path]
-        inputs.append(self.tokenizer_path or TOKENIZER_MODEL)
+        inputs += [self.tokenizer_path or TOKENIZER_MODEL, *reads]
         if self.metrics_out is not None:
             outputs += (self.metrics_out,)
         check_outputs([self.dev_out, self.test_out, *outputs], inputs)

@@ -82,6 +82,10 @@ def test_places_that_cannot_be_written_or_would_lose_something_are_refused(tmp_p
     old.touch()
     model.touch()
     (tmp_path / "link").symlink_to(model)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "hard").hardlink_to(model)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/config.json").touch()
     check_outputs([new, old, "/dev/null", "/dev/null"], [model])
     for outputs, complaint in [
         ([tmp_path], "a folder"),
@@ -89,9 +93,25 @@ def test_places_that_cannot_be_written_or_would_lose_something_are_refused(tmp_p
         ([new, f"{tmp_path}/./new"], f"would overwrite the output {new}"),
         ([model], f"would overwrite the input {model}"),
         ([tmp_path / "link"], f"would overwrite the input {model}"),
+        ([tmp_path / "hard"], f"would overwrite the input {model}"),
+        ([tmp_path / "loop"], "a link that leads to itself"),
+        ([tmp_path / "weights/config.json"], f"would overwrite the input {tmp_path}/weights"),
+        ([tmp_path / ("n" * 250)], "name too long"),
     ]:
-        with pytest.raises(InputError, match=complaint):
-            check_outputs(outputs, [model])
+        with pytest.raises(InputError, match=f"(?i){complaint}"):
+            check_outputs(outputs, [model, tmp_path / "weights"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks Unix for the process")
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    names = [f".new.{int(dead.stdout)}.tmp", f".new.{os.getpid()}.tmp", ".new.mine.tmp"]
+    names += [f".other.{int(dead.stdout)}.tmp", "new.1.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    check_outputs([tmp_path / "new"], [])
+    # This process's own is what the name was tried with.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Unix's devices")
