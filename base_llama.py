@@ -17,6 +17,7 @@ __all__ = [
     "named_weights",
     "replace",
     "state_of",
+    "trained_state",
 ]
 
 
@@ -82,6 +83,14 @@ def named_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict by the names that the tensors have without wrappers."""
     return without_wrappers(module.state_dict())
+
+
+def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """What has to be saved of a model: all of it, or where some is frozen, the trained tensors."""
+    parameters = named_weights(module)
+    if not all(parameter.requires_grad for parameter in parameters.values()):
+        return {name: p.detach() for name, p in parameters.items() if p.requires_grad}
+    return state_of(module)
 
 
 def load_state(module: nn.Module, state: dict[str, torch.Tensor], *, strict: bool = True) -> None:

@@ -50,6 +50,7 @@ class Recipe:
         after_step: called with the model and the number of steps taken.
         after_epoch: called with the number of the epoch and that of the best one; a text that one
             returns is printed, and ends the training.
+        kept: tensors that a method changes as it trains; they belong to the training's state.
         finish: called when the best weights of the training are in the model again.
     """
 
@@ -63,6 +64,7 @@ class Recipe:
     evaluate: Callable[[], float]
     after_step: list[Callable[[nn.Module, int], None]] = field(default_factory=list)
     after_epoch: list[Callable[[int, int], str | None]] = field(default_factory=list)
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
     finish: list[Callable[[], None]] = field(default_factory=list)
 
 

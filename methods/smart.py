@@ -44,6 +44,7 @@ class Smart(Method):
         recipe.loss = loss
         if self.smart_mu > 0:
             recipe.after_step.append(loss.update_average)
+            recipe.kept |= {f"smart.{name}": mean for name, mean in loss.average.items()}
 
 
 def symmetric_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

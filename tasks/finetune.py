@@ -1,8 +1,11 @@
 """`--option finetune`: train a classifier, keep its best epoch, and evaluate that."""
 
 import argparse
+import contextlib
 import itertools
+import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import methods
-from checkpoints.pt import read_checkpoint
+from checkpoints.pt import read_checkpoint, write_checkpoint
 from methods.recipe import Loss, Method, Recipe
 from optimizer import AdamW
 from tasks.evaluation import (
@@ -28,15 +31,26 @@ from tasks.evaluation import (
     model_eval,
     report_results,
 )
+from tasks.resuming import (
+    RUN,
+    Claim,
+    Keeper,
+    Progress,
+    Recorder,
+    add_records,
+    claimed,
+    generator_states,
+    restore_generators,
+)
 from tasks.saving import (
     ClassifierConfig,
     count_parameters,
     frozen_digest,
     load_trained,
     read_saved,
-    save_model,
+    saved_model,
 )
-from tasks.settings import ClassifySettings, TrainSettings
+from tasks.settings import ClassifySettings, TrainSettings, dataset_of
 from text.labelled import (
     Example,
     check_labels,
@@ -52,13 +66,32 @@ from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.folder import fingerprint
 from training.step import check_dtype, check_finite, compile_layers, mixed_precision, update
-from utils import InputError, flag, in_gibibytes, peak_memory, pick_device, to_device
+from utils import (
+    InputError,
+    flag,
+    in_gibibytes,
+    missing_file,
+    peak_memory,
+    pick_device,
+    to_device,
+)
 
 # Of a saved run, what `--load` takes from it: what can be changed, and what cannot.
 CHANGEABLE = ("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path")
 CHANGEABLE += ("dtype", "batch_size")
 FIXED = ("max_sentence_len", "causal")
-NOT_WITH_LOAD = {"grad_accum", "activation_checkpointing", "skip_train_eval", "compile"}
+# What a run's result depends on, besides the methods and what these files hold.
+OF_THE_RESULT = ("option", "causal", "dtype", "max_sentence_len", "seed", "batch_size", "epochs")
+OF_THE_RESULT += ("lr", "hidden_dropout_prob", "grad_accum", "skip_train_eval")
+FILES = ("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path")
+NOT_WITH_LOAD = {
+    "save_every",
+    "fresh",
+    "grad_accum",
+    "activation_checkpointing",
+    "skip_train_eval",
+    "compile",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +111,10 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
     load: str | None = flag(
         None, "train nothing, evaluate what an earlier run saved", metavar="CHECKPOINT"
     )
+    save_every: int | None = flag(
+        None, "keep the state every so many steps, besides after every epoch", low=1
+    )
+    fresh: bool = flag(False, "begin anew where the same run was interrupted or has ended")
     methods: tuple[Method, ...] = ()
     filepath: str = ""
 
@@ -119,6 +156,16 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         del values["methods"]
         return values | methods.values_of(self.methods)
 
+    def of_the_result(self) -> dict[str, Any]:
+        """All that the result depends on, as JSON has it: settings, and the files they name."""
+        values = {name: value for name, value in self.plain().items() if name in OF_THE_RESULT}
+        values |= methods.values_of(self.methods)
+        paths = {name: getattr(self, name) for name in FILES}
+        if "label_names" not in self.given and not methods.need_label_names(self.methods):
+            del paths["label_names"]
+        values |= {name: fingerprint(path) for name, path in paths.items() if Path(path).exists()}
+        return json.loads(json.dumps(values))
+
     @property
     def advanced(self) -> dict[str, Any]:
         return methods.changed_values(self.methods)
@@ -135,17 +182,34 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
             outputs: what is written besides the predictions.
         """
         check_dtype(self.dtype)
-        self.check_output_names("finetuning", self.has_own_weights, *outputs)
+        reads = [path for path in (self.load, self.filepath) if path and path not in outputs]
+        self.check_output_names("finetuning", self.has_own_weights, *outputs, reads=reads)
         check_metrics_file(self.metrics_out)
 
 
 def finetune(args: argparse.Namespace) -> None:
-    """Train, and evaluate the best epoch; or with `load` only evaluate."""
+    """Train, and evaluate the best epoch; or with `load` only evaluate.
+
+    A training that was interrupted, however it was, goes on when it is started again; on a CPU,
+    with the same number of threads, to the same weights as without the interruption. One that has
+    ended is told again. The weights of another run are left alone.
+    """
     settings = FinetuneSettings.from_args(args)
-    if settings.load is None:
+    if settings.load is not None:
+        test(args)
+        return
+    settings.check_before_work(settings.filepath)
+    for path in (settings.train, settings.dev, settings.test, settings.pretrained_model_path):
+        if not Path(path).exists():
+            raise missing_file(path)
+    result = settings.of_the_result()
+    distributed.agree(result)
+    data = dataset_of(settings.train, "train")
+    with claimed(settings.filepath, result, data, settings.fresh) as claim:
+        settings = settings.replace(filepath=claim.filepath)
         settings.check_before_work(settings.filepath)
-        train(args)
-    test(args)
+        run_epochs(settings, claim)
+        test(argparse.Namespace(**vars(args) | {"filepath": claim.filepath}))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -153,58 +217,30 @@ def train(args: argparse.Namespace) -> None:
 
     After every epoch the train loss (mean over batches) and the accuracies on train (unless
     `args.skip_train_eval`) and dev are printed. `args.test` is only checked, so that a mistake in
-    it shows before the training.
+    it shows before the training. Called as a function it always begins anew.
     """
-    settings = FinetuneSettings.from_args(args)
-    files = [settings.train, settings.dev, settings.test, settings.pretrained_model_path]
-    if distributed.n_processes() > 1:
-        distributed.agree({path: fingerprint(path) for path in files if Path(path).exists()})
-    run = FineTuning(settings)
-    best_dev_acc, best_epoch = -1.0, 0
-    for epoch in range(settings.epochs):
-        start = time.perf_counter()
-        train_loss = train_epoch(
-            run.model,
-            run.train_loader,
-            run.optimizer,
-            run.recipe.loss,
-            epoch,
-            settings.grad_accum,
-            run.recipe.after_step,
-            spread=run.spread,
-            seed=settings.seed,
-        )
-        train_seconds = time.perf_counter() - start
-        train_acc = train_f1 = None
-        if not settings.skip_train_eval:
-            train_acc, train_f1, *_ = run.evaluate(run.train_eval_loader)
-        dev_acc, dev_f1, *_ = run.evaluate(run.dev_loader)
-        if dev_acc > best_dev_acc:
-            best_dev_acc, best_epoch = dev_acc, epoch
-            run.save()
-        shown = "" if train_acc is None else f"train acc :: {train_acc:.3f}, "
-        print(f"epoch {epoch}: train loss :: {train_loss:.3f}, {shown}dev acc :: {dev_acc:.3f}")
-        record = {
-            "option": "finetune",
-            "epoch": epoch,
-            "train_loss": train_loss,
-            "train_accuracy": train_acc,
-            "train_macro_f1": train_f1,
-            "dev_accuracy": dev_acc,
-            "dev_macro_f1": dev_f1,
-            "train_seconds": train_seconds,
-            "train_sentences_per_second": len(run.train_loader.dataset) / train_seconds,
-            "seconds": time.perf_counter() - start,
-            "peak_memory_bytes": peak_memory(run.device),
-            "trained_parameters": count_parameters(run.model)[0],
-        }
+    run_epochs(FinetuneSettings.from_args(args))
+
+
+def run_epochs(settings: FinetuneSettings, claim: Claim | None = None) -> None:
+    """Train, and go on where the run with a claim was; leave its best weights in its file."""
+    run = FineTuning(settings, claim)
+    keeper = run.keeper
+    if (ended := keeper.ended()) is not None:
+        log, records = ended
+        print(f"{settings.filepath}: has ended; --fresh trains anew", file=sys.stderr)
+        print(log, end="")
         if distributed.is_first():
-            append_metrics(settings.metrics_out, **record)
-        reasons = (call(epoch, best_epoch) for call in run.recipe.after_epoch)
-        if reason := next(filter(None, reasons), None):
-            print(reason)
-            break
-    run.finish()
+            add_records(settings.metrics_out, records)
+        return
+    progress = keeper.load()
+    print(progress.log, end="")
+    if distributed.is_first():
+        add_records(settings.metrics_out, progress.records)
+    with contextlib.redirect_stdout(Recorder(progress)):
+        while not run.stops(progress) and progress.epoch < settings.epochs:
+            run.train_epoch(progress)
+        run.finish(progress)
 
 
 class FineTuning:
@@ -214,8 +250,8 @@ class FineTuning:
         InputError: the flags or the data do not allow it.
     """
 
-    def __init__(self, settings: FinetuneSettings):
-        self.settings = settings
+    def __init__(self, settings: FinetuneSettings, claim: Claim | None = None):
+        self.settings, self.claim = settings, claim
         num_labels, label_names = count_labels(settings)
         self.device = pick_device(settings.use_gpu)
         self.tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
@@ -251,6 +287,7 @@ class FineTuning:
         step = LossOfModel(self.recipe.loss, model)
         self.spread = distributed.data_parallel(step, all_used=False)
         self.optimizer = AdamW(self.recipe.groups, lr=settings.lr)
+        self.keeper = Keeper(claim, model, self.optimizer, self.recipe.kept)
         if settings.advanced:
             n_trained, n_parameters = count_parameters(model)
             print(f"train {n_trained:,} of {n_parameters:,} parameters")
@@ -299,23 +336,98 @@ class FineTuning:
         with mixed_precision(self.device, self.dtype):
             return model_eval(loader, self.model, self.device)
 
-    def save(self) -> None:
-        """Keep the weights, under the settings with which they were trained."""
+    def stops(self, progress: Progress) -> bool:
+        """Whether a method ends the training behind the last epoch, which is then told."""
+        calls = self.recipe.after_epoch if progress.epoch > 0 else []
+        reasons = (call(progress.epoch - 1, progress.best_epoch) for call in calls)
+        reason = next(filter(None, reasons), None)
+        if reason is not None:
+            print(reason)
+        return reason is not None
+
+    def train_epoch(self, progress: Progress) -> None:
+        """One epoch: train, evaluate, keep the weights if they are the best, and tell."""
+        settings, epoch = self.settings, progress.epoch
+        n_steps = math.ceil(len(self.train_loader) / settings.grad_accum)
+        begin, before = time.perf_counter(), progress.seconds
+
+        def keep() -> None:
+            n_taken = len(progress.losses)
+            progress.seconds = before + time.perf_counter() - begin
+            if settings.save_every and n_taken % settings.save_every == 0 and n_taken < n_steps:
+                self.keeper.save(progress, epoch * n_steps + n_taken)
+
+        train_loss = train_epoch(
+            self.model,
+            self.train_loader,
+            self.optimizer,
+            self.recipe.loss,
+            epoch,
+            settings.grad_accum,
+            self.recipe.after_step,
+            spread=self.spread,
+            seed=settings.seed,
+            progress=progress,
+            keep=keep,
+        )
+        train_seconds = before + time.perf_counter() - begin
+        train_acc = train_f1 = None
+        if not settings.skip_train_eval:
+            train_acc, train_f1, *_ = self.evaluate(self.train_eval_loader)
+        dev_acc, dev_f1, *_ = self.evaluate(self.dev_loader)
+        if dev_acc > progress.best_dev_acc:
+            progress.best_dev_acc, progress.best_epoch = dev_acc, epoch
+            write_checkpoint_first(self.saved(), settings.filepath)
+            print(f"save the model to {settings.filepath}")
+        shown = "" if train_acc is None else f"train acc :: {train_acc:.3f}, "
+        print(f"epoch {epoch}: train loss :: {train_loss:.3f}, {shown}dev acc :: {dev_acc:.3f}")
+        record = {
+            "option": "finetune",
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_acc,
+            "train_macro_f1": train_f1,
+            "dev_accuracy": dev_acc,
+            "dev_macro_f1": dev_f1,
+            "train_seconds": train_seconds,
+            "train_sentences_per_second": len(self.train_loader.dataset) / train_seconds,
+            "seconds": before + time.perf_counter() - begin,
+            "peak_memory_bytes": peak_memory(self.device),
+            "trained_parameters": count_parameters(self.model)[0],
+        }
+        progress.records.append(record)
+        progress.epoch, progress.losses, progress.seconds = epoch + 1, [], 0.0
+        self.keeper.save(progress, (epoch + 1) * n_steps)
+        if distributed.is_first():
+            append_metrics(settings.metrics_out, **record)
+
+    def saved(self) -> dict[str, Any]:
+        """The weights, under the settings with which they were trained."""
         config = argparse.Namespace(
             **self.config.plain() | methods.values_of(self.settings.methods)
         )
-        save_model(self.model, self.optimizer, self.settings, config, self.settings.filepath)
+        saved = saved_model(self.model, self.optimizer, self.settings, config)
+        return saved if self.claim is None else saved | {RUN: json.dumps(self.claim.fingerprint)}
 
-    def finish(self) -> None:
-        """Do what the methods do with the best weights."""
+    def finish(self, progress: Progress) -> None:
+        """Do what the methods do with the best weights; the run has then ended."""
+        filepath, weights = self.settings.filepath, None
         if self.recipe.finish:
-            best = read_checkpoint(self.settings.filepath)["model"]
-            load_trained(self.model, best, self.settings.filepath)
+            load_trained(self.model, read_checkpoint(filepath)["model"], filepath)
             for call in self.recipe.finish:
                 call()
-            self.save()
+            weights = self.saved()
+            print(f"save the model to {filepath}")
         if self.settings.advanced:
             print(f"peak memory {in_gibibytes(peak_memory(self.device))}")
+        if self.claim is not None:
+            self.keeper.end(progress, weights)
+        elif weights is not None:
+            write_checkpoint_first(weights, filepath)
+
+
+def write_checkpoint_first(saved: dict[str, Any], path: str) -> None:
+    distributed.on_first(lambda: write_checkpoint(saved, path))
 
 
 def count_labels(settings: FinetuneSettings) -> tuple[int, list[str] | None]:
@@ -423,6 +535,8 @@ def train_epoch(
     *,
     spread: nn.Module | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
+    keep: Callable[[], None] | None = None,
 ) -> float:
     """One pass over the loader; returns the mean loss of its batches.
 
@@ -432,6 +546,8 @@ def train_epoch(
         after_step: called with the model and the number of steps taken in all epochs.
         spread: the `LossOfModel` of loss and model in several processes.
         seed: of what these draw apart.
+        progress: of the training; the pass goes on behind the steps that it has losses of.
+        keep: called after each step, when its loss is there.
 
     Raises:
         InputError: the loss is not finite; on a CPU the weights are left as they were before that
@@ -439,20 +555,30 @@ def train_epoch(
     """
     spread = LossOfModel(loss, model) if spread is None else spread
     device = next(model.parameters()).device
+    progress = Progress() if progress is None else progress
     model.train()
-    means = []
+    n_steps, n_taken = math.ceil(len(loader) / grad_accum), len(progress.losses)
+    if n_taken == 0:
+        progress.at_start = generator_states(device)
+    else:
+        restore_generators(progress.at_start, device)
     batches = iter(tqdm(loader, desc=f"train-{epoch}", leave=False, disable=None))
-    n_steps = math.ceil(len(loader) / grad_accum)
-    for step in range(n_steps):
+    for _ in itertools.islice(batches, n_taken * grad_accum):  # their order is drawn again
+        pass
+    if n_taken > 0:
+        restore_generators(progress.now, device)
+    for step in range(n_taken, n_steps):
         group = list(itertools.islice(batches, grad_accum))
         with distributed.own_draws(seed, epoch * n_steps + step, device):
             losses = losses_of(group, spread, grad_accum)
-            means.append(update(model, losses, optimizer, f"epoch {epoch}, step {step}"))
+            loss = update(model, losses, optimizer, f"epoch {epoch}, step {step}")
+        progress.losses.append(loss)
         for call in after_step:
             call(model, epoch * n_steps + step + 1)
-    means = torch.stack(means)
-    check_finite(means, f"epoch {epoch}")
-    return sum(grad_accum * mean for mean in means.tolist()) / len(loader)
+        if keep is not None:
+            keep()
+    check_finite(torch.stack(progress.losses), f"epoch {epoch}")
+    return sum(grad_accum * loss.item() for loss in progress.losses) / len(loader)
 
 
 def losses_of(batches: list[dict], spread: nn.Module, grad_accum: int) -> Iterator[torch.Tensor]:

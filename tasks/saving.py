@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from base_llama import load_state, named_weights, state_of
+from base_llama import load_state, trained_state
 from checkpoints.layout import is_finite
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from methods import former_names, switched_on
@@ -64,8 +64,15 @@ def save_model(
     model: nn.Module, optimizer: Optimizer, args: Any, config: Any, filepath: str | Path
 ) -> None:
     """Save weights, optimizer, settings and generator states, as tensors and plain values."""
+    saved = saved_model(model, optimizer, args, config)
+    distributed.on_first(lambda: write_checkpoint(saved, filepath))
+    print(f"save the model to {filepath}")
+
+
+def saved_model(model: nn.Module, optimizer: Optimizer, args: Any, config: Any) -> dict[str, Any]:
+    """What `save_model` saves."""
     kind, keys, *rest = np.random.get_state()
-    saved = {
+    return {
         "model": distributed.whole(trained_state(model)),
         "frozen": frozen_digest(model),
         "optim": distributed.whole(optimizer.state_dict()),
@@ -75,8 +82,6 @@ def save_model(
         "numpy_rng": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch_rng": torch.random.get_rng_state(),
     }
-    distributed.on_first(lambda: write_checkpoint(saved, filepath))
-    print(f"save the model to {filepath}")
 
 
 def plain_values(settings: Any) -> dict[str, Any]:
@@ -113,14 +118,6 @@ def read_saved(path: str | Path, settings_class: type[Settings]) -> SavedRun:
             name = str(name).replace(old, new)
         weights[name] = tensor
     return SavedRun(str(path), weights, saved.get("frozen"), saved["args"], config, methods)
-
-
-def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What has to be saved of a model: all of it, or where some is frozen, the trained tensors."""
-    parameters = named_weights(model)
-    if not all(parameter.requires_grad for parameter in parameters.values()):
-        return {name: p.detach() for name, p in parameters.items() if p.requires_grad}
-    return state_of(model)
 
 
 def load_trained(model: nn.Module, saved: dict[str, torch.Tensor], path: str | Path) -> None:

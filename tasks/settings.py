@@ -37,6 +37,11 @@ def demo_path(file: str) -> str:
     return str((DEMO / file).relative_to(Path.cwd()) if is_inside else DEMO / file)
 
 
+def dataset_of(path: str, split: str) -> str:
+    """The name of the data: data/sst-dev.txt is sst's dev."""
+    return re.sub(f"[-_.]?{split}$", "", Path(path).stem) or "data"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings(Settings):
     """The assignment's flags, and what every option has besides.
@@ -172,8 +177,7 @@ class ClassifySettings(TaskSettings):
             return self
         names = {}
         for split in ("dev", "test"):
-            stem = Path(getattr(self, split)).stem
-            dataset = re.sub(f"[-_.]?{split}$", "", stem) or "data"
+            dataset = dataset_of(getattr(self, split), split)
             names[f"{split}_out"] = (
                 f"{dataset}-{split}-{'advanced' if self.advanced else kind}-output.txt"
             )

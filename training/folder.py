@@ -78,19 +78,29 @@ def open_run(folder: Path, settings: dict) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Let no other process into a folder; the lock goes with the process, however that ends.
+    """Let no other process into a folder.
 
     Raises:
         InputError: another process is in it.
     """
-    from filelock import FileLock, Timeout
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / LOCK))
+        except TimeoutError:
+            raise InputError(f"{folder}: another process is training there") from None
+        yield
 
-    path = folder / LOCK
-    try:
-        held = FileLock(path).acquire(blocking=False)
-    except Timeout:
-        raise InputError(f"{folder}: another process is training there") from None
-    with held:
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock, a file of that name; it goes with the process, however that ends.
+
+    Raises:
+        TimeoutError: another process holds it.
+    """
+    from filelock import FileLock
+
+    with FileLock(path).acquire(blocking=False):
         try:
             yield
         finally:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from base_llama import load_state, named_weights, state_of
+from base_llama import load_state, named_weights, trained_state
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from training import distributed
 from utils import InputError, atomic_write
@@ -43,7 +43,7 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str,
         values: what else belongs to it: tensors and plain values, `step` among them.
     """
     if distributed.n_processes() == 1:
-        saved = {"model": state_of(model), "optimizer": optimizer.state_dict(), **values}
+        saved = {"model": trained_state(model), "optimizer": optimizer.state_dict(), **values}
         write_checkpoint(saved, folder / FILE)
         _remove_others(folder, folder / FILE)
         return
@@ -116,7 +116,8 @@ def _remove_others(folder: Path, kept: Path | None) -> None:
 
 
 def _names(model: nn.Module) -> dict[nn.Parameter, str]:
-    return {parameter: name for name, parameter in named_weights(model).items()}
+    """Of what trains."""
+    return {p: name for name, p in named_weights(model).items() if p.requires_grad}
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
@@ -132,31 +133,34 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
 
 def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     saved = read_checkpoint(path)
-    sharded = {name: p for name, p in named_weights(model).items() if hasattr(p, "device_mesh")}
-    if not sharded:
-        load_state(model, saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-    else:
+    parts = {name: p for name, p in named_weights(model).items() if hasattr(p, "device_mesh")}
+    if parts:
         with torch.no_grad():
-            for name, parameter in sharded.items():
-                parameter.copy_(_part(saved["model"][name], parameter))
-        states = saved["optimizer"]["state"]
-        order = [p for group in optimizer.param_groups for p in group["params"]]
-        for i, parameter in enumerate(order):
-            if i in states:
-                optimizer.state[parameter] = {
-                    key: _part(x, parameter) if isinstance(x, torch.Tensor) else x
-                    for key, x in states[i].items()
-                }
-        _set_groups(optimizer, saved["optimizer"]["param_groups"])
+            for name, parameter in parts.items():
+                if parameter.requires_grad:
+                    parameter.copy_(_like(saved["model"][name], parameter))
+    else:
+        if saved["model"].keys() != trained_state(model).keys():
+            raise InputError(f"{path}: its tensors are not those that the run trains")
+        load_state(model, saved["model"], strict=False)
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for i, values in saved["optimizer"]["state"].items():
+        optimizer.state[order[i]] = {
+            key: _like(value, order[i]) if isinstance(value, torch.Tensor) else value
+            for key, value in values.items()
+        }
+    _set_groups(optimizer, saved["optimizer"]["param_groups"])
     return {key: x for key, x in saved.items() if key not in ("model", "optimizer")}
 
 
-def _part(tensor: torch.Tensor, like: Any) -> torch.Tensor:
-    """This process's part of a tensor that all have whole, spread as another one is."""
+def _like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
+    """A tensor where a parameter is: on its device, or spread over the processes as it is."""
+    if not hasattr(parameter, "device_mesh"):
+        return tensor.to(parameter.device)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)  # all have it whole
 
 
 def _load_folder(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
