@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,14 @@ def print_report(split: str, y_true: list[int], y_pred: list[int], labels: Seque
 
 
 def append_metrics(path: str | Path | None, **record: Any) -> None:
-    """Add a line of JSON to a file, if one is wanted."""
-    if path is not None:
+    """Add a line of JSON to a file, if one is wanted; where that fails the line is lost."""
+    if path is None:
+        return
+    try:
         with named_errors(path), Path(path).open("a", encoding="utf-8") as file:
             file.write(f"{json.dumps(record)}\n")
+    except OSError as error:
+        warnings.warn(f"{path}: {error.strerror}; a line of metrics is lost", stacklevel=2)
 
 
 def check_metrics_file(path: str | Path | None) -> None:

@@ -1,7 +1,6 @@
 """`--option pretrain`: train a language model on plain text, from nothing or from a checkpoint."""
 
 import argparse
-import contextlib
 import functools
 import itertools
 import json
@@ -9,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,7 @@ from utils import (
 
 SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of", "max_seq_len")
 NOT_OF_THE_RESULT = {"text", "output_dir"}  # own flags that it does not depend on by name
+MOST_WARMUP = 100  # steps, where --warmup_steps is not given
 SHARED = ("seed", "batch_size", "lr", "dtype", "grad_accum")  # others' flags that it depends on
 
 
@@ -237,13 +238,32 @@ class PretrainSettings(TrainSettings):
         texts = [fingerprint(file, large) for file in self.text]
         return texts + [fingerprint(file) for file in others]
 
+    def goes_on(self, before: dict) -> bool:
+        """Whether a run with former settings takes more steps, with the rates that it had."""
+        now = self.of_the_result()
+        try:
+            longer = self.replace(**{key: before[key] for key in ("steps", "warmup_steps")})
+        except (InputError, KeyError):
+            return False
+        return (
+            {**before, "steps": None} == {**now, "steps": None}
+            and longer.steps <= self.steps
+            and self.lr == self.min_lr
+            and all(
+                longer.learning_rate(step) == self.learning_rate(step)
+                for step in range(min(longer.steps, MOST_WARMUP))
+            )
+        )
+
     def learning_rate(self, step: int) -> float:
         """Linear warm-up to `lr`, then cosine decay to `min_lr`.
 
         Args:
             step: the number of steps taken before.
         """
-        n_warmup = min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+        n_warmup = (
+            min(MOST_WARMUP, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+        )
         return learning_rate(step, self.steps, n_warmup, self.lr, self.min_lr)
 
 
@@ -268,7 +288,8 @@ def pretrain(args: argparse.Namespace) -> None:
     given = load_given_tokenizer(settings, llama)
     folder = Path(settings.output_dir)
     is_first = distributed.is_first()
-    with open_run(folder, of_the_result) if is_first else contextlib.nullcontext():
+    held = open_run(folder, of_the_result, settings.goes_on) if is_first else nullcontext()
+    with held:
         tokenizer, texts = distributed.first_alone(lambda: prepare_texts(settings, given, folder))
         for name, text in texts.items():
             print(f"{name}: {text.describe()}")
@@ -571,7 +592,8 @@ class Pretraining:
         """Go back to the last report, if there was one."""
         saved = state.load(self.folder, self.llama, self.optimizer)
         if saved is not None:
-            if saved.get("settings") != self.of_the_result:
+            before = saved.get("settings")
+            if before != self.of_the_result and not self.settings.goes_on(before):
                 found = state.newest(self.folder)
                 raise InputError(f"{found}: not this run's; name another --output_dir")
             if saved["step"] > 0 and not (self.folder / MODEL).is_file():

@@ -4,11 +4,11 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from training import state
-from utils import InputError, atomic_write
+from utils import InputError, atomic_write, remove_leftovers
 
 MODEL, METRICS, RUN = "model.pt", "metrics.jsonl", "pretrain.json"
 TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"
@@ -43,14 +43,17 @@ def fingerprint(path: str | Path, large: int = LARGE) -> str:
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, settings: dict) -> Iterator[None]:
+def open_run(
+    folder: Path, settings: dict, goes_on: Callable[[dict], bool] = lambda before: False
+) -> Iterator[None]:
     """Hold the folder of a run, new or with an earlier part of the same run, against all others.
 
-    As long as there is no model in it, a run may be begun again with other settings. What an error
-    leaves behind before the training has begun is removed.
+    Until its first report a run may be begun again with other settings. What an error leaves behind
+    before the training has begun is removed.
 
     Args:
         settings: all that the result depends on, as JSON has it.
+        goes_on: whether a run with former settings, other than these, may go on with these.
 
     Raises:
         InputError: it holds another run, or files of something else, or it is in use.
@@ -61,7 +64,7 @@ def open_run(folder: Path, settings: dict) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock(folder):
-            _continue_or_clear(folder, settings)
+            _continue_or_clear(folder, settings, goes_on)
             with atomic_write(folder / RUN) as file:
                 json.dump(settings, file, indent=1)
             try:
@@ -108,41 +111,63 @@ def locked(path: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _continue_or_clear(folder: Path, settings: dict) -> None:
-    names = {path.name for path in folder.iterdir() if path.suffix != ".tmp"} - {LOCK}
-    if RUN not in names:
-        if names:
-            raise InputError(f"{folder}: holds other files; name an empty or a new --output_dir")
-        before = {}
-    else:
-        try:
-            before = json.loads((folder / RUN).read_bytes())
-        except ValueError:
-            before = None
-        if not isinstance(before, dict) or before.keys() != settings.keys():
-            raise InputError(f"{folder / RUN}: no settings of a run; name another --output_dir")
+def _continue_or_clear(folder: Path, settings: dict, goes_on: Callable[[dict], bool]) -> None:
+    _remove_leftovers(folder)
+    for name in (MODEL, METRICS, RUN, TOKENIZER, state.FILE):
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise InputError(f"{path}: not a file of a run; move it away, or name another folder")
+    names = {path.name for path in folder.iterdir()} - {LOCK}
+    before = _settings_before(folder, settings) if RUN in names else {}
+    if RUN not in names and names:
+        raise InputError(f"{folder}: holds other files; name an empty or a new --output_dir")
     changes = [
         f"{name} was {before.get(name)}, is {value}"
         for name, value in settings.items()
         if before.get(name) != value
     ]
-    if MODEL in names and changes:
+    has_state = state.newest(folder) is not None
+    has_reports = METRICS in names and (folder / METRICS).stat().st_size > 0
+    if (MODEL in names or has_reports) and not has_state:
         raise InputError(
-            f"{folder}: holds a run with other settings ({'; '.join(changes)}); "
-            "give the same ones to continue it, or another --output_dir"
-        )
-    if MODEL in names and state.newest(folder) is None:
-        raise InputError(
-            f"{folder}: holds a model, but no {state.FILE} to continue from; "
+            f"{folder}: holds a trained model or reports, but no {state.FILE} to continue from; "
             "name another --output_dir"
         )
-    for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
-    if changes:
+    if (MODEL in names or has_reports) and changes and not goes_on(before):
+        hint = ""
+        if len(changes) == 1 and settings.get("steps") != before.get("steps"):
+            hint = " (a run takes more --steps only where its rate is constant: --min_lr as --lr)"
+        raise InputError(
+            f"{folder}: holds a run with other settings ({'; '.join(changes)}); "
+            f"give the same ones to continue it, or another --output_dir{hint}"
+        )
+    if changes and not (before and goes_on(before)):
         _clear(folder)
+
+
+def _settings_before(folder: Path, settings: dict) -> dict:
+    try:
+        before = json.loads((folder / RUN).read_bytes())
+    except (ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict) or before.keys() != settings.keys():
+        raise InputError(f"{folder / RUN}: no settings of a run; name another --output_dir")
+    return before
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a run of this folder left that was killed while it wrote, and nothing else."""
+    for name in (MODEL, METRICS, RUN, TOKENIZER, state.FILE):
+        remove_leftovers(folder / name)
+    for path in folder.glob(f".{state.FOLDER}.tmp"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+    tokens = folder / TOKENS
+    if tokens.is_dir() and not tokens.is_symlink():
+        for leftover in tokens.glob(".*.tmp"):
+            name, _, _ = leftover.name[1:].removesuffix(".tmp").rpartition(".")
+            if name.endswith((".bin", ".json")):
+                remove_leftovers(tokens / name)
 
 
 def _clear(folder: Path) -> None:
@@ -157,6 +182,6 @@ def metrics_until(path: Path, step: int) -> None:
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     with atomic_write(path) as file:
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 if json.loads(line)["step"] <= step:
                     file.write(f"{line}\n")

@@ -655,3 +655,59 @@ def test_pretraining_needs_a_text(folder, run_cli):
     code, _, err = run_cli(*SMALL)
     assert code == 2
     assert err.count("\n") == 1
+
+
+def test_a_longer_run_goes_on_where_its_rate_is_constant(folder, run_cli):
+    flags = [*without(SMALL, "--steps"), "--lr", "1e-3", "--eval_every", "10"]
+    constant = [*flags, "--min_lr", "1e-3", "--warmup_steps", "5"]
+    assert run_cli(*constant, "--steps", "40", "--output_dir", "whole")[0] == 0
+    assert run_cli(*constant, "--steps", "20")[0] == 0
+    code, out, err = run_cli(*constant, "--steps", "40")
+    assert (code, err) == (0, "") and "continuing from step 20 in out" in out
+    assert same(weights("out/model.pt"), weights("whole/model.pt"))
+    code, _, err = run_cli(*constant, "--steps", "30")  # less is another run
+    assert code == 2 and "steps was 40, is 30" in err
+    assert run_cli(*flags, "--steps", "20", "--output_dir", "decay")[0] == 0
+    before = (folder / "decay/state.pt").read_bytes()
+    code, _, err = run_cli(*flags, "--steps", "40", "--output_dir", "decay")
+    assert code == 2 and "only where its rate is constant: --min_lr as --lr" in err
+    assert (folder / "decay/state.pt").read_bytes() == before
+
+
+def test_a_trained_state_outlives_its_model(folder, run_cli):
+    assert run_cli(*SMALL)[0] == 0
+    (folder / "out/model.pt").unlink()
+    state = (folder / "out/state.pt").read_bytes()
+    code, _, err = run_cli(*SMALL, "--lr", "1e-4")
+    assert code == 2 and "lr was 0.001, is 0.0001" in err
+    assert (folder / "out/state.pt").read_bytes() == state
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes links")
+@pytest.mark.parametrize("kind", ["dangling", "folder", "fifo"])
+@pytest.mark.parametrize("name", ["state.pt", "metrics.jsonl", "model.pt"])
+def test_what_is_no_file_in_a_run_empties_nothing(folder, run_cli, kind, name):
+    assert run_cli(*SMALL)[0] == 0
+    path = folder / "out" / name
+    path.unlink()
+    {"dangling": lambda p: p.symlink_to("nowhere"), "folder": os.mkdir, "fifo": os.mkfifo}[kind](
+        path
+    )
+    before = {p.name: p.read_bytes() for p in (folder / "out").iterdir() if p.is_file()}
+    code, _, err = run_cli(*SMALL)
+    assert (code, err) == (
+        2,
+        f"error: out/{name}: not a file of a run; move it away, or name another folder\n",
+    )
+    assert {p.name: p.read_bytes() for p in (folder / "out").iterdir() if p.is_file()} == before
+
+
+def test_hidden_files_of_others_stay(folder, run_cli):
+    assert run_cli(*SMALL)[0] == 0
+    for name in (".mine.tmp", ".model.pt.notes.tmp", "tokens/.draft.tmp"):
+        (folder / "out" / name).touch()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    (folder / f"out/.state.pt.{int(dead.stdout)}.tmp").touch()
+    run_cli(*SMALL)
+    left = {str(path.relative_to(folder / "out")) for path in (folder / "out").rglob(".*.tmp")}
+    assert left == {".mine.tmp", ".model.pt.notes.tmp", "tokens/.draft.tmp"}

@@ -1,4 +1,4 @@
-"""Fine-tuning loses nothing: whose file it is, going on after an interruption, the end told again."""
+"""Fine-tuning loses nothing: whose file it is, going on, and what a run that has ended tells."""
 
 import json
 import os
