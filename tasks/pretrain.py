@@ -590,7 +590,9 @@ class Pretraining:
 
     def _load(self) -> None:
         """Go back to the last report, if there was one."""
-        saved = state.load(self.folder, self.llama, self.optimizer)
+        schema = {"step": int, "best_loss": float, "seconds": (int, float), "settings": dict}
+        schema["torch_rng"] = torch.get_rng_state()
+        saved = state.load(self.folder, self.llama, self.optimizer, schema)
         if saved is not None:
             before = saved.get("settings")
             if before != self.of_the_result and not self.settings.goes_on(before):

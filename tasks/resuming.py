@@ -134,7 +134,7 @@ class Progress:
     log: str = ""
     records: list[dict] = field(default_factory=list)
 
-    PLAIN = ("epoch", "best_dev_acc", "best_epoch", "seconds", "log", "records")
+    PLAIN = ("epoch", "best_dev_acc", "best_epoch", "seconds", "log", "records")  # attributes
 
 
 def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
@@ -175,7 +175,11 @@ class Keeper:
         if self.claim.fresh:
             distributed.on_first(self._remove)
             return progress
-        saved = state.load(self.claim.state_folder, self.model, self.optimizer)
+        types = (int, float, int, (int, float), str, list)
+        schema: dict[str, Any] = dict(zip(Progress.PLAIN, types, strict=True))
+        schema |= {"step": int, "run": dict, "losses": list, "now.cpu": torch.get_rng_state()}
+        schema |= {f"method.{name}": tensor for name, tensor in self.kept.items()}
+        saved = state.load(self.claim.state_folder, self.model, self.optimizer, schema)
         if saved is None:
             return progress
         if saved["run"] != self.claim.fingerprint:

@@ -17,11 +17,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from base_llama import load_state, named_weights, trained_state
+from checkpoints.layout import is_finite
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from training import distributed
 from utils import InputError, atomic_write
 
 FILE, FOLDER, VALUES = "state.pt", "state-*", "values.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 INDEX_CLASSES = {  # what the index of a distributed checkpoint is made of, besides dtypes
     *("pathlib.PosixPath", "pathlib.WindowsPath", "torch.Size", "torch.serialization._get_layout"),
     "torch.distributed.checkpoint.filesystem._StorageInfo",
@@ -76,25 +78,56 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str,
     distributed.on_first(finish)
 
 
-def load(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+def load(
+    folder: Path, model: nn.Module, optimizer: Optimizer, schema: dict[str, Any]
+) -> dict[str, Any] | None:
     """Take up the newest state that there is, whoever wrote it.
+
+    Args:
+        schema: of each of the values its type, or the tensor whose shape and type it has.
 
     Returns:
         what `save` was given as `values`; None if there is no state.
+
+    Raises:
+        InputError: it is not a state of this training. Model and optimizer may be changed by then.
     """
     found = newest(folder)
     if found is None:
         return None
-    load_from = _load_folder if found.is_dir() else _load_file
-    return load_from(found, model, optimizer)
+    try:
+        values = (_load_folder if found.is_dir() else _load_file)(found, model, optimizer)
+        for key, expected in schema.items():
+            _check(key, values[key], expected)
+        if values["step"] < 0:
+            raise ValueError(f"step {values['step']}")
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a reader trips over in a file that was edited
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{found}: not a state of this run ({text}); move it away") from error
+    return values
+
+
+def _check(key: str, value: Any, expected: Any) -> None:
+    if isinstance(expected, torch.Tensor):
+        fits = isinstance(value, torch.Tensor) and value.shape == expected.shape
+        fits = fits and value.dtype == expected.dtype
+    else:
+        fits = isinstance(value, expected) and not isinstance(value, bool)
+        fits = fits and value == value  # no nan
+    if not fits:
+        raise TypeError(f"{key} is a {type(value).__name__} that cannot be one")
 
 
 def newest(folder: Path) -> Path | None:
     """The state of the highest step, or None."""
     steps = {path: int(path.name.rpartition("-")[2]) for path in _folders(folder)}
     if (folder / FILE).is_file():
-        alone = not steps
-        steps[folder / FILE] = 0 if alone else read_checkpoint(folder / FILE)["step"]
+        if not steps:
+            return folder / FILE
+        step = read_checkpoint(folder / FILE, mapped=True).get("step")
+        steps[folder / FILE] = step if isinstance(step, int) else -1
     return max(steps, key=steps.get, default=None)
 
 
@@ -133,24 +166,36 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
 
 def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     saved = read_checkpoint(path)
-    parts = {name: p for name, p in named_weights(model).items() if hasattr(p, "device_mesh")}
-    if parts:
+    expected, trained = trained_state(model), named_weights(model)
+    if saved["model"].keys() != expected.keys():
+        raise InputError(f"{path}: its tensors are not those that the run trains; move it away")
+    for name, tensor in expected.items():
+        _check_weight(name, saved["model"][name], tensor)
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = {order[i]: values for i, values in saved["optimizer"]["state"].items()}
+    for parameter, values in states.items():
+        _check("step", values["step"], int)
+        for key in MOMENTS:
+            _check_weight(key, values[key], parameter)
+    if any(hasattr(tensor, "device_mesh") for tensor in expected.values()):
         with torch.no_grad():
-            for name, parameter in parts.items():
+            for name, parameter in trained.items():
                 if parameter.requires_grad:
                     parameter.copy_(_like(saved["model"][name], parameter))
     else:
-        if saved["model"].keys() != trained_state(model).keys():
-            raise InputError(f"{path}: its tensors are not those that the run trains")
         load_state(model, saved["model"], strict=False)
-    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for i, values in saved["optimizer"]["state"].items():
-        optimizer.state[order[i]] = {
-            key: _like(value, order[i]) if isinstance(value, torch.Tensor) else value
-            for key, value in values.items()
-        }
+    for parameter, values in states.items():
+        moments = {key: _like(values[key], parameter) for key in MOMENTS}
+        optimizer.state[parameter] = {"step": values["step"], **moments}
     _set_groups(optimizer, saved["optimizer"]["param_groups"])
     return {key: x for key, x in saved.items() if key not in ("model", "optimizer")}
+
+
+def _check_weight(name: str, tensor: Any, like: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor) or tensor.shape != like.shape:
+        raise TypeError(f"{name} is not of shape {tuple(like.shape)}")
+    if not tensor.dtype.is_floating_point or not is_finite(tensor):
+        raise ValueError(f"{name} has values that are not finite numbers")
 
 
 def _like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
@@ -171,7 +216,8 @@ def _load_folder(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str
     names = _names(model)
     for parameter, name in names.items():
         if name in saved["steps"]:
-            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            _check("step", saved["steps"][name], int)
+            moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
             optimizer.state[parameter] = {"step": saved["steps"][name], **moments}
     tensors = _tensors(model, optimizer)
     more = {
