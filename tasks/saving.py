@@ -71,6 +71,7 @@ def save_model(
 
 def saved_model(model: nn.Module, optimizer: Optimizer, args: Any, config: Any) -> dict[str, Any]:
     """What `save_model` saves."""
+    distributed.keep_parts(model)
     kind, keys, *rest = np.random.get_state()
     return {
         "model": distributed.whole(trained_state(model)),
