@@ -4,6 +4,9 @@ import inspect
 import math
 from typing import Any
 
+LONGEST_CONTEXT = 2**20  # tokens
+LARGEST = 1e30  # of epsilon and theta, in float32
+
 
 def feed_forward_dim(dim: int, multiple_of: int, multiplier: float | None = None) -> int:
     """2/3 · 4 · dim, times the multiplier, rounded up to a multiple."""
@@ -92,22 +95,25 @@ class LlamaConfig:
         counts += [name for name in ("n_kv_heads", "hidden_dim") if getattr(self, name) is not None]
         for name in counts:
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected a positive integer")
+            if type(value) is not int or not 1 <= value < 2**31:
+                raise ValueError(f"{name} is {value!r}, expected a positive integer below 2**31")
+        if self.max_seq_len > LONGEST_CONTEXT:  # there is a table of all positions
+            raise ValueError(f"max_seq_len is {self.max_seq_len}, at most {LONGEST_CONTEXT} can be")
         for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a number from 0 to below 1")
         for name, low in (("layer_norm_eps", 0), ("rope_theta", 1)):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not low <= value < math.inf:
+            if type(value) not in (int, float) or not low <= value < LARGEST:
                 raise ValueError(f"{name} is {value!r}, expected a number of at least {low}")
         for name in ("causal", "tie_embeddings"):
             value = getattr(self, name)
             if type(value) is not bool:
                 raise ValueError(f"{name} is {value!r}, expected True or False")
         multiplier = self.ffn_dim_multiplier
-        if multiplier is not None and not (type(multiplier) in (int, float) and multiplier > 0):
+        is_number = type(multiplier) in (int, float)
+        if multiplier is not None and not (is_number and 0 < multiplier < 2**31):
             raise ValueError(f"ffn_dim_multiplier is {multiplier!r}, expected a positive number")
         n_kv_heads = self.n_kv_heads or self.n_heads
         if self.dim % self.n_heads:

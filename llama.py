@@ -19,6 +19,7 @@ from config import LlamaConfig, feed_forward_dim
 from inference.cache import KVCache
 from inference.decoding import EOS_ID, decode, decode_unmasked
 from rope import apply_rotary_emb
+from utils import FOR_LOADING, during
 
 
 class Llama(LlamaPreTrainedModel):
@@ -332,14 +333,15 @@ def load_pretrained(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = formats.load(checkpoint)
-    config, tensors, _ = checkpoint
+    config, tensors, source = checkpoint
     if causal is not None:
         config.causal = causal
-    with contextlib.nullcontext() if init_weights else NoInitialWeights():
-        model = Llama(config)
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(tensors, assign=True)
+    with during(f"loading {source}", FOR_LOADING):
+        with contextlib.nullcontext() if init_weights else NoInitialWeights():
+            model = Llama(config)
+        if dtype is not None:
+            tensors = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+        model.load_state_dict(tensors, assign=True)
     if config.tie_embeddings:
         model.tok_embeddings.weight = model.output.weight
     return model

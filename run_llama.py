@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 import methods
+from checkpoints import formats
 from tasks.evaluation import model_eval, write_predictions_to_file
 from tasks.finetune import FinetuneSettings, finetune, test, train
 from tasks.generate import GenerateSettings, generate, generate_sentence
@@ -19,7 +20,7 @@ from tasks.settings import (
 from text.labelled import LlamaDataset, create_data
 from training import distributed
 from training.cpu import keep_freed_memory
-from utils import ArgumentParser, InputError, add_flags, run_script, seed_everything
+from utils import ArgumentParser, InputError, add_flags, during, run_script, seed_everything
 
 __all__ = [
     "LlamaDataset",
@@ -113,6 +114,18 @@ def what_acts(name: str, owners: list[type[methods.Method]]) -> str:
     return " or ".join(needed + [switch for switch in switches if switch is not None])
 
 
+def verify_checkpoints(paths: list[str]) -> None:
+    """Compare checkpoints with their checksums.
+
+    Raises:
+        InputError: one is damaged, or there is nothing to compare.
+    """
+    if not paths:
+        raise InputError("--verify: no checkpoint is read; leave it out")
+    for path in paths:
+        formats.verify(path)
+
+
 def main() -> None:
     with distributed.joined():
         args = get_args()
@@ -120,10 +133,13 @@ def main() -> None:
         if distributed.n_processes() > 1 and not settings_class.takes_processes:
             raise InputError(f"--option {args.option}: runs in one process; leave torchrun out")
         distributed.agree(vars(args) | {"code": distributed.digest_of_code()})
+        if args.verify:
+            verify_checkpoints(settings_class.from_args(args).checkpoints)
         if settings_class.keeps_freed_memory:
             keep_freed_memory()
         seed_everything(args.seed)
-        do(args)
+        with during(f"--option {args.option} ran", settings_class.less_memory):
+            do(args)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from sentencepiece import SentencePieceProcessor
 from utils import InputError, atomic_write, missing_file
 
 TOKENIZER_MODEL = "tokenizer.model"
+LETTERS = "".join(map(chr, [*range(1, 128), *range(128, 2048, 32), *range(2048, 0xD800, 512)]))
 
 
 class Tokenizer:
@@ -34,9 +35,15 @@ class Tokenizer:
         self.sp_model = SentencePieceProcessor()
         try:
             self.sp_model.LoadFromSerializedProto(self.model_path.read_bytes())
-        except RuntimeError as error:
-            raise InputError(f"{self.model_path}: not a SentencePiece model") from error
-        self.n_words = self.sp_model.vocab_size()
+            self.n_words = self.sp_model.vocab_size()
+            ids = list(range(self.n_words))
+            self.sp_model.id_to_piece(ids)  # each must be text, which the library does not check
+            self.sp_model.decode([[i] for i in ids])
+            self.sp_model.decode(self.sp_model.encode(LETTERS))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{self.model_path}: not a SentencePiece model, or damaged; fetch it again"
+            ) from error
         self.bos_id = self.sp_model.bos_id()
         self.eos_id = self.sp_model.eos_id()
         self.pad_id = self.sp_model.piece_to_id("<0x00>")
@@ -90,10 +97,11 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, checkpoint: str | Pa
     """See that a tokenizer is the model's own.
 
     Raises:
-        InputError: its vocabulary size differs from the model's, or it has no BOS.
+        InputError: its vocabulary size differs from the model's, or it has no BOS or no EOS.
     """
-    if tokenizer.bos_id < 0:
-        raise InputError(f"{tokenizer.model_path}: a tokenizer without BOS is no Llama's")
+    for name, token_id in (("BOS", tokenizer.bos_id), ("EOS", tokenizer.eos_id)):
+        if token_id < 0:
+            raise InputError(f"{tokenizer.model_path}: a tokenizer without {name} is no Llama's")
     if tokenizer.n_words != vocab_size:
         raise InputError(
             f"{tokenizer.model_path}: its {tokenizer.n_words} pieces do not match the vocabulary "

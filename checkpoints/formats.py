@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from checkpoints import hf, llama2c, meta, pt
+from checkpoints import hf, integrity, llama2c, meta, pt
 from checkpoints.layout import Checkpoint
 from utils import InputError, missing_file
 
@@ -26,6 +26,25 @@ def load(path: str | Path) -> Checkpoint:
     raise InputError(
         f"{path}: a folder without config.json or params.json; name a file or folder of weights"
     )
+
+
+def verify(path: str | Path) -> None:
+    """Compare a checkpoint with its checksums, as large as it may be.
+
+    Up to 1 GB `load` does it unasked.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        InputError: it is damaged, or in a format without checksums.
+    """
+    if not Path(path).exists():
+        raise missing_file(path)
+    form = next((form for form in FORMATS if form.reads(path)), None)
+    files = [] if form is None else form.files_with_sums(path)
+    if not files:
+        raise InputError(f"--verify: {path} carries no checksums; leave it out")
+    for file in files:
+        integrity.check(file, verify=True)
 
 
 def tokenizer_beside(path: str | Path) -> Path | None:

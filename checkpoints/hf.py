@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from checkpoints.integrity import is_zip
 from checkpoints.layout import (
     EMBEDDING,
     HEAD,
@@ -26,7 +27,7 @@ from checkpoints.layout import (
 )
 from checkpoints.pt import read_checkpoint
 from config import LlamaConfig
-from utils import InputError, atomic_write
+from utils import InputError, atomic_write, is_out_of_memory
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -209,18 +210,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: a file is absent, damaged or outside the folder, or a tensor is there twice.
     """
-    if (folder / WEIGHTS).is_file():
-        files = [folder / WEIGHTS]
-    elif (folder / INDEX).is_file():
-        files = indexed_files(folder / INDEX)
-    elif (folder / OLD_WEIGHTS).is_file():
-        files = [folder / OLD_WEIGHTS]
-    elif (folder / OLD_INDEX).is_file():
-        files = indexed_files(folder / OLD_INDEX)
-    else:
-        raise InputError(f"{folder}: no {WEIGHTS} and no {OLD_WEIGHTS} in it")
     tensors: dict[str, torch.Tensor] = {}
-    for file in files:
+    for file in weight_files(folder):
         is_new = file.suffix == ".safetensors"
         read = read_safetensors(file) if is_new else read_checkpoint(file, mapped=True)
         for name, tensor in read.items():
@@ -230,6 +221,28 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
                 raise InputError(f"{file}: {name} is no tensor")
             tensors[name] = tensor
     return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder's tensors.
+
+    Raises:
+        InputError: one is absent.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return indexed_files(folder / INDEX)
+    if (folder / OLD_WEIGHTS).is_file():
+        return [folder / OLD_WEIGHTS]
+    if (folder / OLD_INDEX).is_file():
+        return indexed_files(folder / OLD_INDEX)
+    raise InputError(f"{folder}: no {WEIGHTS} and no {OLD_WEIGHTS} in it")
+
+
+def files_with_sums(path: str | Path) -> list[Path]:
+    """The files that carry checksums: those of `torch.save`, and no safetensors."""
+    return [file for file in weight_files(folder_of(path)) if is_zip(file)]
 
 
 def indexed_files(index: Path) -> list[Path]:
@@ -261,6 +274,8 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{path}: damaged or incomplete: {error}") from error
 
 

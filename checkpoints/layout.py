@@ -147,7 +147,7 @@ def is_dense(value: object) -> bool:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is infinite or no number."""
-    # These make the sum so too, which is much quicker to compute. It may overflow without them.
+    """Whether all values are finite numbers in float32, which float64 goes beyond."""
+    # Others make the sum so too, which is much quicker to compute. It may overflow without them.
     is_likely = tensor.sum(dtype=torch.float32).isfinite()
-    return bool(is_likely or tensor.isfinite().all())
+    return bool(is_likely or tensor.float().isfinite().all())

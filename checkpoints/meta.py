@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from checkpoints.integrity import is_zip
 from checkpoints.layout import (
     EMBEDDING,
     HEAD,
@@ -16,7 +17,7 @@ from checkpoints.layout import (
 )
 from checkpoints.pt import canonical_name, read_checkpoint
 from config import LlamaConfig
-from utils import InputError
+from utils import InputError, is_out_of_memory
 
 PARAMS, SHARDS = "params.json", "consolidated.*.pth"
 CONTEXT = 4096  # of Llama 2; params.json does not tell it
@@ -38,6 +39,11 @@ def folder_of(path: str | Path) -> Path | None:
         if is_named and (folder / PARAMS).is_file() and any(folder.glob(SHARDS)):
             return folder
     return None
+
+
+def files_with_sums(path: str | Path) -> list[Path]:
+    """The shards, which `torch.save` wrote with checksums."""
+    return [file for file in sorted(folder_of(path).glob(SHARDS)) if is_zip(file)]
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -96,7 +102,9 @@ def joined(name: str, parts: list[torch.Tensor], expected: tuple[int, ...] | Non
         by_columns = len(parts[0]) == expected[0]
     try:
         return torch.cat(parts, dim=1 if by_columns else 0)
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         return parts[0]  # of another shape than expected, which will be said
 
 

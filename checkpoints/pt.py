@@ -1,16 +1,15 @@
 """Files that `torch.save` wrote, in the layout of `stories42M.pt`, read without running code."""
 
-import pickle
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoints import integrity
 from checkpoints.layout import Checkpoint, checked
 from config import LlamaConfig
-from utils import InputError, atomic_write, missing_file
+from utils import FOR_LOADING, InputError, atomic_write, during, is_out_of_memory, missing_file
 
 MODEL_ARGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of")
 MODEL_ARGS += ("ffn_dim_multiplier", "max_seq_len", "vocab_size", "layer_norm_eps", "rope_theta")
@@ -26,6 +25,11 @@ OTHER_NAMES = {  # llama2.c's, and ours
 def reads(path: str | Path) -> bool:
     """Whether a path is a file; what it holds, `read_checkpoint` says."""
     return Path(path).is_file()
+
+
+def files_with_sums(path: str | Path) -> list[Path]:
+    """The files of a checkpoint that carry checksums."""
+    return [Path(path)] if integrity.is_zip(path) else []
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -82,42 +86,24 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: the file is not a dict of tensors and plain values.
+        InputError: the file is damaged, or not a dict of tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise missing_file(path)
+    integrity.check(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of foreign pickles, which are refused below anyway
-            mmap = mapped and zipfile.is_zipfile(path)  # not in files of old versions
+        with warnings.catch_warnings(), during(f"loading {path}", FOR_LOADING):
+            warnings.simplefilter("ignore")  # of old files
+            mmap = mapped and integrity.is_zip(path)  # not in files of old versions
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever a reader trips over in a damaged file
-        raise InputError(f"{path}: {diagnosis(path, error)}") from error
+    except Exception as error:
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            raise
+        raise InputError(f"{path}: PyTorch does not read it: {error}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: a {type(checkpoint).__name__}, expected a checkpoint's dict")
     return checkpoint
-
-
-def diagnosis(path: Path, error: Exception) -> str:
-    """Why a file could not be loaded, and what to do."""
-    again = "; `bash setup.sh` fetches it again" if path.name == "stories42M.pt" else ""
-    with path.open("rb") as file:
-        start = file.read(512).lstrip()
-    if not start:
-        return f"an empty file, not a checkpoint{again}"
-    if start.startswith(b"<"):
-        return f"a web page, not a checkpoint{again}"
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        return f"incomplete, only its first {path.stat().st_size:,} bytes are here{again}"
-    if isinstance(error, pickle.UnpicklingError):
-        return (
-            "refused, it is not a checkpoint of tensors and plain values, "
-            "and loading anything else could run code"
-        )
-    return f"a damaged checkpoint{again}"
 
 
 def write_checkpoint(saved: dict, path: str | Path) -> None:

@@ -171,6 +171,11 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         return methods.changed_values(self.methods)
 
     @property
+    def checkpoints(self) -> list[str]:
+        """The checkpoint, and what `load` names."""
+        return [self.pretrained_model_path, *([] if self.load is None else [self.load])]
+
+    @property
     def has_own_weights(self) -> bool:
         """Whether the model may be another one than the assignment's."""
         return "pretrained_model_path" in self.given or self.load is not None

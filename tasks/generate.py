@@ -31,6 +31,7 @@ class GenerateSettings(TaskSettings):
     title = "generate"
     description = None
     demo = (DEMO_MODEL,)
+    less_memory = "lower --max_new_tokens, or add --causal with --dtype int8 or bfloat16"
     keeps_freed_memory = False
 
     prefix: str = flag(PREFIX, "the text to continue", metavar="TEXT")

@@ -87,6 +87,7 @@ class PretrainSettings(TrainSettings):
         "error that there is none of the first two."
     )
     demo = ()
+    less_memory = TrainSettings.less_memory.replace("--max_sentence_len", "--max_seq_len")
 
     batch_size: int = flag(16, "rows per batch", low=1)
     lr: float = flag(1e-3, "learning rate")
@@ -148,6 +149,13 @@ class PretrainSettings(TrainSettings):
     def start_from(self) -> str | None:
         """The checkpoint to train further, or None."""
         return self.pretrained_model_path if "pretrained_model_path" in self.given else None
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The checkpoint to train further, and those of an earlier part of the run."""
+        own = [str(Path(self.output_dir) / name) for name in (MODEL, state.FILE)]
+        own = [path for path in own if Path(path).is_file()]
+        return [*([self.start_from] if self.start_from else []), *own]
 
     @property
     def is_tokenized(self) -> bool:

@@ -12,10 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from base_llama import load_state, trained_state
-from checkpoints.layout import is_finite
+from checkpoints.layout import is_dense, is_finite
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from methods import former_names, switched_on
 from methods.recipe import Method
+from text.labelled import MOST_LABELS
 from training import distributed
 from utils import InputError, Settings, plain
 
@@ -40,6 +41,21 @@ class ClassifierConfig(Settings):
     label_names: list[str] | None = None
     init_weights: bool = True
     keep_bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = self.label_names
+        if not 1 <= self.num_labels <= MOST_LABELS:
+            raise InputError(f"{self.num_labels} labels, expected 1 to {MOST_LABELS}")
+        if names is not None and len(names) != self.num_labels:
+            raise InputError(f"{len(names)} names for {self.num_labels} labels")
+        if self.option not in ("finetune", "pretrain"):
+            raise InputError(f"option {self.option}, expected finetune or pretrain")
+        if not 0 <= self.hidden_dropout_prob <= 1:
+            raise InputError(f"hidden_dropout_prob {self.hidden_dropout_prob}, expected 0 to 1")
+
+
+REQUIRED = ("pretrained_model_path", "num_labels", "option", "hidden_dropout_prob")
 
 
 @dataclass(frozen=True)
@@ -107,14 +123,19 @@ def read_saved(path: str | Path, settings_class: type[Settings]) -> SavedRun:
     values = saved["model_config"]
     try:
         methods = switched_on(values)
+        missing = [name for name in REQUIRED if name not in values]
+        if missing:
+            raise InputError(f"{', '.join(missing)} is missing")
         config = ClassifierConfig(**ClassifierConfig.known(values))
-        if config.num_labels < 1:
-            raise InputError(f"{config.num_labels} labels")
         settings_class(**settings_class.known(saved["args"]))
-    except (InputError, TypeError) as error:
+        if not isinstance(saved.get("frozen"), str | None):
+            raise InputError("the digest of the frozen weights is no text")
+    except InputError as error:
         raise InputError(f"{path}: {error}: not what --option finetune saves") from error
     weights = {}
     for name, tensor in saved["model"].items():
+        if not is_dense(tensor):
+            raise InputError(f"{path}: {name} is no tensor of floating-point numbers")
         for old, new in former_names(methods).items():
             name = str(name).replace(old, new)
         weights[name] = tensor
@@ -134,8 +155,10 @@ def load_trained(model: nn.Module, saved: dict[str, torch.Tensor], path: str | P
     ):
         raise InputError(f"{path}: its tensors are not those that its settings describe")
     for name, tensor in saved.items():
+        if not is_dense(tensor):
+            raise InputError(f"{path}: {name} is no tensor of floating-point numbers")
         if not is_finite(tensor):
-            raise InputError(f"{path}: {name} has values that are not finite")
+            raise InputError(f"{path}: {name} has values that are not finite in float32")
     load_state(model, saved, strict=False)
 
 

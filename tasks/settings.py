@@ -51,12 +51,14 @@ class TaskSettings(Settings):
         demo: the files of the demo that may stand in, in groups: those of a group only together.
         takes_methods: whether the flags of methods act.
         takes_processes: whether `torchrun` may start several processes.
+        less_memory: what to do where memory runs out.
         keeps_freed_memory: whether `training.cpu.keep_freed_memory` pays; it costs some memory.
     """
 
     demo: ClassVar[tuple[dict[str, str], ...]] = (DEMO_MODEL, DEMO_DATA)
     takes_methods: ClassVar[bool] = False
     takes_processes: ClassVar[bool] = False
+    less_memory: ClassVar[str] = "lower --batch_size or --max_sentence_len"
     keeps_freed_memory: ClassVar[bool] = True
 
     title = "all options"
@@ -83,6 +85,9 @@ class TaskSettings(Settings):
     )
     max_sentence_len: int | None = flag(None, "keep this many tokens of a sentence", low=1)
     seed: int = flag(1337, "of every random draw", high=2**32 - 1)
+    verify: bool = flag(
+        False, "compare every checkpoint with its checksums first; up to 1 GB this is always done"
+    )
     use_gpu: bool = flag(False, "run on CUDA, or else MPS")
     train: str = flag("data/cfimdb-train.txt", "labelled sentences to train on")
     dev: str = flag("data/cfimdb-dev.txt", "labelled sentences to choose by")
@@ -116,6 +121,11 @@ class TaskSettings(Settings):
     def with_implied(cls, given: dict[str, Any]) -> dict[str, Any]:
         """The flags on the command line, and those that they bring with them."""
         return given
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The checkpoints that are read."""
+        return [self.pretrained_model_path]
 
     def completed(self) -> Self:
         """The same with what depends on other flags and on the files that are there."""
@@ -220,6 +230,10 @@ class TrainSettings(TaskSettings):
     """What fine-tuning and pre-training share."""
 
     takes_processes = True
+    less_memory = (
+        "lower --batch_size (and raise --grad_accum) or --max_sentence_len, or add "
+        "--activation_checkpointing or --dtype bfloat16"
+    )
     title = "finetune and pretrain"
     description = None
 

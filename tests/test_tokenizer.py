@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, check_vocabulary
 from utils import InputError
 
 
@@ -56,3 +56,20 @@ def test_other_files_are_refused(tmp_path):
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(InputError, match="not a SentencePiece model"):
             Tokenizer(tokenizer_model=tmp_path / "bad.model")
+
+
+def test_a_tokenizer_with_one_changed_byte_loads_or_is_refused(tokenizer_path, tmp_path):
+    """SentencePiece itself takes pieces that are no text, and fails when they come up."""
+    content = tokenizer_path.read_bytes()
+    path = tmp_path / "changed.model"
+    for position in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[position] ^= 0x80
+        path.write_bytes(changed)
+        try:
+            tokenizer = Tokenizer(tokenizer_model=path)
+            check_vocabulary(tokenizer, 320, "model.pt")
+        except InputError:
+            continue
+        ids = tokenizer.encode("a warm and funny film, naïve 映画", bos=True, eos=True)
+        assert isinstance(tokenizer.decode(ids), str) and tokenizer.exported()

@@ -18,6 +18,7 @@ from tokenizer import Tokenizer
 from utils import InputError, missing_file
 
 SEPARATOR = " ||| "
+MOST_LABELS = 10_000
 POOL = 100  # batches that are formed together in training
 
 Example = tuple[str, int, list[int]]  # sentence, label, token ids
@@ -81,7 +82,7 @@ def load_label_names(filename: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: it is no list of two or more different names.
+        InputError: it is no list of different names, of two to `MOST_LABELS`.
     """
     if not Path(filename).is_file():
         raise missing_file(filename)
@@ -89,6 +90,8 @@ def load_label_names(filename: str | Path) -> list[str]:
         names = json.loads(Path(filename).read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{filename}: not JSON: {error}") from error
+    if isinstance(names, list) and len(names) > MOST_LABELS:
+        raise InputError(f"{filename}: {len(names):,} names; --label-names takes {MOST_LABELS:,}")
     if (
         not isinstance(names, list)
         or len(names) < 2

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from training import distributed
-from utils import InputError
+from utils import InputError, during
 
 
 def update(
@@ -40,9 +40,10 @@ def update(
     """
     optimizer.zero_grad()
     sums = []
-    for loss in losses:
-        (loss * distributed.n_processes()).backward()  # the engine takes the processes' mean
-        sums.append(loss.detach())
+    with during(f"training, {when}"):
+        for loss in losses:
+            (loss * distributed.n_processes()).backward()  # the engine takes the processes' mean
+            sums.append(loss.detach())
     total = distributed.total(torch.stack(sums).sum())
     on_cpu = total.device.type == "cpu"
     if on_cpu:
@@ -53,7 +54,8 @@ def update(
         if on_cpu and not torch.isfinite(norm):
             raise InputError(f"the gradient's norm is {norm} in {when}; lower --lr")
         total = torch.where(torch.isfinite(norm), total, torch.nan)
-    optimizer.step()
+    with during(f"the optimizer took {when}"):
+        optimizer.step()
     return total
 
 

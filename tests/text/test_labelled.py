@@ -159,3 +159,11 @@ def test_a_context_without_room_is_refused():
 def test_rows_that_fit_are_left_alone():
     rows = [("a", 0, [1, 10, 11])]
     assert fit_context(rows, max_len=3, keep="last") == [rows]
+
+
+def test_more_names_than_a_model_tells_apart_are_refused_shortly(tmp_path):
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps([f"label {i}" for i in range(100_000)]))
+    with pytest.raises(InputError, match="100,000 names; --label-names takes 10,000") as error:
+        load_label_names(path)
+    assert len(str(error.value)) < 300
