@@ -45,12 +45,14 @@ class TaskSettings(Settings):
         demo: the files of the demo that may stand in, in groups: those of a group only together.
         takes_methods: whether the flags of methods act.
         takes_processes: whether `torchrun` may start several processes.
+        outlives_output: whether the work goes on when standard output cannot be written any more.
         keeps_freed_memory: whether `training.cpu.keep_freed_memory` pays; it costs some memory.
     """
 
     demo: ClassVar[tuple[dict[str, str], ...]] = (DEMO_MODEL, DEMO_DATA)
     takes_methods: ClassVar[bool] = False
     takes_processes: ClassVar[bool] = False
+    outlives_output: ClassVar[bool] = False
     keeps_freed_memory: ClassVar[bool] = True
 
     title = "all options"
@@ -212,6 +214,7 @@ class TrainSettings(TaskSettings):
     """What fine-tuning and pre-training share."""
 
     takes_processes = True
+    outlives_output = True
     title = "finetune and pretrain"
     description = None
 
