@@ -92,8 +92,8 @@ class LlamaConfig:
         counts += [name for name in ("n_kv_heads", "hidden_dim") if getattr(self, name) is not None]
         for name in counts:
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected a positive integer")
+            if type(value) is not int or not 1 <= value < 2**31:
+                raise ValueError(f"{name} is {value!r}, expected an integer from 1 to {2**31 - 1}")
         for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < 1:
@@ -107,8 +107,9 @@ class LlamaConfig:
             if type(value) is not bool:
                 raise ValueError(f"{name} is {value!r}, expected True or False")
         multiplier = self.ffn_dim_multiplier
-        if multiplier is not None and not (type(multiplier) in (int, float) and multiplier > 0):
-            raise ValueError(f"ffn_dim_multiplier is {multiplier!r}, expected a positive number")
+        is_number = type(multiplier) in (int, float)
+        if multiplier is not None and not (is_number and 0 < multiplier <= 1000):
+            raise ValueError(f"ffn_dim_multiplier is {multiplier!r}, expected one from 0 to 1000")
         n_kv_heads = self.n_kv_heads or self.n_heads
         if self.dim % self.n_heads:
             raise ValueError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
