@@ -1,5 +1,10 @@
 """Check `optimizer.AdamW` against precomputed weights; run as a script."""
 
+if __name__ == "__main__":  # the imports below take seconds
+    from utils import end_at_interrupt
+
+    end_at_interrupt()
+
 import sys
 
 import numpy as np

@@ -4,15 +4,23 @@ python prepare_submit.py DIR ID         write ID.zip from the folder DIR, then c
 python prepare_submit.py FILE.zip ID    only check
 """
 
+import lzma
 import os
 import re
+import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils import ArgumentParser, InputError, atomic_write, run_script
 
+N_LINES = {  # of the assignment's data
+    **{("sst", "dev"): 1101, ("sst", "test"): 2210},
+    **{("cfimdb", "dev"): 245, ("cfimdb", "test"): 488},
+}
+N_LABELS = {"sst": 5, "cfimdb": 2}
 REQUIRED = [
     "run_llama.py",
     "llama.py",
@@ -23,16 +31,11 @@ REQUIRED = [
     "generated-sentence-temp-1.txt",
     *(
         f"{dataset}-{split}-{kind}-output.txt"
-        for dataset in ("sst", "cfimdb")
-        for split in ("dev", "test")
+        for dataset, split in N_LINES
         for kind in ("prompting", "finetuning")
     ),
 ]
-ADVANCED = [
-    f"{dataset}-{split}-advanced-output.txt"
-    for dataset in ("sst", "cfimdb")
-    for split in ("dev", "test")
-]
+ADVANCED = [f"{dataset}-{split}-advanced-output.txt" for dataset, split in N_LINES]
 
 LEFT_OUT_SUFFIXES = {
     *(".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".gguf", ".h5", ".npz"),  # weights
@@ -40,43 +43,53 @@ LEFT_OUT_SUFFIXES = {
     *(".pyc", ".pyo"),
 }
 LEFT_OUT_FOLDERS = {"__pycache__", "venv", "env", "node_modules"}
+MARKERS = ("pyvenv.cfg", "pretrain.json")  # files that tell an environment, and a run's folder
 
 
 def collect(folder: Path) -> Iterator[Path]:
-    """The files to hand in: no weights, environments, caches, archives or hidden files."""
+    """The files to hand in: no weights, environments, runs, caches, archives or hidden files.
+
+    Raises:
+        AssertionError: one of them is a link, which may point to anything.
+    """
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(
             name
             for name in folders
             if name not in LEFT_OUT_FOLDERS
             and not name.startswith(".")
-            and not Path(root, name, "pyvenv.cfg").exists()
+            and not any(Path(root, name, marker).exists() for marker in MARKERS)
         )
-        for name in sorted(files):
-            path = Path(root, name)
-            if (
-                path.suffix.lower() not in LEFT_OUT_SUFFIXES
-                and not name.startswith(".")
-                and path.is_file()
-            ):
-                yield path
+        wanted = sorted(
+            name
+            for name in files
+            if Path(name).suffix.lower() not in LEFT_OUT_SUFFIXES and not name.startswith(".")
+        )
+        for path in (Path(root, name) for name in (*folders, *wanted)):
+            if path.is_symlink():
+                raise AssertionError(f"{path} is a link; put what it points to in its place")
+        yield from (path for name in wanted if (path := Path(root, name)).is_file())
 
 
 def make_zip(folder: Path, aid: str) -> Path:
     """Write `ID.zip` in the working folder, everything in it under the one folder `ID`.
 
+    It takes its name when it was checked.
+
     Raises:
-        AssertionError: something is missing; nothing is written then.
+        AssertionError: something is missing or wrong; what was there before stays then.
     """
+    target = Path(f"{aid}.zip")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise AssertionError(f"{target} is a link, a folder or a device; move it away")
     files = {f"{aid}/{path.relative_to(folder).as_posix()}": path for path in collect(folder)}
     check_names(list(files), aid, folder)
-    target = Path(f"{aid}.zip")
-    with (
-        atomic_write(target, "wb") as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive,
-    ):
-        for name, path in files.items():
-            archive.write(path, name)
+    with atomic_write(target, "wb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+            for name, path in files.items():
+                archive.write(path, name)
+        file.flush()
+        check_file(file.name, aid, source=folder)
     return target
 
 
@@ -84,6 +97,7 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
     """See that a submission of these member names is complete and safe to unpack.
 
     Args:
+        names: those of folders end in a slash.
         source: the zip file or folder, for the message.
 
     Raises:
@@ -93,13 +107,13 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
         if (
             not name.isprintable()  # nor can it be encoded, if it was not UTF-8
             or any(sign in name for sign in "\\:")
-            or name.startswith("/")
-            or ".." in name.split("/")
+            or not {"", ".", ".."}.isdisjoint(name.removesuffix("/").split("/"))
         ):
             raise AssertionError(f"{source} holds the unsafe path {name!r}")
     outside = [name for name in names if not name.startswith(f"{aid}/")]
     if outside:
         raise AssertionError(f"{source} must hold one folder {aid}; outside it is {outside[0]!r}")
+    check_places(names, source)
     present = {name.removeprefix(f"{aid}/") for name in names}
     missing = [name for name in REQUIRED if name not in present]
     if missing:
@@ -111,27 +125,95 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
         )
 
 
-def check_file(file: str | Path, aid: str) -> None:
+def check_places(names: Iterable[str], source: str | Path) -> None:
+    """See that no two members would be unpacked to one place, on any system.
+
+    Raises:
+        AssertionError: two would.
+    """
+    taken: dict[str, str] = {}  # by the name without upper case, which some systems do not tell
+    for name in names:
+        place = name.removesuffix("/").casefold()
+        if place in taken:
+            raise AssertionError(f"{source} holds {name!r} besides {taken[place]!r}; keep one")
+        taken[place] = name
+    for place, name in taken.items():
+        folder = taken.get(place.rpartition("/")[0], "/")
+        if not folder.endswith("/"):
+            raise AssertionError(f"{source} holds {name!r}, but {folder!r} is a file")
+
+
+def check_file(file: str | Path, aid: str, source: str | Path | None = None) -> None:
     """See that a zip file is whole, and complete and safe to unpack as a submission.
+
+    Args:
+        source: what the message names; by default the file.
 
     Raises:
         AssertionError: it is not; the message names what is wrong.
     """
+    source = file if source is None else source
     if not zipfile.is_zipfile(file):
-        raise AssertionError(f"{file} is not a zip file")
+        raise AssertionError(f"{source} is not a zip file")
+    damage = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError)
+    damage += (RuntimeError, NotImplementedError, ValueError)  # encrypted, unknown, no UTF-8
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-            names = archive.namelist()
-            empty = {info.filename for info in archive.infolist() if not info.file_size}
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-        raise AssertionError(f"{file} is damaged or encrypted: {error}") from error
+            members = archive.infolist()
+            contents = {
+                name: archive.read(f"{aid}/{name}")
+                for name in (*REQUIRED, *ADVANCED)
+                if f"{aid}/{name}" in archive.namelist() and not damaged
+            }
+    except damage as error:
+        raise AssertionError(f"{source} is damaged or encrypted: {error}") from error
     if damaged:
-        raise AssertionError(f"{file} is damaged: {damaged} cannot be read")
-    check_names(names, aid, file)
-    for name in REQUIRED:
-        if f"{aid}/{name}" in empty:
-            raise AssertionError(f"{file} has an empty {name}")
+        raise AssertionError(f"{source} is damaged: {damaged} cannot be read")
+    for member in members:
+        kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the system has no such kinds
+        marked_folder = bool(member.external_attr & 0x10)  # as Windows marks one
+        expected = stat.S_IFDIR if member.is_dir() else stat.S_IFREG
+        if kind not in (0, expected) or (marked_folder and not member.is_dir()):
+            raise AssertionError(f"{source} holds {member.filename!r}, which is no plain file")
+    check_names([member.filename for member in members], aid, source)
+    for name, content in contents.items():
+        if not content:
+            raise AssertionError(f"{source} has an empty {name}")
+    for dataset, split in N_LINES:
+        for kind in ("prompting", "finetuning", "advanced"):
+            name = f"{dataset}-{split}-{kind}-output.txt"
+            if name in contents:
+                check_predictions(contents[name], dataset, split, f"{source} has a {name}")
+
+
+def check_predictions(content: bytes, dataset: str, split: str, what: str) -> None:
+    """See that a file has a line `prediction ||| sentence` for each line of its data.
+
+    The data are `data/DATASET-SPLIT.txt`; where that is absent, the assignment's.
+
+    Args:
+        what: the file, for the message.
+
+    Raises:
+        AssertionError: it has not.
+    """
+    data, expected = Path("data", f"{dataset}-{split}.txt"), N_LINES[dataset, split]
+    if data.is_file():
+        expected = len(data.read_bytes().splitlines())
+    lines = content.splitlines()
+    if len(lines) != expected:
+        raise AssertionError(
+            f"{what} of {len(lines)} lines, but {data.as_posix()} has {expected}; write it anew"
+        )
+    labels = {str(label).encode() for label in range(N_LABELS[dataset])}
+    for number, line in enumerate(lines, start=1):
+        label, separator, _ = line.partition(b"|||")
+        if not separator or label.strip() not in labels:
+            raise AssertionError(
+                f"{what} whose line {number} is not 'prediction ||| sentence' with a prediction "
+                f"from 0 to {len(labels) - 1}; write it anew"
+            )
 
 
 def main(path: str | Path, aid: str) -> None:
@@ -149,9 +231,9 @@ def main(path: str | Path, aid: str) -> None:
         print(f"Submission zip file created from DIR={path} for {aid}: {target}")
     elif path.is_file():
         target = path
+        check_file(target, aid)
     else:
         raise AssertionError(f"{path}: no such file or folder")
-    check_file(target, aid)
     print(f"{target} is a complete submission for {aid}.")
 
 

@@ -1,6 +1,12 @@
 """The command line: generate text, classify by prompting or fine-tuning, pre-train a model."""
 
+if __name__ == "__main__":  # the imports below take seconds
+    from utils import end_at_interrupt
+
+    end_at_interrupt()
+
 import argparse
+import contextlib
 from typing import Any
 
 import methods
@@ -20,7 +26,15 @@ from tasks.settings import (
 from text.labelled import LlamaDataset, create_data
 from training import distributed
 from training.cpu import keep_freed_memory
-from utils import ArgumentParser, InputError, add_flags, during, run_script, seed_everything
+from utils import (
+    ArgumentParser,
+    InputError,
+    add_flags,
+    during,
+    outliving_output,
+    run_script,
+    seed_everything,
+)
 
 __all__ = [
     "LlamaDataset",
@@ -69,13 +83,23 @@ def get_args() -> argparse.Namespace:
     Raises:
         InputError: a flag is wrong, or would not act.
     """
+    return shown(given_settings())
+
+
+def given_settings() -> TaskSettings:
+    """What the command line says, and what depends on that."""
     given = vars(make_parser().parse_args())
     settings_class, _ = OPTIONS[given.get("option", "generate")]
     values = settings_class.with_implied(given)
     refuse_idle_flags(settings_class, values, sorted(given))
     settings = settings_class.from_args(argparse.Namespace(**values, given=sorted(given)))
-    flags = settings.completed().plain()
-    more = [name for name in flags if name in given and name not in ASSIGNMENT_FLAGS]
+    return settings.completed()
+
+
+def shown(settings: TaskSettings) -> argparse.Namespace:
+    """Print the settings, and return them as `get_args` does."""
+    flags = settings.plain()
+    more = [name for name in flags if name in settings.given and name not in ASSIGNMENT_FLAGS]
     print(f"args: { {name: flags[name] for name in (*ASSIGNMENT_FLAGS, *more)} }")
     return argparse.Namespace(**flags)
 
@@ -128,18 +152,24 @@ def verify_checkpoints(paths: list[str]) -> None:
 
 def main() -> None:
     with distributed.joined():
-        args = get_args()
-        settings_class, do = OPTIONS[args.option]
-        if distributed.n_processes() > 1 and not settings_class.takes_processes:
-            raise InputError(f"--option {args.option}: runs in one process; leave torchrun out")
-        distributed.agree(vars(args) | {"code": distributed.digest_of_code()})
-        if args.verify:
-            verify_checkpoints(settings_class.from_args(args).checkpoints)
-        if settings_class.keeps_freed_memory:
-            keep_freed_memory()
-        seed_everything(args.seed)
-        with during(f"--option {args.option} ran", settings_class.less_memory):
-            do(args)
+        settings = given_settings()
+        with outliving_output() if settings.outlives_output else contextlib.nullcontext():
+            run(shown(settings))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what --option says."""
+    settings_class, do = OPTIONS[args.option]
+    if distributed.n_processes() > 1 and not settings_class.takes_processes:
+        raise InputError(f"--option {args.option}: runs in one process; leave torchrun out")
+    distributed.agree(vars(args) | {"code": distributed.digest_of_code()})
+    if args.verify:
+        verify_checkpoints(settings_class.from_args(args).checkpoints)
+    if settings_class.keeps_freed_memory:
+        keep_freed_memory()
+    seed_everything(args.seed)
+    with during(f"--option {args.option} ran", settings_class.less_memory):
+        do(args)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@ With `stories42M.pt` they are the reference's: two rows of ids, no mask. Without
 of the demo model, computed by `tests/make_fixtures.py`: once without a mask, once with.
 """
 
+if __name__ == "__main__":  # the imports below take seconds
+    from utils import end_at_interrupt
+
+    end_at_interrupt()
+
 import sys
 from pathlib import Path
 
@@ -12,7 +17,7 @@ import torch
 from checkpoints.pt import read_checkpoint
 from llama import load_pretrained
 from tasks.settings import demo_path
-from utils import InputError, run_script, seed_everything
+from utils import ArgumentParser, InputError, run_script, seed_everything
 
 TOKENS = torch.tensor(
     [
@@ -65,5 +70,10 @@ def main() -> None:
     print(f"checked with {checked}", file=sys.stderr)
 
 
+def run() -> None:
+    ArgumentParser(description="Check the model against independent values.").parse_args()
+    main()
+
+
 if __name__ == "__main__":
-    run_script(main)
+    run_script(run)

@@ -7,44 +7,84 @@ has the same files under the same names. A file takes its name only after it was
 there already is left alone, unless it is a broken `stories42M.pt`.
 """
 
+if __name__ == "__main__":  # the imports below take seconds
+    from utils import end_at_interrupt
+
+    end_at_interrupt()
+
+import contextlib
 import hashlib
 import http.client
 import os
-import shutil
+import queue
+import signal
 import sys
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from llama import load_pretrained
-from utils import InputError, run_script
+from checkpoints import pt
+from config import LlamaConfig
+from utils import ArgumentParser, InputError, run_script
 
 WEIGHTS = "stories42M.pt"
 WEIGHTS_URLS = [
     "https://www.cs.cmu.edu/~vijayv/stories42M.pt",
     "https://huggingface.co/karpathy/tinyllamas/resolve/main/stories42M.pt",
 ]
+MOST_WEIGHTS = 200_000_000  # bytes; it has 167 million
 BASE_URL = "https://raw.githubusercontent.com/neubig/minllama-assignment/master/"
-SHA256 = {
-    "tokenizer.model": "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347",
-    "sanity_check.data": "34f7c763a3bb025940029bd970594e985bf69b7ed6e693a8f5cccbef0cee55b0",
-    "data/sst-train.txt": "7aeac81f2a387f2ce7fab98ed8f40ef85cc9c8ad11bcbb63b122e95665cb1f35",
-    "data/sst-dev.txt": "11963c76cd073e68006da0390620aadf5a4b8f775e2f900e92a50b3002e39b9b",
-    "data/sst-test.txt": "bdcc8352d37bdc82113e4a4dd887b824144201539d5a1e49be566232d306a4ba",
-    "data/sst-label-mapping.json": (
-        "831e6914e25d9b9eb56ff9095b3f035bdaf1b9568d385a70ef481c82af0382b3"
+FILES = {  # their bytes and SHA-256
+    "tokenizer.model": (
+        499_723,
+        "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347",
     ),
-    "data/cfimdb-train.txt": "278e200499d1d68a1a9d80e3947a2203cc97130632d8a53f2b9c11de9cb6c699",
-    "data/cfimdb-dev.txt": "b38f0c095c4624e85927116728140e96d0221969b34146f65eae5b5bb24752b8",
-    "data/cfimdb-test.txt": "8ad2f6da7bfb0e8fc36cf89eda47c574cc9c35d6347e665f31bc904d9ecfe0a7",
+    "sanity_check.data": (
+        289_851,
+        "34f7c763a3bb025940029bd970594e985bf69b7ed6e693a8f5cccbef0cee55b0",
+    ),
+    "data/sst-train.txt": (
+        936_994,
+        "7aeac81f2a387f2ce7fab98ed8f40ef85cc9c8ad11bcbb63b122e95665cb1f35",
+    ),
+    "data/sst-dev.txt": (
+        121_643,
+        "11963c76cd073e68006da0390620aadf5a4b8f775e2f900e92a50b3002e39b9b",
+    ),
+    "data/sst-test.txt": (
+        242_474,
+        "bdcc8352d37bdc82113e4a4dd887b824144201539d5a1e49be566232d306a4ba",
+    ),
+    "data/sst-label-mapping.json": (
+        49,
+        "831e6914e25d9b9eb56ff9095b3f035bdaf1b9568d385a70ef481c82af0382b3",
+    ),
+    "data/cfimdb-train.txt": (
+        1_629_241,
+        "278e200499d1d68a1a9d80e3947a2203cc97130632d8a53f2b9c11de9cb6c699",
+    ),
+    "data/cfimdb-dev.txt": (
+        239_671,
+        "b38f0c095c4624e85927116728140e96d0221969b34146f65eae5b5bb24752b8",
+    ),
+    "data/cfimdb-test.txt": (
+        465_946,
+        "8ad2f6da7bfb0e8fc36cf89eda47c574cc9c35d6347e665f31bc904d9ecfe0a7",
+    ),
     "data/cfimdb-label-mapping.json": (
-        "afeac43f5a5fe8758469078418519df4c8503c2e30e2fcf6c61464fce3d44a36"
+        16,
+        "afeac43f5a5fe8758469078418519df4c8503c2e30e2fcf6c61464fce3d44a36",
     ),
 }
-TIMEOUT = 20  # seconds without an answer
+TIMEOUT = 20  # seconds without an answer, after which an address is given up
+SLOWEST = 10_000  # bytes per second, below which it is too
+BLOCK = 1 << 18  # bytes
 
 
 def sources(name: str) -> list[str]:
@@ -63,68 +103,167 @@ def check(path: Path, name: str) -> None:
         InputError: it is not.
     """
     if name == WEIGHTS:
-        config = load_pretrained(path, init_weights=False).config
-        shape = (config.dim, config.n_layers, config.n_heads, config.vocab_size)
-        if shape != (512, 8, 8, 32000):
-            raise InputError(f"{path}: a Llama of another shape than {WEIGHTS}")
-    else:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != SHA256[name]:
-                raise InputError(f"{path}: its SHA-256 is not the original's")
-
-
-def copy_to(source: str, target: Path) -> None:
-    """Copy a file or download a URL, with a progress bar for what takes long."""
-    if "://" not in source:
-        shutil.copyfile(source, target)
+        check_weights(path)
         return
-    with urllib.request.urlopen(source, timeout=TIMEOUT) as response, target.open("wb") as file:
-        size = int(response.headers.get("Content-Length", 0)) or None
-        with tqdm(
-            desc=target.name, total=size, unit="B", unit_scale=True, leave=False, disable=None
-        ) as progress:
-            while block := response.read(1 << 20):
-                file.write(block)
-                progress.update(len(block))
+    _, expected = FILES[name]
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise InputError(f"{path}: its SHA-256 is not the original's")
 
 
-def fetch(name: str, unreachable: set[str]) -> str | None:
+def check_weights(path: Path) -> None:
+    """See that a checkpoint has the shape of `stories42M.pt`, then that it is whole.
+
+    In this order, so that no work is done for a shape that fits no memory.
+
+    Raises:
+        InputError: it has not.
+    """
+    saved = pt.read_checkpoint(path, mapped=True)
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # `pt.load` says what is wrong
+        config = LlamaConfig.from_model_args(saved["model_args"])
+        if shape_of(config) != shape_of(LlamaConfig()):
+            saved = None
+    if saved is None:
+        raise InputError(f"{path}: a Llama of another shape than {WEIGHTS}")
+    pt.load(path)
+
+
+def shape_of(config: LlamaConfig) -> tuple[int, ...]:
+    """The numbers that the sizes of the tensors depend on."""
+    return (config.dim, config.n_layers, config.n_heads, config.vocab_size, config.ffn_dim)
+
+
+def receive(url: str, blocks: queue.Queue) -> None:
+    """Put what an address sends into a queue: its length, blocks of bytes, and None or an error."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            blocks.put(int(response.headers.get("Content-Length", 0)))
+            while block := response.read1(BLOCK):
+                blocks.put(block)
+        blocks.put(None)
+    except Exception as error:
+        blocks.put(error)
+
+
+def received(url: str) -> Iterator[int | bytes]:
+    """What `receive` gets, as long as it comes fast enough.
+
+    It is received in another thread, since a server that sends single bytes never reaches the
+    timeout of a socket. A thread that nobody waits for any more ends with the program.
+
+    Raises:
+        TimeoutError: it is too slow.
+        OSError, http.client.HTTPException, ValueError: it cannot be received.
+    """
+    blocks: queue.Queue = queue.Queue(maxsize=16)
+    threading.Thread(target=receive, args=(url, blocks), daemon=True).start()
+    start, n_bytes = time.monotonic(), 0
+    while True:
+        try:
+            block = blocks.get(timeout=1.5 * TIMEOUT)  # the socket has its own, which tells more
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(block, Exception):
+            raise block
+        if block is None:
+            return
+        yield block
+        n_bytes += len(block) if isinstance(block, bytes) else 0
+        seconds = time.monotonic() - start
+        if seconds > TIMEOUT and n_bytes < seconds * SLOWEST:
+            raise TimeoutError("too slow")
+
+
+def read(path: str) -> Iterator[int | bytes]:
+    """The length of a file, and its blocks."""
+    with open(path, "rb") as file:
+        yield os.fstat(file.fileno()).st_size
+        while block := file.read(BLOCK):
+            yield block
+
+
+def copy_to(source: str, target: Path, most: int) -> None:
+    """Copy a file or download a URL, with a progress bar for what takes long.
+
+    Args:
+        target: must not be there.
+        most: bytes.
+
+    Raises:
+        InputError: there are more, or it is no file.
+    """
+    is_url = "://" in source
+    if not is_url and Path(source).exists() and not Path(source).is_file():
+        raise InputError("not a file")
+    n_bytes = 0
+    with (
+        target.open("xb") as file,
+        tqdm(desc=target.name, unit="B", unit_scale=True, leave=False, disable=None) as progress,
+    ):
+        for block in received(source) if is_url else read(source):
+            if isinstance(block, int):
+                progress.total = block or None
+                continue
+            n_bytes += len(block)
+            if n_bytes > most:
+                raise InputError(f"more than {most:,} bytes")
+            file.write(block)
+            progress.update(len(block))
+
+
+def partial_of(name: str) -> Path:
+    """Where a file stands until it is checked."""
+    return Path(name).with_name(f".{Path(name).name}.part")
+
+
+def fetch(name: str, unreachable: dict[str, str]) -> str | None:
     """Fetch one file.
 
     Args:
-        unreachable: hosts that did not answer before; they are not tried again.
+        unreachable: hosts that did not answer before, and what to say of them; they are not tried
+            again.
 
     Returns:
         None, or why it could not be had.
     """
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
+    partial = partial_of(name)
+    partial.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
     for source in sources(name):
-        host = ""
         try:
-            host = urllib.parse.urlsplit(source).netloc
-            if host not in unreachable:
-                copy_to(source, partial)
-                check(partial, name)
-                partial.replace(path)
+            reason = fetch_from(source, name, partial, unreachable)
+            if reason is None:
+                partial.replace(name)
                 return None
-        except InputError as error:
-            reasons.append(f"wrong file at {source}: {str(error).removeprefix(f'{partial}: ')}")
-            continue
-        except urllib.error.HTTPError as error:
-            reasons.append(f"{host} says {error.code} {error.reason}")
-            continue
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if not host:
-                reasons.append(getattr(error, "strerror", None) or str(error))
-                continue
-            unreachable.add(host)
+            reasons.append(" ".join(reason.split()))
         finally:
             partial.unlink(missing_ok=True)
-        reasons.append(f"no answer from {host}")
     return ", ".join(reasons)
+
+
+def fetch_from(source: str, name: str, partial: Path, unreachable: dict[str, str]) -> str | None:
+    """Fetch one file from one place, and check it; None, or why that could not be."""
+    host = ""
+    try:
+        host = urllib.parse.urlsplit(source).netloc
+        if host in unreachable:
+            return unreachable[host]
+        copy_to(source, partial, MOST_WEIGHTS if name == WEIGHTS else FILES[name][0])
+        check(partial, name)
+        return None
+    except InputError as error:
+        return f"wrong file at {source}: {str(error).removeprefix(f'{partial}: ')}"
+    except urllib.error.HTTPError as error:
+        in_circles = 300 <= error.code < 400
+        says = f"says {error.code} {str(error.reason)[:40]}"
+        return f"{host} {'redirects in circles' if in_circles else says}"
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if not host:
+            return getattr(error, "strerror", None) or str(error)
+        is_slow = str(error) == "too slow"
+        unreachable[host] = f"{host} is too slow" if is_slow else f"no answer from {host}"
+        return unreachable[host]
 
 
 def is_wanted(name: str) -> bool:
@@ -146,9 +285,10 @@ def is_wanted(name: str) -> bool:
 
 
 def main() -> None:
-    unreachable: set[str] = set()
+    unreachable: dict[str, str] = {}
     missing: dict[str, list[str]] = {}  # by reason
-    for name in [*SHA256, WEIGHTS]:
+    for name in [*FILES, WEIGHTS]:
+        partial_of(name).unlink(missing_ok=True)  # of a run that was killed
         if is_wanted(name) and (reason := fetch(name, unreachable)):
             missing.setdefault(reason, []).append(name)
     if not missing:
@@ -161,5 +301,12 @@ def main() -> None:
     )
 
 
+def run() -> None:
+    description = "Fetch the assignment's files, from MINLLAMA_ASSETS where that is set."
+    ArgumentParser(description=description).parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half is left
+    main()
+
+
 if __name__ == "__main__":
-    run_script(main)
+    run_script(run)

@@ -52,6 +52,7 @@ class TaskSettings(Settings):
         takes_methods: whether the flags of methods act.
         takes_processes: whether `torchrun` may start several processes.
         less_memory: what to do where memory runs out.
+        outlives_output: whether the work goes on when standard output cannot be written any more.
         keeps_freed_memory: whether `training.cpu.keep_freed_memory` pays; it costs some memory.
     """
 
@@ -59,6 +60,7 @@ class TaskSettings(Settings):
     takes_methods: ClassVar[bool] = False
     takes_processes: ClassVar[bool] = False
     less_memory: ClassVar[str] = "lower --batch_size or --max_sentence_len"
+    outlives_output: ClassVar[bool] = False
     keeps_freed_memory: ClassVar[bool] = True
 
     title = "all options"
@@ -234,6 +236,7 @@ class TrainSettings(TaskSettings):
         "lower --batch_size (and raise --grad_accum) or --max_sentence_len, or add "
         "--activation_checkpointing or --dtype bfloat16"
     )
+    outlives_output = True
     title = "finetune and pretrain"
     description = None
 

@@ -1,14 +1,27 @@
 """Submissions: what goes in, what is refused, what the messages name."""
 
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from prepare_submit import ADVANCED, REQUIRED, check_file, main
+from prepare_submit import ADVANCED, MARKERS, REQUIRED, check_file, main
+from training.folder import RUN
+
+SIZES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}
+unix = pytest.mark.skipif(sys.platform == "win32", reason="Unix's links and names")
+
+
+def content(name: str) -> str:
+    """Of a file to hand in: for predictions as many lines as the assignment's data have."""
+    n_lines = [n for data, n in SIZES.items() if name.startswith(data)]
+    return "1 ||| a film\n" * n_lines[0] if n_lines else "x"
 
 
 @pytest.fixture
@@ -17,7 +30,7 @@ def folder(tmp_path, monkeypatch):
     folder = tmp_path / "work"
     folder.mkdir()
     for name in REQUIRED:
-        (folder / name).write_text("x")
+        (folder / name).write_text(content(name))
     return folder
 
 
@@ -41,7 +54,11 @@ def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys):
         "tests/__pycache__/a.pyc",
         ".pytest_cache/README.md",
         ".DS_Store",
+        f"pretrained/{RUN}",
+        "pretrained/tokenizer.model",
+        "pretrained/tokens/train.bin",
     ]
+    assert RUN in MARKERS
     for name in kept + left_out:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
@@ -71,17 +88,111 @@ def test_missing_files_are_named_and_an_older_zip_stays(folder, tmp_path, absent
 
 def test_advanced_outputs_are_all_four_or_none(folder):
     for name in ADVANCED[:3]:
-        (folder / name).write_text("x")
+        (folder / name).write_text(content(name))
     with pytest.raises(AssertionError, match=f"lacks {ADVANCED[3]}"):
         main(folder, "alice")
-    (folder / ADVANCED[3]).write_text("x")
+    (folder / ADVANCED[3]).write_text("1 ||| a film\n")
+    with pytest.raises(AssertionError, match=f"a {ADVANCED[3]} of 1 lines"):
+        main(folder, "alice")
+    (folder / ADVANCED[3]).write_text(content(ADVANCED[3]))
     main(folder, "alice")
 
 
-def write_zip(path, names):
-    with zipfile.ZipFile(path, "w") as archive:
+def test_predictions_are_counted_against_the_data(folder, tmp_path):
+    name = "sst-dev-prompting-output.txt"
+    (folder / name).write_text("1 ||| a film\n" * 3)
+    with pytest.raises(AssertionError, match=f"a {name} of 3 lines, but data/sst-dev.txt has 1101"):
+        main(folder, "alice")
+    (folder / "sst-dev-finetuning-output.txt").write_text("1 ||| a film\n" * 3)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sst-dev.txt").write_text("2 ||| another film\n" * 3)
+    main(folder, "alice")
+    (tmp_path / "data/sst-dev.txt").write_text("2 ||| another film\n" * 4)
+    with pytest.raises(AssertionError, match="has 4"):
+        main("alice.zip", "alice")
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "highest"),
+    [
+        ("sst-test-finetuning-output.txt", "5 ||| a film", 4),
+        ("cfimdb-dev-prompting-output.txt", "2 ||| a film", 1),
+        ("cfimdb-dev-prompting-output.txt", "a film", 1),
+        ("sst-dev-prompting-output.txt", "good ||| a film", 4),
+        ("sst-dev-prompting-output.txt", "", 4),
+    ],
+)
+def test_predictions_are_labels(folder, name, line, highest):
+    lines = (folder / name).read_text().splitlines()
+    lines[6] = line
+    (folder / name).write_text("\n".join(lines))
+    with pytest.raises(AssertionError, match=f"{name} whose line 7 .* from 0 to {highest}"):
+        main(folder, "alice")
+
+
+def test_a_zip_takes_its_name_only_after_it_was_checked(folder):
+    main(folder, "alice")
+    before = Path("alice.zip").read_bytes()
+    (folder / "llama.py").write_text("")
+    with pytest.raises(AssertionError, match=f"{folder} has an empty llama.py"):
+        main(folder, "alice")
+    assert Path("alice.zip").read_bytes() == before
+    assert sorted(os.listdir()) == ["alice.zip", "work"]
+
+
+@unix
+@pytest.mark.parametrize("target", ["/etc/hostname", "absent", "/etc"])
+@pytest.mark.parametrize("name", ["notes.txt", "rope.py"])
+def test_links_are_not_followed(folder, name, target):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+    with pytest.raises(AssertionError, match=f"{name} is a link"):
+        main(folder, "alice")
+    assert os.listdir() == ["work"]
+
+
+@unix
+def test_links_to_what_is_left_out_do_no_harm(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/pyvenv.cfg").touch()
+    for name in ("stories42M.pt", "myenv", ".cache"):
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    main(folder, "alice")
+    assert members("alice.zip") == {f"alice/{name}" for name in REQUIRED}
+
+
+@unix
+def test_the_zip_is_not_written_through_a_link(folder, tmp_path):
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / "alice.zip").symlink_to("precious")
+    with pytest.raises(AssertionError, match=r"alice\.zip is a link"):
+        main(folder, "alice")
+    assert (tmp_path / "precious").read_text() == "x"
+    (tmp_path / "bob.zip").mkdir()
+    with pytest.raises(AssertionError, match=r"bob\.zip is a link, a folder"):
+        main(folder, "bob")
+
+
+@unix
+def test_a_name_that_is_not_utf8_is_one_line(folder):
+    Path(os.fsdecode(bytes(folder) + b"/\xff.txt")).write_text("x")
+    done = subprocess.run(
+        [sys.executable, ROOT / "prepare_submit.py", folder, "alice"], capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"holds the unsafe path" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def write_zip(path, names, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name in names:
-            archive.writestr(name, "x")
+            archive.writestr(name, content(name.rpartition("/")[2]))
+
+
+def test_the_required_files_alone_are_complete(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_zip("a.zip", [f"alice/{name}" for name in REQUIRED])
+    check_file("a.zip", "alice")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +206,12 @@ def write_zip(path, names):
         ("loose.py", "outside it is 'loose.py'"),
         ("alice/../../evil/", "unsafe path"),
         ("other/", "outside it is 'other/'"),
+        ("alice//llama.py", "unsafe path"),
+        ("alice/./llama.py", "unsafe path"),
+        ("alice/llama.py", "'alice/llama.py' besides 'alice/llama.py'"),
+        ("alice/LLAMA.py", "'alice/LLAMA.py' besides 'alice/llama.py'"),
+        ("alice/llama.py/", "'alice/llama.py/' besides 'alice/llama.py'"),
+        ("alice/llama.py/x", "'alice/llama.py' is a file"),
     ],
 )
 def test_unsafe_and_stray_members_are_refused(tmp_path, extra, complaint):
@@ -102,6 +219,17 @@ def test_unsafe_and_stray_members_are_refused(tmp_path, extra, complaint):
     with pytest.raises(AssertionError) as error:
         check_file(tmp_path / "a.zip", "alice")
     assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFDIR])
+def test_members_that_are_no_plain_files_are_refused(tmp_path, kind):
+    write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED[1:]])
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        member = zipfile.ZipInfo(f"alice/{REQUIRED[0]}")
+        member.external_attr = (kind | 0o644) << 16
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(AssertionError, match=f"{REQUIRED[0]}', which is no plain file"):
+        check_file(tmp_path / "a.zip", "alice")
 
 
 def test_empty_files_are_named(tmp_path):
@@ -121,6 +249,34 @@ def test_damaged_zips_are_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[30 + len(f"alice/{REQUIRED[0]}")] ^= 1  # the first member's first byte
     path.write_bytes(content)
+    with pytest.raises(AssertionError, match="damaged"):
+        check_file(path, "alice")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_anywhere_is_one_complaint(tmp_path, compression):
+    path = tmp_path / "a.zip"
+    write_zip(path, [f"alice/{name}" for name in REQUIRED], compression)
+    whole = path.read_bytes()
+    first = 30 + len(f"alice/{REQUIRED[0]}")  # where the first member's content begins
+    last = len(whole) - 22  # where the list of members ends
+    complaints = []
+    for place in (*range(first, first + 12), *range(last - 80, last)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            check_file(path, "alice")
+        except AssertionError as error:
+            complaints.append(str(error))
+    assert len(complaints) > 40  # there are bytes that nothing depends on
+    assert any("damaged" in complaint for complaint in complaints)
+
+
+def test_a_member_whose_name_is_said_to_be_utf8_and_is_not(tmp_path):
+    path = tmp_path / "a.zip"
+    write_zip(path, [f"alice/{name}" for name in (*REQUIRED, "é")])
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xff"))
     with pytest.raises(AssertionError, match="damaged"):
         check_file(path, "alice")
 
@@ -151,7 +307,7 @@ def test_the_unpacked_submission_generates(project, tmp_path):
     shutil.copytree(ROOT, work, ignore=left_out)
     for name in REQUIRED:
         if name.endswith(".txt"):
-            (work / name).write_text("x")
+            (work / name).write_text(content(name))
     main(work, "alice")
     with zipfile.ZipFile("alice.zip") as archive:
         archive.extractall(tmp_path / "unpacked")

@@ -9,6 +9,11 @@ and moments (DDP). With it these are cut over the GPUs of a machine (FSDP2), and
 all of them.
 """
 
+if __name__ == "__main__":  # the imports below take seconds
+    from utils import end_at_interrupt
+
+    end_at_interrupt()
+
 import contextlib
 import weakref
 from argparse import RawDescriptionHelpFormatter
