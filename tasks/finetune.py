@@ -200,6 +200,8 @@ def finetune(args: argparse.Namespace) -> None:
     ended is told again. The weights of another run are left alone.
     """
     settings = FinetuneSettings.from_args(args)
+    if distributed.n_processes() > 1:
+        agree_on_files(settings)
     if settings.load is not None:
         test(args)
         return
@@ -208,13 +210,24 @@ def finetune(args: argparse.Namespace) -> None:
         if not Path(path).exists():
             raise missing_file(path)
     result = settings.of_the_result()
-    distributed.agree(result)
     data = dataset_of(settings.train, "train")
     with claimed(settings.filepath, result, data, settings.fresh) as claim:
         settings = settings.replace(filepath=claim.filepath)
         settings.check_before_work(settings.filepath)
         run_epochs(settings, claim)
         test(argparse.Namespace(**vars(args) | {"filepath": claim.filepath}))
+
+
+def agree_on_files(settings: FinetuneSettings) -> None:
+    """See that all processes read the same.
+
+    Raises:
+        InputError: they do not.
+    """
+    files = [settings.dev, settings.test, settings.pretrained_model_path, settings.tokenizer_path]
+    files += [settings.load or settings.train, settings.label_names]
+    files = [path for path in files if path is not None and Path(path).exists()]
+    distributed.agree({path: fingerprint(path) for path in files})
 
 
 def train(args: argparse.Namespace) -> None:

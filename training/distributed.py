@@ -83,11 +83,21 @@ def joined() -> Iterator[None]:
 
 
 def _connect(rank: int, n_processes: int) -> None:
-    seconds = float(os.environ.get(TIMEOUT, 600))
-    timeout = timedelta(seconds=seconds)
+    try:
+        seconds = float(os.environ.get(TIMEOUT, 600))
+        timeout = timedelta(seconds=seconds)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{TIMEOUT}={os.environ[TIMEOUT]}: not a number of seconds") from error
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        local_rank, n_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local_rank >= n_gpus:
+            raise InputError(
+                f"process {rank} is number {local_rank + 1} of its machine, which has {n_gpus} "
+                "GPUs, and each takes one; start fewer with --nproc_per_node, or hide the GPUs "
+                "with CUDA_VISIBLE_DEVICES="
+            )
+        torch.cuda.set_device(local_rank)
     try:
         store, *_ = next(dist.rendezvous("env://", timeout=timeout))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may be an old one
@@ -292,7 +302,8 @@ def own_draws(seed: int, step: int, device: torch.device) -> Iterator[None]:
         return
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed((seed * OWN_SEED + step) * OWN_SEED + rank())
+        own_seed = (seed * OWN_SEED + step) * OWN_SEED + rank()
+        torch.manual_seed(own_seed % 2**63)  # which is as large as a seed can be
         yield
 
 
@@ -402,16 +413,22 @@ def _fsdp_class() -> type:
 
 
 def launch() -> None:
-    """What `torchrun` does, with the exit code of the process that failed first."""
+    """What `torchrun` does, with the exit code of the process that failed first.
+
+    A signal ends it as a shell would say: Ctrl-C with 130.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # PyTorch's loggers have levels of their own
     try:
         run(parse_args(sys.argv[1:]))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
 
 
 if __name__ == "__main__":

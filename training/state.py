@@ -5,10 +5,12 @@ torch's. It is first written beside the last one and takes its name when it is w
 processes goes on from either.
 """
 
+import contextlib
 import json
 import pickle
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from base_llama import load_state, named_weights, trained_state
 from checkpoints.layout import is_finite
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from training import distributed
-from utils import InputError, atomic_write
+from utils import InputError, atomic_write, named_errors
 
 FILE, FOLDER, VALUES = "state.pt", "state-*", "values.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
@@ -43,6 +45,9 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str,
 
     Args:
         values: what else belongs to it: tensors and plain values, `step` among them.
+
+    Raises:
+        OSError: it could not be written; the last one remains.
     """
     if distributed.n_processes() == 1:
         saved = {"model": trained_state(model), "optimizer": optimizer.state_dict(), **values}
@@ -58,9 +63,14 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str,
     path = folder / FOLDER.replace("*", str(values["step"]))
     temporary = path.with_name(f".{path.name}.tmp")
     distributed.on_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint.save(tensors, checkpoint_id=temporary)
+    try:
+        with warnings.catch_warnings(), _one_error(temporary):
+            warnings.simplefilter("ignore")
+            checkpoint.save(tensors, checkpoint_id=temporary)
+    except OSError:
+        if distributed.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
     def finish() -> None:
         names = _names(model)
@@ -78,6 +88,24 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str,
     distributed.on_first(finish)
 
 
+@contextlib.contextmanager
+def _one_error(path: Path) -> Iterator[None]:
+    """Raise what went wrong in one of the processes, as it was there.
+
+    PyTorch raises the errors of all of them as one, which is no `Exception`.
+    """
+    from torch.distributed.checkpoint import CheckpointException
+
+    with named_errors(path):
+        try:
+            yield
+        except CheckpointException as error:
+            cause, _ = next(iter(error.failures.values()))
+            if "inline_container" in str(cause):  # PyTorch's zip files, of which a part is missing
+                raise OSError(f"{path}: not whole; the disk may be full") from error
+            raise cause from error
+
+
 def load(
     folder: Path, model: nn.Module, optimizer: Optimizer, schema: dict[str, Any]
 ) -> dict[str, Any] | None:
@@ -90,13 +118,18 @@ def load(
         what `save` was given as `values`; None if there is no state.
 
     Raises:
+        OSError: a file of it is gone.
         InputError: it is not a state of this training. Model and optimizer may be changed by then.
     """
     found = newest(folder)
     if found is None:
         return None
     try:
-        values = (_load_folder if found.is_dir() else _load_file)(found, model, optimizer)
+        if found.is_dir():
+            with _one_error(found):
+                values = _load_folder(found, model, optimizer)
+        else:
+            values = _load_file(found, model, optimizer)
         for key, expected in schema.items():
             _check(key, values[key], expected)
         if values["step"] < 0:

@@ -217,10 +217,39 @@ def test_the_launcher_ends_with_the_exit_code_and_one_line(folder):
     assert result.stderr == "error: text.txt: no text in it; name a file that has some\n"
 
 
+def test_ctrl_c_ends_the_launcher_with_one_line(folder):
+    command = [sys.executable, "-m", "training.distributed", "--nproc_per_node", "2"]
+    command += ["--master_port", str(free_port()), str(ROOT / "run_llama.py"), *TEXT]
+    command += ["--output_dir", "out", "--steps", "100000", "--eval_every", "10"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while newest_step("out") < 10:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert err == "interrupted; the same command continues from the last report\n"
+
+
 def test_a_process_that_is_alone_says_so(folder):
     codes, _, err = ends(start(2, *TEXT, only=0, MINLLAMA_TIMEOUT="2"))
     assert codes == [2] and err.count("\n") == 1
     assert re.match(r"error: process 0 of 2 .* could not reach the others at 127.0.0.1:\d+", err)
+
+
+def test_a_wrong_start_is_one_line(monkeypatch):
+    monkeypatch.setenv("MINLLAMA_TIMEOUT", "soon")
+    with pytest.raises(InputError, match="MINLLAMA_TIMEOUT=soon: not a number of seconds"):
+        distributed._connect(0, 2)
+    monkeypatch.delenv("MINLLAMA_TIMEOUT")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="number 3 of its machine, which has 2 GPUs"):
+        distributed._connect(2, 3)
 
 
 def test_one_process_has_nothing_to_share_out(folder):
@@ -265,18 +294,38 @@ def test_rounds_share_out_all_batches_in_order(monkeypatch, n_batches, n):
     assert distributed.in_rounds([]) == list(range(n_batches))
 
 
-def test_processes_draw_apart_and_then_alike(monkeypatch):
+@pytest.mark.parametrize("seed", [7, 2**32 - 1])
+def test_processes_draw_apart_and_then_alike(monkeypatch, seed):
     device, draws, after = torch.device("cpu"), [], []
     monkeypatch.setattr(distributed, "n_processes", lambda: 2)
     for rank, step in ((0, 1), (1, 1), (0, 2), (0, 1)):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         torch.manual_seed(5)
-        with distributed.own_draws(7, step, device):
+        with distributed.own_draws(seed, step, device):
             draws.append(torch.rand(3).tolist())
         after.append(torch.rand(3).tolist())
     assert draws[0] == draws[3] and draws[0] != draws[1] != draws[2] != draws[0]
     torch.manual_seed(5)
     assert after == [torch.rand(3).tolist()] * 4
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_state(folder):
+    """The limit is met within a tensor; nothing but a state is as large."""
+    resource = pytest.importorskip("resource")
+    processes = start(2, *TEXT, "--dim", "512", "--output_dir", "out")
+    for process in processes:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+    codes, _, err = ends(processes)
+    assert codes == [2, 2]
+    assert re.fullmatch(r"error: .*\.state-0\.tmp: .*\n", err)
+    assert not list(Path("out").glob("*state*"))
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    (tmp_path / "state-3").mkdir()
+    (tmp_path / "state-3" / state.VALUES).write_text('{"val')
+    with pytest.raises(InputError, match="state-3: not a state of this run .JSONDecodeError"):
+        state.load(tmp_path, torch.nn.Linear(1, 1), None, {})
 
 
 def test_the_index_of_a_checkpoint_runs_no_code(tmp_path):
