@@ -185,8 +185,15 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
 
         Args:
             outputs: what is written besides the predictions.
+
+        Raises:
+            InputError: they cannot, or a method does not allow it.
         """
         check_dtype(self.dtype)
+        for method in self.methods if self.shard else ():
+            if not method.takes_shards:
+                spelled = method.spelled()
+                raise InputError(f"--shard: does not go with {spelled}; leave one of them out")
         reads = [path for path in (self.load, self.filepath) if path and path not in outputs]
         self.check_output_names("finetuning", self.has_own_weights, *outputs, reads=reads)
         check_metrics_file(self.metrics_out)
@@ -297,7 +304,7 @@ class FineTuning:
         if settings.compile:
             compile_layers(model.llama.layers)
         self.dtype = settings.dtype
-        if settings.shard and shard_classifier(model, settings.methods, settings.dtype):
+        if settings.shard and shard_classifier(model, settings.dtype):
             self.dtype = "float32"  # of autocast, which has nothing left to do
         self.load_data()
         self.recipe = self.make_recipe()
@@ -526,18 +533,8 @@ class LossOfModel(nn.Module):
         return loss if counts else 0 * loss
 
 
-def shard_classifier(model: nn.Module, chosen: Sequence[Method], dtype: str) -> bool:
-    """Let each process hold a part of a classifier.
-
-    Returns:
-        whether there are several.
-
-    Raises:
-        InputError: a method does not allow it.
-    """
-    for method in chosen:
-        if not method.takes_shards:
-            raise InputError(f"--shard: does not go with {method.spelled()}; leave one of them out")
+def shard_classifier(model: nn.Module, dtype: str) -> bool:
+    """Let each process hold a part of a classifier; tells whether there are several."""
     accelerate(model)
     return distributed.shard(model, model.llama.layers, dtype)
 
@@ -632,7 +629,7 @@ def test(args: argparse.Namespace) -> None:
     accelerate(model)
     model, dtype = model.to(device), settings.dtype
     if settings.shard and distributed.n_processes() > 1:
-        shard_classifier(model, saved.methods, dtype)
+        shard_classifier(model, dtype)
         dtype = "float32"
     print(f"load model from {settings.filepath}")
     splits = {

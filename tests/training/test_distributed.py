@@ -324,7 +324,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_state(folder):
 def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / "state-3").mkdir()
     (tmp_path / "state-3" / state.VALUES).write_text('{"val')
-    with pytest.raises(InputError, match="state-3: not a state of this run .JSONDecodeError"):
+    with pytest.raises(InputError, match=r"state-3: not a state of this run \(JSONDecodeError"):
         state.load(tmp_path, torch.nn.Linear(1, 1), None, {})
 
 
