@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 LONGEST_CONTEXT = 2**20  # tokens
+MOST_LAYERS = 10_000
 LARGEST = 1e30  # of epsilon and theta, in float32
 
 
@@ -99,6 +100,8 @@ class LlamaConfig:
                 raise ValueError(f"{name} is {value!r}, expected a positive integer below 2**31")
         if self.max_seq_len > LONGEST_CONTEXT:  # there is a table of all positions
             raise ValueError(f"max_seq_len is {self.max_seq_len}, at most {LONGEST_CONTEXT} can be")
+        if self.n_layers > MOST_LAYERS:
+            raise ValueError(f"n_layers is {self.n_layers}, at most {MOST_LAYERS} can be")
         for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < 1:

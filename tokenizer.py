@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from utils import InputError, atomic_write, missing_file
+from utils import InputError, atomic_write, check_outputs, missing_file
 
 TOKENIZER_MODEL = "tokenizer.model"
 LETTERS = "".join(map(chr, [*range(1, 128), *range(128, 2048, 32), *range(2048, 0xD800, 512)]))
@@ -71,8 +71,14 @@ class Tokenizer:
         return self.sp_model.decode(ids)
 
     def export(self) -> None:
-        """Write the pieces in llama2.c's format, beside the model with the suffix `.bin`."""
-        with atomic_write(self.model_path.with_suffix(".bin"), "wb") as file:
+        """Write the pieces in llama2.c's format, beside the model with the suffix `.bin`.
+
+        Raises:
+            InputError: that is the model itself.
+        """
+        path = self.model_path.with_suffix(".bin")
+        check_outputs([path], [self.model_path])
+        with atomic_write(path, "wb") as file:
             file.write(self.exported())
 
     def exported(self) -> bytes:

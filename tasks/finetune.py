@@ -64,10 +64,10 @@ from tokenizer import Tokenizer
 from training import distributed
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
-from training.folder import fingerprint
 from training.step import check_dtype, check_finite, compile_layers, mixed_precision, update
 from utils import (
     InputError,
+    fingerprint,
     flag,
     in_gibibytes,
     missing_file,

@@ -42,13 +42,10 @@ from training import distributed, state
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.folder import (
-    LARGE,
     METRICS,
     MODEL,
-    SAMPLE,
     TOKENIZER,
     TOKENS,
-    fingerprint,
     metrics_until,
     open_run,
 )
@@ -61,9 +58,12 @@ from training.step import (
     update,
 )
 from utils import (
+    LARGE,
+    SAMPLE,
     InputError,
     atomic_write,
     best_device,
+    fingerprint,
     flag,
     missing_file,
     pick_device,
@@ -427,6 +427,11 @@ class Pretraining:
             raise InputError(
                 f"a context of {self.seqlen} tokens is longer than the training part's "
                 f"{len(texts['train'])}; lower --max_seq_len or give more text"
+            )
+        if settings.grad_accum > len(texts["train"]) // self.seqlen:
+            raise InputError(
+                f"--grad_accum {settings.grad_accum}: a step would be more batches than the "
+                f"training part has rows of {self.seqlen} tokens; lower it or give more text"
             )
         is_sharded = settings.shard and distributed.shard(llama, llama.layers, settings.dtype)
         self.dtype = "float32" if is_sharded else settings.dtype  # of autocast

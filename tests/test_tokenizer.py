@@ -36,6 +36,13 @@ def test_export_is_llama2c_format_byte_for_byte(real_assets, tmp_path):
     assert (tmp_path / "tok512.bin").read_bytes() == (folder / "tok512.bin").read_bytes()
 
 
+def test_export_never_overwrites_its_model(tokenizer_path, tmp_path):
+    (tmp_path / "t.bin").write_bytes(tokenizer_path.read_bytes())
+    with pytest.raises(InputError, match=r"t\.bin: would overwrite the input"):
+        Tokenizer(tokenizer_model=tmp_path / "t.bin").export()
+    assert (tmp_path / "t.bin").read_bytes() == tokenizer_path.read_bytes()
+
+
 def test_export_reads_back(tokenizer, tokenizer_path, tmp_path):
     (tmp_path / "t.model").write_bytes(tokenizer_path.read_bytes())
     Tokenizer(tokenizer_model=tmp_path / "t.model").export()

@@ -1,5 +1,6 @@
 """Plain text for pre-training: documents, split and tokenized once into memory-mapped arrays."""
 
+import hashlib
 import io
 import json
 import re
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from text.labelled import read_labelled
 from tokenizer import Tokenizer
-from utils import InputError, atomic_write, missing_file
+from utils import InputError, atomic_write, fingerprint, missing_file
 
 PARTS = ("train", "validation", "test")
 DOCUMENT_SEPARATOR = "<|endoftext|>"
@@ -242,17 +243,28 @@ def tokenize(
     """Write the ids of each part to a file in `folder`, or find them there from an earlier run.
 
     Every document follows its BOS. Where these are stands in a file of its own, so that no later
-    start looks for them. `index.json`, written last, tells the sizes.
+    start looks for them. `index.json`, written last, tells sizes and fingerprints. What is damaged
+    is made again.
 
     Args:
         measured: what `measure` returned; None measures the text if it has to be read.
 
     Returns:
         the parts that have text, by name.
+
+    Raises:
+        InputError: there is no text, or what was found is of another tokenizer.
     """
     index_file = folder / "index.json"
     dtype = id_dtype(tokenizer)
-    if not _is_whole(folder, dtype):
+    pieces = hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
+    index = _read_index(index_file)
+    if index.get("tokenizer", pieces) != pieces:
+        raise InputError(
+            f"{tokenizer.model_path}: not the tokenizer that made {folder}; put it back, or name "
+            "another --output_dir"
+        )
+    if not _is_whole(folder, index, dtype):
         if measured is None:
             measured = measure(paths)
         folder.mkdir(exist_ok=True)
@@ -279,11 +291,13 @@ def tokenize(
                 has_bos_only = counts["n_tokens"] == counts["n_documents"]
                 if has_bos_only and counts["n_tokens"] > 0:
                     raise InputError(f"{_names(paths)}: the {name} part has no tokens but BOS")
+        index["files"] = {name: fingerprint(folder / name) for name in files}
+        index["tokenizer"] = pieces
         with atomic_write(index_file) as file:
             json.dump(index, file)
-    index = json.loads(index_file.read_text())
     texts = {}
-    for name, counts in index.items():
+    for name in PARTS:
+        counts = index[name]
         if counts["n_tokens"]:
             ids = np.memmap(folder / f"{name}.bin", dtype, mode="r")
             if (folder / f"{name}.starts.bin").is_file():
@@ -296,18 +310,31 @@ def tokenize(
     return texts
 
 
-def _is_whole(folder: Path, dtype: np.dtype) -> bool:
-    """Whether the index and all that it tells of are there."""
+def _read_index(path: Path) -> dict:
+    """What an index tells; nothing if it is absent or damaged."""
     try:
-        index = json.loads((folder / "index.json").read_bytes())
+        index = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return index if isinstance(index, dict) else {}
+
+
+def _is_whole(folder: Path, index: dict, dtype: np.dtype) -> bool:
+    """Whether all that an index tells of is there, and as it was written."""
+    try:
+        for name, expected in index.get("files", {}).items():  # versions before had none
+            if fingerprint(folder / name) != expected:
+                return False
         for name in PARTS:
+            if any(type(count) is not int or count < 0 for count in index[name].values()):
+                return False
             n_bytes = index[name]["n_tokens"] * dtype.itemsize
             if (folder / f"{name}.bin").stat().st_size != n_bytes:
                 return False
             starts, n_bytes = folder / f"{name}.starts.bin", index[name]["n_documents"] * 8
             if starts.exists() and starts.stat().st_size != n_bytes:
                 return False
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
     return True
 

@@ -1,7 +1,6 @@
 """The folder of a run: one process at a time, one set of settings, whole files only."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,34 +11,6 @@ from utils import InputError, atomic_write, remove_leftovers
 
 MODEL, METRICS, RUN = "model.pt", "metrics.jsonl", "pretrain.json"
 TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"
-
-
-LARGE = 1 << 30  # bytes; a larger file is not read whole for its fingerprint
-N_BLOCKS, BLOCK = 256, 1 << 16  # what is read of it: so many blocks of so many bytes
-SAMPLE = N_BLOCKS * BLOCK
-
-
-def fingerprint(path: str | Path, large: int = LARGE) -> str:
-    """The name and the beginning of the SHA-256 of a file, or of all files of a folder.
-
-    Of a file of more than `large` bytes it is the name, the size, and the SHA-256 of 256 blocks of
-    64 KiB: the first, the last, and evenly spaced ones between them. A change that keeps the size
-    and touches none of the blocks is not seen.
-    """
-    path = Path(path)
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(file for file in path.iterdir() if file.is_file()):
-            digest.update(fingerprint(file, large).encode())
-        return f"{path.name} {digest.hexdigest()[:16]}"
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= max(large, BLOCK):
-            return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
-        for i in range(N_BLOCKS):
-            file.seek((size - BLOCK) * i // (N_BLOCKS - 1))
-            digest.update(file.read(BLOCK))
-    return f"{path.name} {size} {digest.hexdigest()[:16]}"
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from text.labelled import read_labelled
 from text.plain import measure, tokenize
 from text.token_files import TokenFiles
 from tokenizer import Tokenizer
-from training.folder import fingerprint
+from utils import fingerprint
 
 SMALL = ["--option", "pretrain", "--text", "text.txt", "--output_dir", "out"]
 SMALL += ["--vocab_size", "300", "--dim", "16", "--n_layers", "1", "--n_heads", "2"]
@@ -588,6 +588,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder, run_cli):
         (["--text"], "expected at least one argument"),
         (["--text", "absent.txt"], "absent.txt: no such file"),
         (["--dim", "15"], "dim 15 is no multiple of n_heads 2"),
+        (["--n_layers", "2147483647"], "n_layers is 2147483647, at most 10000 can be"),
+        (["--hidden_dim", "2147483647"], "out of memory: 128.00 GiB asked for"),
+        (["--grad_accum", "2147483647"], "--grad_accum 2147483647: a step would be more"),
+        (["--seed", "4294967296"], "--seed 4294967296: out of range"),
+        (["--steps=--"], "argument --steps: expected a value, not --"),
         (["--n_kv_heads", "3"], "n_heads 2 is no multiple of n_kv_heads 3"),
         (["--max_seq_len", "50000"], "a context of 50000 tokens is longer than"),
         (["--vocab_size", "9000"], "the text allows at most"),

@@ -1,5 +1,6 @@
 """Documents, splits, tokenizers and rows of ids for pre-training."""
 
+import json
 import random
 
 import numpy as np
@@ -171,9 +172,30 @@ def test_tokens_are_written_once(stories, tmp_path, tokenizer):
     (tmp_path / "tokens/train.bin").write_bytes(saved[:-2])  # damaged, so it is made again
     tokenize([stories], (1, 0, 0), measured, tokenizer, tmp_path / "tokens")
     assert (tmp_path / "tokens/train.bin").read_bytes() == saved
+    (tmp_path / "tokens/train.bin").write_bytes(saved[:-2] + saved[:2])  # other ids, as many
+    tokenize([stories], (1, 0, 0), measured, tokenizer, tmp_path / "tokens")
+    assert (tmp_path / "tokens/train.bin").read_bytes() == saved
     stories.unlink()
     again = tokenize([stories], (1, 0, 0), measured, tokenizer, tmp_path / "tokens")
     assert again["train"].ids.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, "[]", '{"files": 1}', '{"train": {"n_tokens": -1}}', "{}"]
+)
+def test_a_damaged_index_is_made_again(stories, tmp_path, tokenizer, text):
+    folder = tmp_path / "tokens"
+    before = tokenize([stories], (1, 0, 0), None, tokenizer, folder)["train"].ids.tolist()
+    (folder / "index.json").write_text(text)
+    assert tokenize([stories], (1, 0, 0), None, tokenizer, folder)["train"].ids.tolist() == before
+
+
+def test_tokens_of_another_tokenizer_are_refused(stories, tmp_path, tokenizer):
+    tokenize([stories], (1, 0, 0), None, tokenizer, tmp_path / "tokens")
+    train_tokenizer(lambda: [words(2000, seed=1)], 280, tmp_path / "other.model")
+    other = Tokenizer(tokenizer_model=tmp_path / "other.model")
+    with pytest.raises(InputError, match=r"other\.model: not the tokenizer that made .*/tokens;"):
+        tokenize([stories], (1, 0, 0), None, other, tmp_path / "tokens")
 
 
 def test_where_documents_start_is_written_once(tmp_path, tokenizer, monkeypatch):
@@ -196,6 +218,9 @@ def test_where_documents_start_is_written_once(tmp_path, tokenizer, monkeypatch)
     del text
     saved = (folder / "train.starts.bin").read_bytes()
     (folder / "train.starts.bin").unlink()  # as version 0.1 leaves a folder
+    index = json.loads((folder / "index.json").read_bytes())
+    del index["files"], index["tokenizer"]
+    (folder / "index.json").write_text(json.dumps(index))
     assert tokenize(paths, shares, None, tokenizer, folder)["train"].starts.tolist() == before
     assert not (folder / "train.starts.bin").exists()
     (folder / "train.starts.bin").write_bytes(saved[:-8])  # damaged, so it is made again

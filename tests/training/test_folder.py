@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from training.folder import fingerprint
+from utils import fingerprint
 
 BLOCK = 1 << 16
 
