@@ -40,7 +40,7 @@ def open_run(
                 json.dump(settings, file, indent=1)
             try:
                 yield
-            except InputError:
+            except Exception:
                 if state.newest(folder) is None:
                     _clear(folder)
                 raise
