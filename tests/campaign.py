@@ -19,7 +19,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -376,6 +375,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills_share", type=float, default=0.5, metavar="SHARE")
     args = parser.parse_args()
+    import resource  # not on Windows
+
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     begin = time.monotonic()

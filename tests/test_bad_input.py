@@ -1,0 +1,57 @@
+"""Random flags and damaged files: one line, whatever it is.
+
+`tests/campaign.py` tries them by the thousand, with memory and time measured.
+"""
+
+import shutil
+from pathlib import Path
+
+import campaign
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import run_llama
+
+FLAGS = campaign.FLAG.findall(run_llama.make_parser().format_help())
+KINDS = campaign.kinds(FLAGS)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with model, tokenizer, data, a saved classifier and a run folder."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        campaign.prepare()
+        for flags in (campaign.FINETUNE, campaign.PRETRAIN):
+            patch.setattr("sys.argv", ["run_llama.py", *flags])
+            run_llama.main()
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(rng=st.randoms(use_true_random=False))
+def test_it_ends_well_or_in_one_line(prepared, tmp_path, monkeypatch, run_cli, kind, rng):
+    """Nothing that is read is changed, and nothing half is left."""
+    folder = tmp_path / "work"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    flags = KINDS[kind](rng)
+    read = {path: path.read_bytes() for path in map(Path, ("model.pt", "text.txt"))}
+    threads = torch.get_num_threads()
+    code, _, err = run_cli(*flags)
+    torch.set_num_threads(threads)
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, len(errors)) in ((0, 0), (2, 1)), (flags, err)
+    assert all(len(line) < 2000 for line in err.splitlines())
+    assert all(path.read_bytes() == content for path, content in read.items())
+    assert Path(campaign.SAVED).exists() and Path("run").exists()
+    assert not list(Path().rglob(".*.tmp"))
