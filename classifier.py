@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from checkpoints import formats
+from common.errors import InputError
 from inference.cache import KVCache
 from inference.decoding import last_column
 from llama import Llama, load_pretrained
 from tokenizer import Tokenizer
-from utils import InputError
 
 
 def load_backbone(config: Any) -> Llama:

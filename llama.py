@@ -15,11 +15,11 @@ from torch import nn
 from base_llama import LlamaPreTrainedModel, NoInitialWeights
 from checkpoints import formats
 from checkpoints.layout import Checkpoint
+from common.errors import FOR_LOADING, during
 from config import LlamaConfig, feed_forward_dim
 from inference.cache import KVCache
 from inference.decoding import EOS_ID, decode, decode_unmasked
 from rope import apply_rotary_emb
-from utils import FOR_LOADING, during
 
 
 class Llama(LlamaPreTrainedModel):

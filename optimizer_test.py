@@ -1,7 +1,7 @@
 """Check `optimizer.AdamW` against precomputed weights; run as a script."""
 
 if __name__ == "__main__":  # the imports below take seconds
-    from utils import end_at_interrupt
+    from common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import torch
 
+from common.program import run_script
 from optimizer import AdamW
-from utils import run_script
 
 
 def train_linear(n_steps: int = 1000) -> torch.Tensor:

@@ -14,7 +14,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from utils import ArgumentParser, InputError, atomic_write, run_script
+from common.errors import InputError
+from common.files import atomic_write
+from common.program import ArgumentParser, run_script
 
 N_LINES = {  # of the assignment's data
     **{("sst", "dev"): 1101, ("sst", "test"): 2210},

@@ -1,7 +1,7 @@
 """Check `rope.apply_rotary_emb` against precomputed values; run as a script."""
 
 if __name__ == "__main__":  # the imports below take seconds
-    from utils import end_at_interrupt
+    from common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -9,8 +9,8 @@ import sys
 
 import torch
 
+from common.program import run_script
 from rope import apply_rotary_emb
-from utils import run_script
 
 
 def main() -> None:

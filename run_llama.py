@@ -1,7 +1,7 @@
 """The command line: generate text, classify by prompting or fine-tuning, pre-train a model."""
 
 if __name__ == "__main__":  # the imports below take seconds
-    from utils import end_at_interrupt
+    from common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -11,6 +11,9 @@ from typing import Any
 
 import methods
 from checkpoints import formats
+from common.errors import InputError, during
+from common.program import ArgumentParser, outliving_output, run_script
+from common.settings import add_flags
 from tasks.evaluation import model_eval, write_predictions_to_file
 from tasks.finetune import FinetuneSettings, finetune, test, train
 from tasks.generate import GenerateSettings, generate, generate_sentence
@@ -26,15 +29,7 @@ from tasks.settings import (
 from text.labelled import LlamaDataset, create_data
 from training import distributed
 from training.cpu import keep_freed_memory
-from utils import (
-    ArgumentParser,
-    InputError,
-    add_flags,
-    during,
-    outliving_output,
-    run_script,
-    seed_everything,
-)
+from utils import seed_everything
 
 __all__ = [
     "LlamaDataset",

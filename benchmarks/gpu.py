@@ -16,6 +16,8 @@ import time
 import torch
 
 from benchmarks.scaling import losses_of_step
+from common.errors import InputError, in_gibibytes
+from common.program import run_script
 from llama import Llama
 from optimizer import AdamW
 from training import distributed
@@ -23,7 +25,7 @@ from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.plan import PlanSettings
 from training.step import compile_layers, update
-from utils import InputError, in_gibibytes, peak_memory, run_script
+from utils import peak_memory
 
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L4": 121e12, "4090": 165e12}
 TURNS = 3

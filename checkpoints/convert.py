@@ -14,8 +14,10 @@ import torch
 from checkpoints import hf, llama2c, pt
 from checkpoints.formats import load, tokenizer_beside
 from checkpoints.layout import EMBEDDING, HEAD, Checkpoint
+from common.errors import InputError
+from common.files import atomic_write, check_outputs
+from common.program import ArgumentParser, run_script
 from tokenizer import TOKENIZER_MODEL, Tokenizer
-from utils import ArgumentParser, InputError, atomic_write, check_outputs, run_script
 
 DTYPES = {  # by format
     "pt": ("float32", "bfloat16", "float16"),

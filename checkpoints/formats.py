@@ -4,7 +4,7 @@ from pathlib import Path
 
 from checkpoints import hf, integrity, llama2c, meta, pt
 from checkpoints.layout import Checkpoint
-from utils import InputError, missing_file
+from common.errors import InputError, missing_file
 
 FORMATS = (hf, meta, llama2c, pt)  # told apart by content; the last takes what no other does
 

@@ -26,8 +26,9 @@ from checkpoints.layout import (
     shapes_of,
 )
 from checkpoints.pt import read_checkpoint
+from common.errors import InputError, is_out_of_memory
+from common.files import atomic_write
 from config import LlamaConfig
-from utils import InputError, atomic_write, is_out_of_memory
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

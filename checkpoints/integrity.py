@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from utils import InputError
+from common.errors import InputError
 
 ZIP = b"PK\x03\x04"
 LARGE = 10**9  # bytes; the checksums of larger files are compared only where that is asked for

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from common.errors import InputError
 from config import LlamaConfig
-from utils import InputError
 
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
 LAYER_NAMES = (  # in each layer, in the order of `Llama`

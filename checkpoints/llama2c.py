@@ -14,8 +14,9 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, shapes_of
+from common.errors import InputError
+from common.files import atomic_write
 from config import LlamaConfig
-from utils import InputError, atomic_write
 
 MAGIC = 0x616B3432  # "ak42"
 HEADER = 256  # bytes of versions 1 and 2

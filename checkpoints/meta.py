@@ -16,8 +16,8 @@ from checkpoints.layout import (
     shapes_of,
 )
 from checkpoints.pt import canonical_name, read_checkpoint
+from common.errors import InputError, is_out_of_memory
 from config import LlamaConfig
-from utils import InputError, is_out_of_memory
 
 PARAMS, SHARDS = "params.json", "consolidated.*.pth"
 CONTEXT = 4096  # of Llama 2; params.json does not tell it

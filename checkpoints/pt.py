@@ -8,8 +8,9 @@ import torch
 
 from checkpoints import integrity
 from checkpoints.layout import Checkpoint, checked
+from common.errors import FOR_LOADING, InputError, during, is_out_of_memory, missing_file
+from common.files import atomic_write
 from config import LlamaConfig
-from utils import FOR_LOADING, InputError, atomic_write, during, is_out_of_memory, missing_file
 
 MODEL_ARGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of")
 MODEL_ARGS += ("ffn_dim_multiplier", "max_seq_len", "vocab_size", "layer_norm_eps", "rope_theta")

@@ -10,9 +10,9 @@ import time
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from common.program import ArgumentParser, run_script
 from text.labelled import few_shot, read_labelled
 from tokenizer import Tokenizer
-from utils import ArgumentParser, run_script
 
 CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization
 

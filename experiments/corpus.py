@@ -28,8 +28,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import InputError, missing_file
+from common.files import atomic_write
+from common.program import ArgumentParser, run_script
 from text.plain import DOCUMENT_SEPARATOR
-from utils import ArgumentParser, InputError, atomic_write, missing_file, run_script
 
 REPEAT = {  # how often the demo model's text has each source
     "tinystories": 1.0,

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from statistics import mean, median, median_low
 
+from common.files import atomic_write
 from experiments.baseline import baseline
 from experiments.rows import (
     BASELINE,
@@ -21,7 +22,6 @@ from experiments.rows import (
 from experiments.runs import DEMO, RESULTS, accuracies, classify, recorded, run_llama
 from experiments.task_text import SST, task_text
 from text.labelled import read_labelled
-from utils import atomic_write
 
 RECORDS = RESULTS / "methods.jsonl"
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)

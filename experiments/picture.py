@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
 
-from utils import atomic_write
+from common.files import atomic_write
 
 STYLE = {"fmt": "o", "markersize": 4, "linewidth": 0.8, "capsize": 2, "color": "C0"}
 

@@ -14,6 +14,8 @@ again. `--only PART` runs the rows with that in their name, on SST-5, and prints
 from argparse import RawDescriptionHelpFormatter
 from statistics import median, median_low
 
+from common.errors import InputError
+from common.program import ArgumentParser, run_script
 from experiments.baseline import CS
 from experiments.measure import (
     RECORDS,
@@ -30,7 +32,6 @@ from experiments.rows import BASELINE, FEW_SHOT, METHODS, PROMPTS, REFERENCE, RO
 from experiments.runs import RESULTS, accuracies, end_on_sigterm, spread
 from experiments.task_text import CFIMDB, SST
 from tasks.evaluation import check_metrics_file
-from utils import ArgumentParser, InputError, run_script
 
 HEADER = ["", "best of", "SST-5 dev", "SST-5 test", "CFIMDB dev", "trained", "time / plain", "GiB"]
 PICTURE = RESULTS / "methods.svg"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 
+from common.errors import InputError
 from tasks.evaluation import append_metrics
-from utils import InputError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments/results"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from common.program import ArgumentParser, run_script
 from experiments.bits_per_byte import load
 from experiments.corpus import OffensiveWords, words_of
 from experiments.runs import DEMO
@@ -23,7 +24,6 @@ from inference.decoding import decode
 from inference.packing import pack
 from llama import Llama
 from tokenizer import Tokenizer
-from utils import ArgumentParser, run_script
 
 PROMPTS = (
     "Once upon a time",

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from common.errors import InputError
 from inference.cache import KVCache
-from utils import InputError
 
 if TYPE_CHECKING:
     from llama import Llama

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from classifier import LlamaEmbeddingClassifier
+from common.settings import Settings, flag
 from methods.adapter import Adapters
 from methods.learning_rates import EarlyStopping, LearningRates
 from methods.lora import LoRA
@@ -25,7 +26,6 @@ from methods.smart import Smart
 from methods.wise_ft import WiseFT
 from text.labelled import Example, fit_context
 from tokenizer import Tokenizer, check_vocabulary
-from utils import Settings, flag
 
 METHODS: tuple[type[Method], ...] = (  # in the order in which they act
     PromptBased,

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from base_llama import Wrapper, replace
+from common.errors import InputError
+from common.settings import flag
 from methods.recipe import Method
-from utils import InputError, flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from common.errors import InputError
+from common.settings import flag
 from methods.recipe import Method, Recipe
 from training.step import learning_rate
-from utils import InputError, flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from base_llama import replace
+from common.settings import flag
 from llama import Llama
 from methods.recipe import Method, Recipe
 from training.cpu import product
-from utils import flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from common.settings import flag
 from methods.recipe import Method
-from utils import flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from base_llama import Wrapper, replace
+from common.errors import InputError
+from common.settings import flag
 from llama import Llama
 from methods.recipe import Method
-from utils import InputError, flag
 
 
 @dataclass(frozen=True, kw_only=True)

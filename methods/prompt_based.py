@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from classifier import LlamaZeroShotClassifier
+from common.settings import flag
 from methods.recipe import Method
 from text.labelled import Example, few_shot, fit_context
 from text.prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
-from utils import flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from common.errors import InputError
+from common.settings import Settings, spelling_of
 from text.labelled import Example
 from tokenizer import Tokenizer
-from utils import InputError, Settings, spelling_of
 
 if TYPE_CHECKING:
     import torch

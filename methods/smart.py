@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from common.settings import flag
 from methods.recipe import Loss, Method, Recipe
-from utils import flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from common.settings import flag
 from methods.recipe import Method, Recipe
-from utils import flag
 
 
 @dataclass(frozen=True, kw_only=True)

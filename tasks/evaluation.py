@@ -13,10 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from common.errors import InputError
+from common.files import atomic_write, named_errors
 from tasks.settings import ClassifySettings
 from text.labelled import SortedBatchSampler
 from training import distributed
-from utils import InputError, atomic_write, named_errors, peak_memory, to_device
+from utils import peak_memory, to_device
 
 
 @torch.inference_mode()

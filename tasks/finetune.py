@@ -22,6 +22,9 @@ from tqdm import tqdm
 
 import methods
 from checkpoints.pt import read_checkpoint, write_checkpoint
+from common.errors import InputError, in_gibibytes, missing_file
+from common.files import fingerprint
+from common.settings import flag
 from methods.recipe import Loss, Method, Recipe
 from optimizer import AdamW
 from tasks.evaluation import (
@@ -65,16 +68,7 @@ from training import distributed
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.step import check_dtype, check_finite, compile_layers, mixed_precision, update
-from utils import (
-    InputError,
-    fingerprint,
-    flag,
-    in_gibibytes,
-    missing_file,
-    peak_memory,
-    pick_device,
-    to_device,
-)
+from utils import peak_memory, pick_device, to_device
 
 # Of a saved run, what `--load` takes from it: what can be changed, and what cannot.
 CHANGEABLE = ("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path")

@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from common.errors import in_gibibytes
+from common.files import atomic_write, check_outputs
+from common.settings import flag
 from inference.decoding import decode, decode_unmasked
 from inference.packing import pack
 from llama import Llama, load_pretrained
 from tasks.settings import DEMO_MODEL, TaskSettings
 from tokenizer import Tokenizer, check_vocabulary
 from training.cpu import accelerate
-from utils import atomic_write, check_outputs, flag, in_gibibytes, peak_memory, pick_device
+from utils import peak_memory, pick_device
 
 PREFIX = (
     "I have wanted to see this thriller for a while, and it didn't disappoint. "

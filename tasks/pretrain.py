@@ -19,6 +19,9 @@ from tqdm import tqdm
 
 from base_llama import state_of
 from checkpoints.pt import model_args_of, write_checkpoint
+from common.errors import InputError, missing_file
+from common.files import LARGE, SAMPLE, atomic_write, fingerprint
+from common.settings import flag
 from config import LlamaConfig
 from llama import Llama, load_pretrained
 from optimizer import AdamW
@@ -57,18 +60,7 @@ from training.step import (
     mixed_precision,
     update,
 )
-from utils import (
-    LARGE,
-    SAMPLE,
-    InputError,
-    atomic_write,
-    best_device,
-    fingerprint,
-    flag,
-    missing_file,
-    pick_device,
-    to_device,
-)
+from utils import best_device, pick_device, to_device
 
 SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of", "max_seq_len")
 NOT_OF_THE_RESULT = {"text", "output_dir"}  # own flags that it does not depend on by name

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from classifier import LlamaZeroShotClassifier
+from common.errors import InputError
+from common.settings import Settings, flag
 from inference.packing import pack
 from tasks.evaluation import check_metrics_file, model_eval, report_results
 from tasks.settings import ClassifySettings
@@ -23,7 +25,7 @@ from text.labelled import (
 from text.prompts import TEMPLATE, frame, make_prompts
 from tokenizer import Tokenizer, check_vocabulary
 from training.cpu import accelerate
-from utils import InputError, Settings, flag, pick_device
+from utils import pick_device
 
 CONTENT_FREE = MappingProxyType(
     {

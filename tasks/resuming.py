@@ -21,10 +21,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from checkpoints.pt import read_checkpoint, write_checkpoint
+from common.errors import InputError
 from tasks.evaluation import append_metrics
 from training import distributed, state
 from training.folder import locked
-from utils import InputError
 
 RUN, LOG, RECORDS = "run", "log", "records"  # keys in a file of weights; the last two at the end
 DIGITS = (8, 16, 64)  # of the fingerprint, in a name

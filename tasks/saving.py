@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from base_llama import load_state, trained_state
 from checkpoints.layout import is_dense, is_finite
 from checkpoints.pt import read_checkpoint, write_checkpoint
+from common.errors import InputError
+from common.settings import Settings, plain
 from methods import former_names, switched_on
 from methods.recipe import Method
 from text.labelled import MOST_LABELS
 from training import distributed
-from utils import InputError, Settings, plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from checkpoints.formats import tokenizer_beside
+from common.errors import InputError
+from common.files import check_outputs
+from common.settings import Settings, flag
 from inference.packing import DTYPES
 from tokenizer import TOKENIZER_MODEL
-from utils import InputError, Settings, check_outputs, flag
 
 OPTIONS = ("generate", "prompt", "finetune", "pretrain")
 ASSIGNMENT_FLAGS = (  # as the assignment prints them; every option takes them

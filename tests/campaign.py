@@ -38,9 +38,9 @@ import torch
 
 import run_llama
 from checkpoints.pt import read_checkpoint
+from common.program import run_script
 from config import LlamaConfig
 from llama import Llama
-from utils import run_script
 
 ROOT = Path(__file__).parent.parent
 TEXT = "the film was warm and funny but the plot of it was thin and old, said nobody {}"

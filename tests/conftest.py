@@ -19,10 +19,10 @@ import sentencepiece
 import torch
 
 import run_llama
+from common.program import run_script
 from config import LlamaConfig
 from llama import Llama
 from tokenizer import Tokenizer
-from utils import run_script
 
 ROOT = Path(__file__).parent.parent
 SENTENCES = [

@@ -25,8 +25,9 @@ ROOT_MODULES = {
     *("run_llama", "llama", "base_llama", "config", "rope", "tokenizer", "classifier"),
     *("optimizer", "utils", "sanity_check", "rope_test", "optimizer_test", "prepare_submit"),
 }
-ROOMS = ("checkpoints", "inference", "text", "training", "methods", "tasks")
+ROOMS = ("common", "checkpoints", "inference", "text", "training", "methods", "tasks")
 LEVELS = [  # what is further down may import what is above it
+    {"common"},
     {"config", "utils"},
     {"rope", "tokenizer", "optimizer"},
     {"base_llama"},

@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
+from common.errors import InputError
 from tokenizer import Tokenizer, check_vocabulary
-from utils import InputError
 
 
 def test_cuts_before_bos_and_eos_are_added(tokenizer, tokenizer_path):

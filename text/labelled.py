@@ -14,8 +14,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.errors import InputError, missing_file
 from tokenizer import Tokenizer
-from utils import InputError, missing_file
 
 SEPARATOR = " ||| "
 MOST_LABELS = 10_000

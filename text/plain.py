@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from common.errors import InputError, missing_file
+from common.files import atomic_write, fingerprint
 from text.labelled import read_labelled
 from tokenizer import Tokenizer
-from utils import InputError, atomic_write, fingerprint, missing_file
 
 PARTS = ("train", "validation", "test")
 DOCUMENT_SEPARATOR = "<|endoftext|>"

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from common.errors import InputError
 from text.labelled import Example
 from tokenizer import Tokenizer
-from utils import InputError
 
 TEMPLATE = "{sentence} Is this movie {labels}? This movie is "  # the assignment's
 

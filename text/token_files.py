@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import InputError
 from text.plain import PARTS, TokenizedText, id_dtype
 from tokenizer import Tokenizer
-from utils import InputError
 
 SUFFIX = ".bin"
 N_BLOCKS, BLOCK = 256, 4096  # a sample is so many blocks of so many ids

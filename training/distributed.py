@@ -27,7 +27,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils import InputError, complain, complaint_of
+from common.errors import InputError, complain, complaint_of
 
 T = TypeVar("T")
 

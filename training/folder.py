@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from common.errors import InputError
+from common.files import atomic_write, remove_leftovers
 from training import state
-from utils import InputError, atomic_write, remove_leftovers
 
 MODEL, METRICS, RUN = "model.pt", "metrics.jsonl", "pretrain.json"
 TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"

@@ -10,7 +10,7 @@ all of them.
 """
 
 if __name__ == "__main__":  # the imports below take seconds
-    from utils import end_at_interrupt
+    from common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -29,6 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from base_llama import NoInitialWeights, replace
+from common.errors import InputError
+from common.program import ArgumentParser, run_script
+from common.settings import Settings, add_flags, flag
 from config import LlamaConfig
 from llama import Llama, RMSNorm, ScaledDotProductAttention
 from optimizer import AdamW
@@ -36,7 +39,6 @@ from rope import rotary_table
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.step import mixed_precision
-from utils import ArgumentParser, InputError, Settings, add_flags, flag, run_script
 
 SHAPES = {  # stories42M, TinyLlama 1.1B, Llama 2 7B
     "42m": {"dim": 512, "n_layers": 8, "n_heads": 8, "max_seq_len": 1024},

@@ -21,8 +21,9 @@ from torch.optim import Optimizer
 from base_llama import load_state, named_weights, trained_state
 from checkpoints.layout import is_finite
 from checkpoints.pt import read_checkpoint, write_checkpoint
+from common.errors import InputError
+from common.files import atomic_write, named_errors
 from training import distributed
-from utils import InputError, atomic_write, named_errors
 
 FILE, FOLDER, VALUES = "state.pt", "state-*", "values.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from common.errors import InputError, during
 from training import distributed
-from utils import InputError, during
 
 
 def update(

@@ -13,12 +13,12 @@ from conftest import make_llama, save_llama
 from checkpoints import formats, hf, llama2c, meta, pt
 from checkpoints.convert import convert
 from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
+from common.errors import InputError
 from config import LlamaConfig
 from inference.decoding import decode
 from llama import load_pretrained
 from tasks.settings import DEMO
 from tokenizer import Tokenizer
-from utils import InputError
 
 TOKENS = torch.randint(0, 320, (2, 11), generator=torch.Generator().manual_seed(5))
 KINDS = pytest.mark.parametrize("tied", [True, False])

@@ -11,9 +11,9 @@ from conftest import MODEL_ARGS, make_llama, save_llama
 from reference_math import llama_forward
 
 from checkpoints.pt import read_checkpoint
+from common.errors import InputError
 from config import LlamaConfig
 from llama import load_pretrained
-from utils import InputError
 
 TOKENS = torch.tensor([[1, 17, 80, 255]])
 

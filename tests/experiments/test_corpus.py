@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from common.program import run_script
 from experiments import corpus
 from experiments.bits_per_byte import read_stories
 from text.plain import measure, split_chunks
-from utils import run_script
 
 
 def digest(word: str) -> str:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import make_llama
 
+from common.errors import InputError
 from inference.cache import KVCache
 from inference.decoding import STOP_IDS, decode
-from utils import InputError
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -26,12 +26,12 @@ import methods
 import tasks.finetune
 from base_llama import named_weights
 from checkpoints.pt import read_checkpoint
+from common.errors import InputError
 from tasks.finetune import FinetuneSettings
 from tasks.saving import count_parameters, load_trained, trained_state
 from text.labelled import read_labelled
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
-from utils import InputError
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -620,7 +620,7 @@ def test_the_walk_over_the_sources_sees_imports():
     assert {"methods.recipe", "methods.recipe.Method"} <= set(imported(Path("methods/lora.py")))
     assert "methods" in imported(Path("run_llama.py"))
     assert {"LoRA", "replace", "requires_grad_"} <= names_in(Path("methods/lora.py"))
-    rooms = {"checkpoints", "inference", "methods", "tasks", "text", "training"}
+    rooms = {"checkpoints", "common", "inference", "methods", "tasks", "text", "training"}
     assert rooms <= {path.parts[0] for path in SOURCES}
 
 

@@ -7,10 +7,10 @@ from methods_kit import BATCH, NAMES, predictions
 
 import methods.prompt_based
 from classifier import LlamaZeroShotClassifier
+from common.errors import InputError
 from tasks.prompt import ZeroShotConfig
 from text.labelled import few_shot
 from training.checkpointing import checkpoint_activations
-from utils import InputError
 
 pytest_plugins = ["methods_fixtures"]
 

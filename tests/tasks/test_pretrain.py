@@ -19,6 +19,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 import tasks.pretrain
 from checkpoints.pt import read_checkpoint
+from common.files import fingerprint
 from llama import load_pretrained
 from tasks.pretrain import Pretraining, PretrainSettings
 from tasks.scores import NextTokenScores
@@ -27,7 +28,6 @@ from text.labelled import read_labelled
 from text.plain import measure, tokenize
 from text.token_files import TokenFiles
 from tokenizer import Tokenizer
-from utils import fingerprint
 
 SMALL = ["--option", "pretrain", "--text", "text.txt", "--output_dir", "out"]
 SMALL += ["--vocab_size", "300", "--dim", "16", "--n_layers", "1", "--n_heads", "2"]

@@ -7,9 +7,9 @@ import torch
 from conftest import SENTENCES, make_llama, save_llama
 
 from classifier import LlamaZeroShotClassifier
+from common.errors import InputError
 from tasks.prompt import Calibrated, ZeroShotConfig
 from text.prompts import make_prompts
-from utils import InputError
 
 NAMES = ["bad", "fair enough", "good"]
 

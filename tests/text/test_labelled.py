@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from torch.utils.data import DataLoader
 
+from common.errors import InputError
 from text.labelled import (
     LlamaDataset,
     check_labels,
@@ -16,7 +17,6 @@ from text.labelled import (
     pad_rows,
     read_labelled,
 )
-from utils import InputError
 
 
 @pytest.fixture

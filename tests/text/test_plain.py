@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from common.errors import InputError
 from text.plain import (
     IGNORED,
     EvaluationRows,
@@ -18,7 +19,6 @@ from text.plain import (
     train_tokenizer,
 )
 from tokenizer import Tokenizer
-from utils import InputError
 
 STORIES = [
     "One day a fox met a hen .\nThe hen ran home .",

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import text.token_files
+from common.errors import InputError
 from text.plain import EvaluationRows, TrainingRows, measure, tokenize
 from text.token_files import TokenFiles, map_file, open_token_files
-from utils import InputError
 
 DOCUMENTS = ["The hen ran home .", "A boy — “très” 猫 .\n\nIt ended .", "a", "two hours  and more"]
 DOCUMENTS *= 25

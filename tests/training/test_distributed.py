@@ -17,8 +17,8 @@ import torch
 from conftest import ROOT, SENTENCES
 
 from checkpoints.pt import read_checkpoint
+from common.errors import InputError
 from training import distributed, state
-from utils import InputError
 
 TEXT = ["--option", "pretrain", "--text", "text.txt", "--vocab_size", "300", "--dim", "16"]
 TEXT += ["--n_layers", "2", "--n_heads", "2", "--max_seq_len", "16"]

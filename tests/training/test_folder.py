@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from utils import fingerprint
+from common.files import fingerprint
 
 BLOCK = 1 << 16
 

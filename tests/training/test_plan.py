@@ -8,13 +8,14 @@ import torch
 
 from benchmarks.plan import SMALL, measured
 from checkpoints.layout import HEAD, shapes_of
+from common.errors import InputError
+from common.program import run_script
 from llama import Llama
 from tasks.scores import NextTokenScores
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.plan import LiveBytes, PlanSettings, advice, main, make_plan, savings
 from training.step import mixed_precision
-from utils import InputError, run_script
 
 TINY = PlanSettings(
     vocab_size=300, dim=32, n_layers=2, n_heads=4, hidden_dim=48, context=16, device="cpu"

@@ -1,0 +1,1 @@
+"""What every room stands on, and no PyTorch: errors, programs, files, settings."""
