@@ -5,6 +5,7 @@
 """
 
 import os
+import signal
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that threads only cost
@@ -23,6 +24,10 @@ from common.program import run_script
 from config import LlamaConfig
 from llama import Llama
 from tokenizer import Tokenizer
+
+# In the background of a shell Ctrl-C is ignored, also by what is started there.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SENTENCES = [
