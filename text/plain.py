@@ -231,6 +231,7 @@ def id_dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.n_words <= 1 << 16 else "<u4")
 
 
+COUNTERS = ("n_bytes", "n_tokens", "n_unknown", "n_documents")  # of a part, in an index
 POSITION = np.dtype("<i8")  # where a document starts, in a file
 
 
@@ -269,8 +270,7 @@ def tokenize(
         if measured is None:
             measured = measure(paths)
         folder.mkdir(exist_ok=True)
-        counters = ("n_bytes", "n_tokens", "n_unknown", "n_documents")
-        index = {name: dict.fromkeys(counters, 0) for name in PARTS}
+        index = {name: dict.fromkeys(COUNTERS, 0) for name in PARTS}
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(atomic_write(folder / name, "wb"))
@@ -327,7 +327,8 @@ def _is_whole(folder: Path, index: dict, dtype: np.dtype) -> bool:
             if fingerprint(folder / name) != expected:
                 return False
         for name in PARTS:
-            if any(type(count) is not int or count < 0 for count in index[name].values()):
+            counts = [index[name][counter] for counter in COUNTERS]
+            if any(type(count) is not int or count < 0 for count in counts):
                 return False
             n_bytes = index[name]["n_tokens"] * dtype.itemsize
             if (folder / f"{name}.bin").stat().st_size != n_bytes:
