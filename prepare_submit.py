@@ -45,6 +45,7 @@ LEFT_OUT_SUFFIXES = {
     *(".pyc", ".pyo"),
 }
 LEFT_OUT_FOLDERS = {"__pycache__", "venv", "env", "node_modules"}
+LEFT_OUT_STATES = ".state"  # what a folder of a fine-tuning that is not at its end ends in
 MARKERS = ("pyvenv.cfg", "pretrain.json")  # files that tell an environment, and a run's folder
 
 
@@ -60,6 +61,7 @@ def collect(folder: Path) -> Iterator[Path]:
             for name in folders
             if name not in LEFT_OUT_FOLDERS
             and not name.startswith(".")
+            and not name.endswith(LEFT_OUT_STATES)
             and not any(Path(root, name, marker).exists() for marker in MARKERS)
         )
         wanted = sorted(

@@ -57,6 +57,7 @@ def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys):
         f"pretrained/{RUN}",
         "pretrained/tokenizer.model",
         "pretrained/tokens/train.bin",
+        "finetune-0a1b2c3d.state/state-5/__0_0.distcp",
     ]
     assert RUN in MARKERS
     for name in kept + left_out:
