@@ -55,6 +55,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of torch
         return True
+    if str(error) in ("could not create a primitive", "could not execute a primitive"):
+        return True  # of oneDNN, which does not say more
     signs = ("allocate memory", "out of memory", "bad_alloc", "STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 

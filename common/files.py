@@ -107,6 +107,8 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
             raise InputError(f"{output}: a folder; give the name of a file to write")
         if not path.parent.is_dir():
             raise InputError(f"{output}: there is no folder {path.parent} to write it in")
+        if path.is_fifo():
+            raise InputError(f"{output}: a pipe, which may never be read; name a file")
         if path.exists() and not path.is_file():
             continue  # a device
         if Path(output).parts[:2] in (("/", "dev"), ("/", "proc"), ("/", "sys")):

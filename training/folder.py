@@ -85,8 +85,9 @@ def locked(path: Path) -> Iterator[None]:
 
 def _continue_or_clear(folder: Path, settings: dict, goes_on: Callable[[dict], bool]) -> None:
     _remove_leftovers(folder)
-    for name in (MODEL, METRICS, RUN, TOKENIZER, state.FILE):
-        path = folder / name
+    tokens = folder / TOKENS
+    files = [folder / name for name in (MODEL, METRICS, RUN, TOKENIZER, state.FILE)]
+    for path in [*files, *(tokens.iterdir() if tokens.is_dir() else [])]:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise InputError(f"{path}: not a file of a run; move it away, or name another folder")
     names = {path.name for path in folder.iterdir()} - {LOCK}

@@ -70,11 +70,13 @@ def test_places_that_cannot_be_written_or_would_lose_something_are_refused(tmp_p
     (tmp_path / "link").symlink_to(model)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "hard").hardlink_to(model)
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/config.json").touch()
     check_outputs([new, old, "/dev/null", "/dev/null"], [model])
     for outputs, complaint in [
         ([tmp_path], "a folder"),
+        ([tmp_path / "pipe"], "a pipe"),
         ([tmp_path / "absent" / "new"], "there is no folder"),
         ([new, f"{tmp_path}/./new"], f"would overwrite the output {new}"),
         ([model], f"would overwrite the input {model}"),

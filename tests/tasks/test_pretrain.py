@@ -689,7 +689,9 @@ def test_a_trained_state_outlives_its_model(folder, run_cli):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="makes links")
 @pytest.mark.parametrize("kind", ["dangling", "folder", "fifo"])
-@pytest.mark.parametrize("name", ["state.pt", "metrics.jsonl", "model.pt"])
+@pytest.mark.parametrize(
+    "name", ["state.pt", "metrics.jsonl", "model.pt", "tokens/index.json", "tokens/train.bin"]
+)
 def test_what_is_no_file_in_a_run_empties_nothing(folder, run_cli, kind, name):
     assert run_cli(*SMALL)[0] == 0
     path = folder / "out" / name
