@@ -58,7 +58,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     if str(error) in ("could not create a primitive", "could not execute a primitive"):
         return True  # of oneDNN, which does not say more
     signs = ("allocate memory", "out of memory", "bad_alloc", "STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    signs += ("failed to map segment",)  # of a library that is imported
+    return isinstance(error, RuntimeError | ImportError) and any(
+        sign in str(error) for sign in signs
+    )
 
 
 @contextlib.contextmanager

@@ -45,10 +45,11 @@ CPU += "to allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)"
          "1.0 MiB asked for "),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), ""),
         (RuntimeError("could not create a primitive"), ""),
+        (ImportError("x.so: failed to map segment from shared object"), ""),
         (MemoryError(), ""),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
     ],
-    ids=["cuda", "cpu", "mmap", "cublas", "onednn", "python", "system"],
+    ids=["cuda", "cpu", "mmap", "cublas", "onednn", "library", "python", "system"],
 )  # fmt: skip
 def test_too_little_memory_tells_how_much_for_what_and_what_takes_less(capsys, error, size):
     def main():
