@@ -495,8 +495,13 @@ def fingerprint(path: str | Path, large: int = LARGE) -> str:
     Of a file of more than `large` bytes it is the name, the size, and the SHA-256 of 256 blocks of
     64 KiB: the first, the last, and evenly spaced ones between them. A change that keeps the size
     and touches none of the blocks is not seen.
+
+    Raises:
+        FileNotFoundError: it is neither, as a pipe or a device, which may never end.
     """
     path = Path(path)
+    if not path.is_file() and not path.is_dir():
+        raise missing_file(path)
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(file for file in path.iterdir() if file.is_file()):
