@@ -242,6 +242,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of torch
         return True
     signs = ("allocate memory", "out of memory", "bad_alloc", "STATUS_ALLOC_FAILED")
+    signs += ("could not create a primitive",)  # of oneDNN, which makes its code as it runs
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 

@@ -162,10 +162,11 @@ CPU += "to allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)"
         (RuntimeError("unable to mmap 1048576 bytes from file <x>: Cannot allocate memory (12)"),
          "1.0 MiB asked for "),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), ""),
+        (RuntimeError("could not create a primitive"), ""),
         (MemoryError(), ""),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
     ],
-    ids=["cuda", "cpu", "mmap", "cublas", "python", "system"],
+    ids=["cuda", "cpu", "mmap", "cublas", "onednn", "python", "system"],
 )  # fmt: skip
 def test_too_little_memory_tells_how_much_for_what_and_what_takes_less(capsys, error, size):
     def main():
