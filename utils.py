@@ -19,7 +19,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
@@ -401,12 +401,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Remove what processes left behind that were killed while `atomic_write` wrote a file."""
+def remove_leftovers(path: str | Path, kept: Container[Any] = ()) -> None:
+    """Remove what processes left behind that were killed while `atomic_write` wrote a file.
+
+    Args:
+        kept: identities of files that stay, as what is read.
+    """
     path = Path(os.path.realpath(path))
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
         if pid.isdecimal() and leftover.is_file() and not is_alive(int(pid)):
+            if identity(leftover) in kept:
+                continue
             with contextlib.suppress(OSError):
                 leftover.unlink()
 
@@ -435,6 +441,8 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
     """
     taken = {identity(path): f"the input {path}" for path in inputs}
     folders = {path: what for path, what in taken.items() if isinstance(path, Path)}
+    for folder in filter(Path.is_dir, folders):  # its files may be links, as in caches
+        taken |= {identity(path): f"the input {folder / path.name}" for path in folder.iterdir()}
     for output in outputs:
         path = Path(os.path.realpath(output))
         if path.is_dir():
@@ -458,7 +466,7 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
         if what is not None:
             raise InputError(f"{output}: would overwrite {what}; name another file")
         _try_name(output, path)
-        remove_leftovers(path)
+        remove_leftovers(path, kept=taken)
         taken[identity(path)] = f"the output {output}"
 
 
