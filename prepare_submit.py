@@ -59,6 +59,7 @@ def collect(folder: Path) -> Iterator[Path]:
             if name not in LEFT_OUT_FOLDERS
             and not name.startswith(".")
             and not any(Path(root, name, marker).exists() for marker in MARKERS)
+            and not re.fullmatch(r"finetune-[0-9a-f]{8}\.state", name)  # of a run that goes on
         )
         wanted = sorted(
             name

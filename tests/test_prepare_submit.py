@@ -57,6 +57,8 @@ def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys):
         f"pretrained/{RUN}",
         "pretrained/tokenizer.model",
         "pretrained/tokens/train.bin",
+        "finetune-0123abcd.state/state-5/__0_0.distcp",
+        "finetune-0123abcd.state/state-5/values.json",
     ]
     assert RUN in MARKERS
     for name in kept + left_out:
