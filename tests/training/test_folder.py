@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from utils import fingerprint
+from training.folder import open_run
+from utils import InputError, fingerprint
 
 BLOCK = 1 << 16
 
@@ -68,3 +69,15 @@ def test_what_may_never_end_has_no_fingerprint(tmp_path):
     for path in (tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(FileNotFoundError, match="not a file"):
             fingerprint(path)
+
+
+@pytest.mark.parametrize("name", ["tokens/text.txt", "tokenizer.model"])
+def test_a_run_that_begins_again_does_not_remove_what_it_reads(tmp_path, name):
+    folder, path = tmp_path / "run", tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
+    (folder / "pretrain.json").write_text('{"dim": 1}')
+    refused = pytest.raises(InputError, match="a file of the run in")
+    with refused, open_run(folder, {"dim": 2}, reads=[path]):
+        pass
+    assert path.read_text() == "x"
