@@ -15,7 +15,7 @@ from checkpoints import hf, llama2c, pt
 from checkpoints.formats import load, tokenizer_beside
 from checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from common.errors import InputError
-from common.files import atomic_write, check_outputs
+from common.files import atomic_write, check_outputs, identity
 from common.program import ArgumentParser, run_script
 from tokenizer import TOKENIZER_MODEL, Tokenizer
 
@@ -90,6 +90,8 @@ def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, by
     else:
         path = Path(target).parent / "tokenizer.bin"
         content = Tokenizer(tokenizer_model=tokenizer).exported()
+    if identity(path) == identity(target):
+        raise InputError(f"{target}: the name of the tokenizer beside it; name another file")
     if not path.exists():
         return {path: content}
     if path.read_bytes() != content:

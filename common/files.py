@@ -7,11 +7,11 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import InputError
+from common.errors import InputError, missing_file
 
 
 @contextlib.contextmanager
@@ -67,12 +67,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Remove what processes left behind that were killed while `atomic_write` wrote a file."""
+def remove_leftovers(path: str | Path, kept: Container[Any] = ()) -> None:
+    """Remove what processes left behind that were killed while `atomic_write` wrote a file.
+
+    Args:
+        kept: identities of files that stay, as what is read.
+    """
     path = Path(os.path.realpath(path))
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
         if pid.isdecimal() and leftover.is_file() and not is_alive(int(pid)):
+            if identity(leftover) in kept:
+                continue
             with contextlib.suppress(OSError):
                 leftover.unlink()
 
@@ -101,6 +107,8 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
     """
     taken = {identity(path): f"the input {path}" for path in inputs}
     folders = {path: what for path, what in taken.items() if isinstance(path, Path)}
+    for folder in filter(Path.is_dir, folders):  # its files may be links, as in caches
+        taken |= {identity(path): f"the input {folder / path.name}" for path in folder.iterdir()}
     for output in outputs:
         path = Path(os.path.realpath(output))
         if path.is_dir():
@@ -126,7 +134,7 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
         if what is not None:
             raise InputError(f"{output}: would overwrite {what}; name another file")
         _try_name(output, path)
-        remove_leftovers(path)
+        remove_leftovers(path, kept=taken)
         taken[identity(path)] = f"the output {output}"
 
 
@@ -164,8 +172,13 @@ def fingerprint(path: str | Path, large: int = LARGE) -> str:
     Of a file of more than `large` bytes it is the name, the size, and the SHA-256 of 256 blocks of
     64 KiB: the first, the last, and evenly spaced ones between them. A change that keeps the size
     and touches none of the blocks is not seen.
+
+    Raises:
+        FileNotFoundError: it is neither, as a pipe or a device, which may never end.
     """
     path = Path(path)
+    if not path.is_file() and not path.is_dir():
+        raise missing_file(path)
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(file for file in path.iterdir() if file.is_file()):

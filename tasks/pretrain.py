@@ -288,7 +288,12 @@ def pretrain(args: argparse.Namespace) -> None:
     given = load_given_tokenizer(settings, llama)
     folder = Path(settings.output_dir)
     is_first = distributed.is_first()
-    held = open_run(folder, of_the_result, settings.goes_on) if is_first else nullcontext()
+    reads = [
+        path for path in (*settings.text, settings.start_from, settings.given_tokenizer) if path
+    ]
+    held = nullcontext()
+    if is_first:
+        held = open_run(folder, of_the_result, settings.goes_on, reads)
     with held:
         tokenizer, texts = distributed.first_alone(lambda: prepare_texts(settings, given, folder))
         for name, text in texts.items():

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from common.errors import InputError
@@ -16,7 +16,10 @@ TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"
 
 @contextlib.contextmanager
 def open_run(
-    folder: Path, settings: dict, goes_on: Callable[[dict], bool] = lambda before: False
+    folder: Path,
+    settings: dict,
+    goes_on: Callable[[dict], bool] = lambda before: False,
+    reads: Iterable[str | Path] = (),
 ) -> Iterator[None]:
     """Hold the folder of a run, new or with an earlier part of the same run, against all others.
 
@@ -26,6 +29,7 @@ def open_run(
     Args:
         settings: all that the result depends on, as JSON has it.
         goes_on: whether a run with former settings, other than these, may go on with these.
+        reads: what the run reads, which is not in the folder while that may be cleared.
 
     Raises:
         InputError: it holds another run, or files of something else, or it is in use.
@@ -36,7 +40,7 @@ def open_run(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock(folder):
-            _continue_or_clear(folder, settings, goes_on)
+            _continue_or_clear(folder, settings, goes_on, reads)
             with atomic_write(folder / RUN) as file:
                 json.dump(settings, file, indent=1)
             try:
@@ -83,7 +87,9 @@ def locked(path: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _continue_or_clear(folder: Path, settings: dict, goes_on: Callable[[dict], bool]) -> None:
+def _continue_or_clear(
+    folder: Path, settings: dict, goes_on: Callable[[dict], bool], reads: Iterable[str | Path]
+) -> None:
     _remove_leftovers(folder)
     tokens = folder / TOKENS
     files = [folder / name for name in (MODEL, METRICS, RUN, TOKENIZER, state.FILE)]
@@ -114,7 +120,11 @@ def _continue_or_clear(folder: Path, settings: dict, goes_on: Callable[[dict], b
             f"{folder}: holds a run with other settings ({'; '.join(changes)}); "
             f"give the same ones to continue it, or another --output_dir{hint}"
         )
-    if changes and not (before and goes_on(before)):
+    is_other = changes and not (before and goes_on(before))
+    for path in reads if is_other or not has_state else ():
+        if Path(path).resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{path}: a file of the run in {folder}; name another --output_dir")
+    if is_other:
         _clear(folder)
 
 

@@ -551,6 +551,10 @@ def test_nothing_is_lost(folder, run_cli):
         convert("a.pt", "b.bin", "llama2c")
     with pytest.raises(InputError, match="--to hf has float32, bfloat16, float16"):
         convert("a.pt", "c", "hf", "int8")
+    (folder / "new").mkdir()
+    with pytest.raises(InputError, match="the name of the tokenizer beside it"):
+        convert("a.pt", "new/tokenizer.model", "pt")
+    (folder / "new").rmdir()
     names = {path.name for path in folder.iterdir()}
     assert names == {"a.pt", "full", "tokenizer.bin", "tokenizer.model"}
     assert (folder / "a.pt").read_bytes() == before

@@ -100,6 +100,9 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     check_outputs([tmp_path / "new"], [])
     # This process's own is what the name was tried with.
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+    (tmp_path / names[0]).touch()
+    check_outputs([tmp_path / "new"], [tmp_path / names[0]])  # unless it is read
+    assert (tmp_path / names[0]).exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Unix's devices")
@@ -109,3 +112,15 @@ def test_a_standard_stream_that_is_a_file_is_no_place_to_write(tmp_path):
     with (tmp_path / "log").open("w") as log:
         done = subprocess.run([sys.executable, "-c", script], stdout=log, stderr=subprocess.PIPE)
     assert b"/dev/stdout: stands for the file" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Unix's links")
+def test_files_of_a_folder_that_is_read_are_not_written_through_their_links(tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "blob").write_text("x")
+    (tmp_path / "weights/a").symlink_to(tmp_path / "blob")
+    (tmp_path / "weights/b").write_text("x")
+    os.link(tmp_path / "weights/b", tmp_path / "hard")
+    for name in ("blob", "hard"):
+        with pytest.raises(InputError, match="would overwrite the input"):
+            check_outputs([tmp_path / name], [tmp_path / "weights"])

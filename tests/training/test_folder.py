@@ -1,6 +1,8 @@
 """What tells the files of a run from others."""
 
 import hashlib
+import os
+import sys
 
 import pytest
 
@@ -58,3 +60,11 @@ def test_what_counts_as_large_can_be_said(tmp_path, size):
     expected = large if size > BLOCK else f"a.bin {beginning(data)}"
     assert fingerprint(tmp_path / "a.bin", large=5) == expected
     assert fingerprint(tmp_path / "a.bin", large=size) == f"a.bin {beginning(data)}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Unix's pipes and devices")
+def test_what_may_never_end_has_no_fingerprint(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(FileNotFoundError, match="not a file"):
+            fingerprint(path)
