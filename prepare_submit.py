@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,7 @@ LEFT_OUT_SUFFIXES = {
 }
 LEFT_OUT_FOLDERS = {"__pycache__", "venv", "env", "node_modules"}
 LEFT_OUT_STATES = ".state"  # what a folder of a fine-tuning that is not at its end ends in
+LARGEST = 2 * 10**8  # bytes of all files together
 MARKERS = ("pyvenv.cfg", "pretrain.json")  # files that tell an environment, and a run's folder
 
 
@@ -137,7 +139,9 @@ def check_places(names: Iterable[str], source: str | Path) -> None:
     """
     taken: dict[str, str] = {}  # by the name without upper case, which some systems do not tell
     for name in names:
-        place = name.removesuffix("/").casefold()
+        parts = name.removesuffix("/").split("/")
+        place = "/".join(unicodedata.normalize("NFC", part).rstrip(". ") for part in parts)
+        place = place.casefold()
         if place in taken:
             raise AssertionError(f"{source} holds {name!r} besides {taken[place]!r}; keep one")
         taken[place] = name
@@ -163,8 +167,11 @@ def check_file(file: str | Path, aid: str, source: str | Path | None = None) -> 
     damage += (RuntimeError, NotImplementedError, ValueError)  # encrypted, unknown, no UTF-8
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
             members = archive.infolist()
+            size = sum(member.file_size for member in members)
+            if size > LARGEST:
+                raise AssertionError(f"{source} holds {size:,} bytes, more than {LARGEST:,}")
+            damaged = archive.testzip()
             contents = {
                 name: archive.read(f"{aid}/{name}")
                 for name in (*REQUIRED, *ADVANCED)

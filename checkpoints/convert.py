@@ -94,6 +94,8 @@ def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, by
         raise InputError(f"{target}: the name of the tokenizer beside it; name another file")
     if not path.exists():
         return {path: content}
+    if not path.is_file():
+        raise InputError(f"{path}: in the place of the tokenizer, and not a file; move it away")
     if path.read_bytes() != content:
         raise InputError(f"{path}: another tokenizer than that of {tokenizer}; move it away")
     return {}

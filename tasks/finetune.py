@@ -252,7 +252,7 @@ def run_epochs(settings: FinetuneSettings, claim: Claim | None = None) -> None:
         if distributed.is_first():
             add_records(settings.metrics_out, records)
         return
-    progress = keeper.load()
+    progress = keeper.load(settings.epochs, run.n_steps)
     print(progress.log, end="")
     if distributed.is_first():
         add_records(settings.metrics_out, progress.records)
@@ -355,6 +355,11 @@ class FineTuning:
         with mixed_precision(self.device, self.dtype):
             return model_eval(loader, self.model, self.device)
 
+    @property
+    def n_steps(self) -> int:
+        """Of an epoch."""
+        return math.ceil(len(self.train_loader) / self.settings.grad_accum)
+
     def stops(self, progress: Progress) -> bool:
         """Whether a method ends the training behind the last epoch, which is then told."""
         calls = self.recipe.after_epoch if progress.epoch > 0 else []
@@ -367,7 +372,7 @@ class FineTuning:
     def train_epoch(self, progress: Progress) -> None:
         """One epoch: train, evaluate, keep the weights if they are the best, and tell."""
         settings, epoch = self.settings, progress.epoch
-        n_steps = math.ceil(len(self.train_loader) / settings.grad_accum)
+        n_steps = self.n_steps
         begin, before = time.perf_counter(), progress.seconds
 
         def keep() -> None:

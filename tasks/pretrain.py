@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -602,18 +603,19 @@ class Pretraining:
         """Go back to the last report, if there was one."""
         schema = {"step": int, "best_loss": float, "seconds": (int, float), "settings": dict}
         schema["torch_rng"] = torch.get_rng_state()
-        saved = state.load(self.folder, self.llama, self.optimizer, schema)
-        if saved is not None:
-            before = saved.get("settings")
-            if before != self.of_the_result and not self.settings.goes_on(before):
-                found = state.newest(self.folder)
-                raise InputError(f"{found}: not this run's; name another --output_dir")
-            if saved["step"] > 0 and not (self.folder / MODEL).is_file():
-                raise InputError(f"{self.folder}: its {MODEL} is gone; name another --output_dir")
-            self.step, self.best_loss = saved["step"], saved["best_loss"]
-            self.seconds = saved["seconds"]
-            torch.set_rng_state(saved["torch_rng"])
-            if "device_rng" in saved and self.device.type != "cpu":
-                torch.get_device_module(self.device).set_rng_state(saved["device_rng"])
-            print(f"continuing from step {self.step} in {self.folder}")
+        state.load(self.folder, self.llama, self.optimizer, schema, self._take_up)
         distributed.on_first(lambda: metrics_until(self.folder / METRICS, self.step))
+
+    def _take_up(self, saved: dict[str, Any]) -> None:
+        before = saved["settings"]
+        if before != self.of_the_result and not self.settings.goes_on(before):
+            found = state.newest(self.folder)
+            raise InputError(f"{found}: not this run's; name another --output_dir")
+        if saved["step"] > 0 and not (self.folder / MODEL).is_file():
+            raise InputError(f"{self.folder}: its {MODEL} is gone; name another --output_dir")
+        self.step, self.best_loss = saved["step"], saved["best_loss"]
+        self.seconds = saved["seconds"]
+        torch.set_rng_state(saved["torch_rng"])
+        if "device_rng" in saved and self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(saved["device_rng"])
+        print(f"continuing from step {self.step} in {self.folder}")

@@ -106,7 +106,7 @@ def owner(path: Path) -> dict[str, Any] | None:
     try:
         told = read_checkpoint(path, mapped=True).get(RUN)
         return json.loads(told) if isinstance(told, str) else None
-    except (InputError, ValueError):
+    except (InputError, ValueError, RecursionError):
         return None
 
 
@@ -167,8 +167,12 @@ class Keeper:
     ):
         self.claim, self.model, self.optimizer, self.kept = claim, model, optimizer, kept
 
-    def load(self) -> Progress:
-        """Where the training was; the model, the optimizer and the generators are as they were."""
+    def load(self, n_epochs: int, n_steps: int) -> Progress:
+        """Where the training was; the model, the optimizer and the generators are as they were.
+
+        Args:
+            n_epochs, n_steps: how far it can be: epochs, and steps in one of them.
+        """
         progress = Progress()
         if self.claim is None:
             return progress
@@ -179,13 +183,26 @@ class Keeper:
         schema: dict[str, Any] = dict(zip(Progress.PLAIN, types, strict=True))
         schema |= {"step": int, "run": dict, "losses": list, "now.cpu": torch.get_rng_state()}
         schema |= {f"method.{name}": tensor for name, tensor in self.kept.items()}
-        saved = state.load(self.claim.state_folder, self.model, self.optimizer, schema)
-        if saved is None:
-            return progress
+        schema["at_start.cpu"] = schema["now.cpu"]
+
+        def use(saved: dict[str, Any]) -> None:
+            self._take_up(saved, progress)
+            if not 0 <= progress.epoch <= n_epochs or len(progress.losses) > n_steps:
+                raise ValueError(f"epoch {progress.epoch}, step {len(progress.losses)}")
+
+        folder = self.claim.state_folder
+        if state.load(folder, self.model, self.optimizer, schema, use):
+            step = len(progress.losses)
+            print(f"continuing from epoch {progress.epoch}, step {step}", file=sys.stderr)
+        return progress
+
+    def _take_up(self, saved: dict[str, Any], progress: Progress) -> None:
         if saved["run"] != self.claim.fingerprint:
             raise InputError(f"{self.claim.state_folder}: another run's; move it away")
         for name in Progress.PLAIN:
             setattr(progress, name, saved[name])
+        if not all(type(loss) is float for loss in saved["losses"]):
+            raise TypeError("a loss that is no number")
         progress.losses = [torch.tensor(loss) for loss in saved["losses"]]
         for moment in ("at_start", "now"):
             states = {key: saved.get(f"{moment}.{key}") for key in ("cpu", "device")}
@@ -193,11 +210,10 @@ class Keeper:
         with torch.no_grad():
             for name, tensor in self.kept.items():
                 tensor.copy_(saved[f"method.{name}"])
-        restore_generators(progress.now, next(self.model.parameters()).device)
-        print(
-            f"continuing from epoch {progress.epoch}, step {len(progress.losses)}", file=sys.stderr
-        )
-        return progress
+        json.dumps(progress.records)  # so that they can be written again
+        device = next(self.model.parameters()).device
+        for states in (progress.at_start, progress.now):
+            restore_generators(states, device)
 
     def save(self, progress: Progress, n_steps: int) -> None:
         """Write the state.
@@ -224,8 +240,16 @@ class Keeper:
         saved = read_checkpoint(self.claim.filepath, mapped=True)
         if LOG not in saved:
             return None
+        try:
+            log, records = saved[LOG], json.loads(saved[RECORDS])
+            if not isinstance(log, str) or not all(isinstance(each, dict) for each in records):
+                raise TypeError
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{self.claim.filepath}: what its run printed is damaged; --fresh trains anew"
+            ) from error
         distributed.on_first(self._remove)  # it may have been killed before it did this
-        return saved[LOG], json.loads(saved[RECORDS])
+        return log, records
 
     def end(self, progress: Progress, weights: dict | None) -> None:
         """Keep with the weights that the run has ended, and remove its state.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from prepare_submit import ADVANCED, MARKERS, REQUIRED, check_file, main
+from prepare_submit import ADVANCED, LARGEST, MARKERS, REQUIRED, check_file, main
 from training.folder import RUN
 
 SIZES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}
@@ -211,6 +211,7 @@ def test_the_required_files_alone_are_complete(tmp_path, monkeypatch):
         ("alice/./llama.py", "unsafe path"),
         ("alice/llama.py", "'alice/llama.py' besides 'alice/llama.py'"),
         ("alice/LLAMA.py", "'alice/LLAMA.py' besides 'alice/llama.py'"),
+        ("alice/llama.py.", "'alice/llama.py.' besides 'alice/llama.py'"),
         ("alice/llama.py/", "'alice/llama.py/' besides 'alice/llama.py'"),
         ("alice/llama.py/x", "'alice/llama.py' is a file"),
     ],
@@ -238,6 +239,14 @@ def test_empty_files_are_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
         archive.writestr(f"alice/{REQUIRED[0]}", "")
     with pytest.raises(AssertionError, match=f"an empty {REQUIRED[0]}"):
+        check_file(tmp_path / "a.zip", "alice")
+
+
+def test_a_small_zip_of_much_is_refused_at_once(tmp_path):
+    write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED])
+    with zipfile.ZipFile(tmp_path / "a.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("alice/zeros", bytes(LARGEST))
+    with pytest.raises(AssertionError, match="bytes, more than 200,000,000"):
         check_file(tmp_path / "a.zip", "alice")
 
 

@@ -19,6 +19,7 @@ from tokenizer import Tokenizer
 
 SEPARATOR = " ||| "
 MOST_LABELS = 10_000
+LONGEST_NAME = 200  # characters of a label's
 POOL = 100  # batches that are formed together in training
 
 Example = tuple[str, int, list[int]]  # sentence, label, token ids
@@ -92,6 +93,8 @@ def load_label_names(filename: str | Path) -> list[str]:
         raise InputError(f"{filename}: not JSON: {error}") from error
     if isinstance(names, list) and len(names) > MOST_LABELS:
         raise InputError(f"{filename}: {len(names):,} names; --label-names takes {MOST_LABELS:,}")
+    if isinstance(names, list) and any(len(str(name)) > LONGEST_NAME for name in names):
+        raise InputError(f"{filename}: a name of over {LONGEST_NAME} characters; shorten it")
     if (
         not isinstance(names, list)
         or len(names) < 2

@@ -7,10 +7,11 @@ processes goes on from either.
 
 import contextlib
 import json
+import math
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +109,20 @@ def _one_error(path: Path) -> Iterator[None]:
 
 
 def load(
-    folder: Path, model: nn.Module, optimizer: Optimizer, schema: dict[str, Any]
-) -> dict[str, Any] | None:
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schema: dict[str, Any],
+    use: Callable[[dict[str, Any]], None],
+) -> bool:
     """Take up the newest state that there is, whoever wrote it.
 
     Args:
         schema: of each of the values its type, or the tensor whose shape and type it has.
+        use: takes up what `save` was given as `values`. What it trips over is in the file.
 
     Returns:
-        what `save` was given as `values`; None if there is no state.
+        whether there is a state.
 
     Raises:
         OSError: a file of it is gone.
@@ -124,7 +130,7 @@ def load(
     """
     found = newest(folder)
     if found is None:
-        return None
+        return False
     try:
         if found.is_dir():
             with _one_error(found):
@@ -135,12 +141,13 @@ def load(
             _check(key, values[key], expected)
         if values["step"] < 0:
             raise ValueError(f"step {values['step']}")
+        use(values)
     except (InputError, OSError, MemoryError):
         raise
     except Exception as error:  # whatever a reader trips over in a file that was edited
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"{found}: not a state of this run ({text}); move it away") from error
-    return values
+    return True
 
 
 def _check(key: str, value: Any, expected: Any) -> None:
@@ -208,7 +215,7 @@ def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = {order[i]: values for i, values in saved["optimizer"]["state"].items()}
     for parameter, values in states.items():
-        _check("step", values["step"], int)
+        _check_step(values["step"])
         for key in MOMENTS:
             _check_weight(key, values[key], parameter)
     if any(hasattr(tensor, "device_mesh") for tensor in expected.values()):
@@ -223,6 +230,12 @@ def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
         optimizer.state[parameter] = {"step": values["step"], **moments}
     _set_groups(optimizer, saved["optimizer"]["param_groups"])
     return {key: x for key, x in saved.items() if key not in ("model", "optimizer")}
+
+
+def _check_step(step: Any) -> None:
+    _check("step", step, int)
+    if step < 0:
+        raise ValueError(f"step {step}")
 
 
 def _check_weight(name: str, tensor: Any, like: torch.Tensor) -> None:
@@ -250,7 +263,7 @@ def _load_folder(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str
     names = _names(model)
     for parameter, name in names.items():
         if name in saved["steps"]:
-            _check("step", saved["steps"][name], int)
+            _check_step(saved["steps"][name])
             moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
             optimizer.state[parameter] = {"step": saved["steps"][name], **moments}
     tensors = _tensors(model, optimizer)
@@ -293,5 +306,10 @@ class _IndexUnpickler(pickle.Unpickler):
 def _set_groups(optimizer: Optimizer, groups: list[dict]) -> None:
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         for key, value in saved.items():
-            if key != "params":
-                group[key] = type(group[key])(value)
+            if key == "params":
+                continue
+            value = type(group[key])(value)
+            # All but the rate is as the settings say, and stays so.
+            if not 0 <= value < math.inf if key == "lr" else value != group[key]:
+                raise ValueError(f"{key} {value}")
+            group[key] = value

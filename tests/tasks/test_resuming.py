@@ -162,6 +162,49 @@ def test_a_state_holds_no_frozen_weights(data, run_cli, monkeypatch):
     assert saved["model"] and not any("lora_" not in n and "head" not in n for n in saved["model"])
 
 
+STATE_EDITS = {
+    "losses": [["x"], [[1, 2]], [10**30], [0.5] * 1000],
+    "records": ["x", [{"a": torch.ones(1)}]],
+    "epoch": [-1, 10**9, 0.5],
+    "at_start.cpu": [None, torch.zeros(3)],
+    "now.cpu": [torch.zeros(torch.get_rng_state().shape, dtype=torch.uint8)],
+    "run": [{}, torch.ones(0)],
+    "step": [-3],
+    "optimizer": [5],
+}
+
+
+def test_an_edited_state_is_one_line(data, run_cli, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks.finetune.FineTuning, "finish", stop)
+    assert run_cli(*FLAGS, *data.flags)[0] == 130
+    (folder,) = Path().glob("*.state")
+    saved = read_checkpoint(folder / "state.pt")
+    edits = [(key, value) for key, values in STATE_EDITS.items() for value in values]
+    step = {i: {**values, "step": -3} for i, values in saved["optimizer"]["state"].items()}
+    edits.append(("optimizer", {**saved["optimizer"], "state": step}))
+    groups = [{**group, "betas": [5]} for group in saved["optimizer"]["param_groups"]]
+    edits.append(("optimizer", {**saved["optimizer"], "param_groups": groups}))
+    for key, value in edits:
+        torch.save(saved | {key: value}, folder / "state.pt")
+        code, _, err = run_cli(*FLAGS, *data.flags)
+        assert code == 2 and err.count("\n") == 1 and folder.name in err, (key, value, err)
+
+
+def test_an_edited_end_is_one_line_and_harms_no_other_run(data, run_cli):
+    assert run_cli(*FLAGS, *data.flags)[0] == 0
+    saved = read_checkpoint(WEIGHTS)
+    for value in ("x", 5, "[5]", "[" * 100_000):
+        torch.save(saved | {"records": value}, WEIGHTS)
+        code, _, err = run_cli(*FLAGS, *data.flags)
+        assert code == 2 and err.count("\n") == 1 and "--fresh trains anew" in err
+    torch.save(saved | {"run": "[" * 100_000}, WEIGHTS)
+    code, _, err = run_cli(*FLAGS, *data.flags)
+    assert code == 0 and "another run's" in err
+
+
 def test_a_run_that_has_ended_is_told_again(data, run_cli):
     flags = [*FLAGS, *data.flags, "--metrics_out", "metrics.jsonl"]
     _, first, err = run_cli(*flags)

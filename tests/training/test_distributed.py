@@ -325,7 +325,7 @@ def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / "state-3").mkdir()
     (tmp_path / "state-3" / state.VALUES).write_text('{"val')
     with pytest.raises(InputError, match=r"state-3: not a state of this run \(JSONDecodeError"):
-        state.load(tmp_path, torch.nn.Linear(1, 1), None, {})
+        state.load(tmp_path, torch.nn.Linear(1, 1), None, {}, dict)
 
 
 def test_the_index_of_a_checkpoint_runs_no_code(tmp_path):
