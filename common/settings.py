@@ -121,7 +121,7 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 def converted(value: Any, annotation: Any) -> Any:
     """A value as its annotation has it, where it is near enough."""
     kinds = alternatives(annotation)
-    if hasattr(value, "item") and hasattr(value, "dtype"):  # a number of numpy's
+    if hasattr(value, "dtype") and getattr(value, "ndim", None) == 0:  # a number of numpy's
         value = value.item()
     if isinstance(value, Path) and str in kinds:
         return str(value)
@@ -171,7 +171,7 @@ def choices_of(metadata: typing.Mapping) -> tuple[str, ...] | None:
 
 def plain(value: Any) -> Any:
     """A value that can be saved without pickling a class; what is none becomes its text."""
-    if hasattr(value, "item") and hasattr(value, "dtype"):
+    if hasattr(value, "dtype") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]

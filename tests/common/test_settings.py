@@ -31,6 +31,7 @@ class Example(Settings):
         ("size", 3.0, "--size 3.0: expected int, not float"),
         ("size", True, "--size True: expected int, not bool"),
         ("size", None, "--size None: expected int, not None"),
+        ("size", np.ones(3), "expected int, not ndarray"),
         ("rate", math.nan, "--rate nan: out of range"),
         ("rate", math.inf, "--rate inf: out of range"),
         ("rate", "fast", "--rate fast: expected float or None, not str"),
