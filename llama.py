@@ -6,6 +6,7 @@ faster is put in from outside (`training/cpu.py`, `inference/packing.py`) and co
 
 import contextlib
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from checkpoints.layout import Checkpoint
 from common.errors import FOR_LOADING, during
 from config import LlamaConfig, feed_forward_dim
 from inference.cache import KVCache
-from inference.decoding import EOS_ID, decode, decode_unmasked
+from inference.decoding import EOS_ID, STOP_IDS, decode, decode_unmasked
+from inference.sampling import Sampling
 from rope import apply_rotary_emb
 
 
@@ -104,8 +106,26 @@ class Llama(LlamaPreTrainedModel):
             cache.end(tokens.shape[1])
         return self.norm(h)
 
+    def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """The logits of what follows, `(batch, vocab_size)`.
+
+        Args:
+            tokens: ids `(batch, n)`, added to the cache.
+            cache: what came before.
+        """
+        return self.output(self.hidden_states(tokens, cache=cache)[:, -1])
+
     def generate(
-        self, idx: torch.Tensor, max_new_tokens: int, temperature: float = 1.0
+        self,
+        idx: torch.Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop_ids: Collection[int] = STOP_IDS,
+        generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """Continue each row, as `decode` and `decode_unmasked` of `inference/decoding.py` say.
 
@@ -114,13 +134,17 @@ class Llama(LlamaPreTrainedModel):
             max_new_tokens: number of tokens to add. With a causal model fewer come if all rows
                 end or the context is full; rows that end before others are filled with EOS.
             temperature: 0 takes the likeliest token; otherwise tokens are drawn from
-                softmax(logits / temperature) with the global generator.
+                softmax(logits / temperature).
+            top_k, top_p, repetition_penalty, generator: as `Sampling` has them.
+            stop_ids: what ends a row of a causal model.
 
         Returns:
             prompt and continuation, ids `(batch, seqlen + new)`.
         """
-        steps = decode if self.config.causal else decode_unmasked
-        for ids in steps(self, idx.tolist(), max_new_tokens, temperature):
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, generator)
+        arguments = (self, idx.tolist(), max_new_tokens, sampling)
+        is_causal = self.config.causal
+        for ids in decode(*arguments, stop_ids) if is_causal else decode_unmasked(*arguments):
             column = [EOS_ID if token is None else token for token in ids]
             idx = torch.cat((idx, idx.new_tensor(column)[:, None]), dim=1)
         return idx

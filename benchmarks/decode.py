@@ -11,6 +11,12 @@ each rate stand
   best rate at which as many threads sum a tensor of 1 GiB;
 - its ratio to Transformers' `generate` in float32 with the same weights, threads and batch size.
 
+With `--llama2c DIR`, a folder with llama2.c's `run.c` and `runq.c`, these take the place of
+Transformers, and the compiled step takes part:
+
+    .venv/bin/python -m benchmarks.decode --pretrained-model-path random42M.pt --llama2c llama2.c \
+        --tokenizer-path tokenizer.model --rounds 5
+
 Then the time to the first token of a prompt of 1000 tokens, and where the time of a step goes at
 batch size 1: in the products with the weights, in attention, in the norms, and in all the rest,
 which is Python and small operations.
@@ -21,14 +27,12 @@ import platform
 import time
 from collections import defaultdict
 from statistics import median
-from unittest import mock
 
 import torch
-import transformers
 
-from inference import decoding
 from inference.decoding import decode
 from inference.packing import DTYPES, pack
+from inference.sampling import Sampling
 from llama import Llama, load_pretrained
 from training.cpu import accelerate
 
@@ -36,8 +40,10 @@ PROMPT = [1, 306, 505, 5131, 304]
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
-def as_transformers(llama: Llama) -> transformers.LlamaForCausalLM:
+def as_transformers(llama: Llama) -> torch.nn.Module:
     """The same model in Transformers, whose rotary embedding pairs the halves of a head."""
+    import transformers
+
     config = llama.config
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -85,8 +91,7 @@ def load_packed(path: str, dtype: str) -> Llama:
 
 
 def run_ours(llama: Llama, batch_size: int, n_new: int) -> list[list[int]]:
-    with mock.patch.object(decoding, "STOP_IDS", ()):
-        steps = list(decode(llama, [PROMPT] * batch_size, n_new, temperature=0.0))
+    steps = list(decode(llama, [PROMPT] * batch_size, n_new, Sampling(0.0), ()))
     return [list(row) for row in zip(*steps, strict=True)]
 
 
@@ -140,11 +145,22 @@ def profile_step(llama: Llama, n_new: int, step: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pretrained-model-path", required=True)
+    parser.add_argument("--llama2c", metavar="DIR", help="race its run.c and runq.c instead")
+    parser.add_argument("--tokenizer-path", help="for --llama2c")
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16])
     args = parser.parse_args()
+    if args.llama2c is not None:
+        torch.set_num_threads(args.threads[-1])
+        from benchmarks.llama2c import race
+
+        path = args.pretrained_model_path
+        race(args.llama2c, path, args.tokenizer_path, args.max_new_tokens, args.rounds)
+        return
+    import transformers
+
     args.batch_sizes = sorted({1, *args.batch_sizes})
     transformers.logging.set_verbosity_error()
     print(
@@ -183,7 +199,8 @@ def main() -> None:
         print(f"memory is read at {bandwidth / 1e9:.1f} GB/s")
         long_prompt = [PROMPT[:1] + [500] * 999]
         first = median(
-            seconds(next, decode(packed["float32"], long_prompt, 1, 0.0)) for _ in range(3)
+            seconds(next, decode(packed["float32"], long_prompt, 1, Sampling(0.0)))
+            for _ in range(3)
         )
         step = median(times[1, "float32"]) / args.max_new_tokens
         print(f"first token after 1000: {first:.2f} s, as long as {first / step:.0f} steps")

@@ -22,6 +22,7 @@ from experiments.corpus import OffensiveWords, words_of
 from experiments.runs import DEMO
 from inference.decoding import decode
 from inference.packing import pack
+from inference.sampling import Sampling
 from llama import Llama
 from tokenizer import Tokenizer
 
@@ -50,7 +51,7 @@ def continuations(
     """
     ids = [tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
     rows = [list(row) for row in ids]
-    for new in decode(llama, ids, MAX_NEW_TOKENS, temperature):
+    for new in decode(llama, ids, MAX_NEW_TOKENS, Sampling(temperature)):
         for row, token in zip(rows, new, strict=True):
             if token is not None:
                 row.append(token)

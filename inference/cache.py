@@ -16,7 +16,8 @@ class KVCache:
 
     Attributes:
         lengths: number of tokens of each row. Setting one lower forgets the row's last tokens.
-        keys, values: per layer `(batch, n_kv_heads, max_len, head_dim)`.
+        data: keys and values of all layers, `(n_layers, 2, batch, n_kv_heads, max_len, head_dim)`.
+        layers: each layer's part of them, a view, or where autograd follows a copy.
         start: while a forward pass runs, the position of its first token, one number if all rows
             agree and otherwise `(batch,)`.
         stop: then also the number of positions that it reaches to.
@@ -30,8 +31,8 @@ class KVCache:
         n_kv_heads = config.n_kv_heads or config.n_heads
         shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
         self.lengths = [0] * batch_size
-        self.keys = [torch.zeros(shape, device=device) for _ in range(config.n_layers)]
-        self.values = [torch.zeros(shape, device=device) for _ in range(config.n_layers)]
+        self.data = torch.zeros(config.n_layers, 2, *shape, device=device)
+        self.layers = list(self.data.unbind())
         self.start: int | torch.Tensor = 0
         self.stop = 0
         self.positions: torch.Tensor | None = None
@@ -43,7 +44,7 @@ class KVCache:
         if min(self.lengths) == max(self.lengths):
             self.start, self.mask = self.lengths[0], None
         else:
-            device = self.keys[0].device
+            device = self.data.device
             self.start = torch.tensor(self.lengths, device=device)
             self.positions = self.start[:, None] + torch.arange(n, device=device)
             seen = self.positions[:, :, None] >= torch.arange(self.stop, device=device)
@@ -60,10 +61,9 @@ class KVCache:
         Returns:
             those of all tokens so far, `(batch, n_kv_heads, stop, head_dim)`.
         """
-        keys, values = self.keys[layer_id], self.values[layer_id]
         if torch.is_grad_enabled():  # autograd needs those that it has seen
-            keys, values = keys.clone(), values.clone()
-            self.keys[layer_id], self.values[layer_id] = keys, values
+            self.layers[layer_id] = self.layers[layer_id].clone()
+        keys, values = self.layers[layer_id][0], self.layers[layer_id][1]
         if self.mask is None:
             keys[:, :, self.start : self.stop] = key
             values[:, :, self.start : self.stop] = value
@@ -80,5 +80,5 @@ class KVCache:
     def keep(self, rows: list[int]) -> None:
         """Forget all rows but these."""
         self.lengths = [self.lengths[row] for row in rows]
-        self.keys = [key[rows] for key in self.keys]
-        self.values = [value[rows] for value in self.values]
+        self.data = self.data[:, :, rows]
+        self.layers = list(self.data.unbind())

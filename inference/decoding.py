@@ -1,17 +1,17 @@
-"""Generation over token ids: sampling, and the two ways to decode."""
+"""Generation over token ids: the two ways to decode."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from common.errors import InputError
 from inference.cache import KVCache
+from inference.sampling import Sampling
 
 if TYPE_CHECKING:
     from llama import Llama
@@ -24,29 +24,24 @@ def last_column(tokens: torch.Tensor) -> torch.Tensor:
     return torch.full((len(tokens), 1), tokens.shape[1] - 1, device=tokens.device)
 
 
-def sample(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Choose one token per row, `(batch, vocab_size)` to ids `(batch, 1)`.
-
-    Args:
-        temperature: 0 takes the likeliest; otherwise tokens are drawn from
-            softmax(logits / temperature) with the global generator.
-    """
-    logits = logits.float()
-    if temperature == 0.0:
-        return logits.argmax(dim=-1, keepdim=True)
-    probabilities = F.softmax(logits / temperature, dim=-1)
-    return torch.multinomial(probabilities, num_samples=1)
-
-
 @torch.inference_mode()
 def decode(
-    llama: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0
+    llama: Llama,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_ids: Collection[int] = STOP_IDS,
+    ended: Collection[int] = (),
 ) -> Iterator[list[int | None]]:
     """Continue prompts of any lengths together, with a causal model and a cache.
 
     All prompts are read in one pass; each step then computes one token per row. A row ends at BOS
     or EOS, which is not yielded, or with a warning where its `max_seq_len` tokens of context,
     prompt included, are full. From there on it costs nothing.
+
+    Args:
+        stop_ids: what ends a row, in place of BOS and EOS.
+        ended: rows that end too; looked into after every step, so that it may grow.
 
     Yields:
         at each step, every row's next id, None for rows that have ended.
@@ -71,8 +66,10 @@ def decode(
     cache = KVCache(llama.config, len(prompts), room, device)
     last = torch.tensor(lengths, device=device)[:, None] - 1
     hidden = llama.hidden_states(pad_sequence(tokens, batch_first=True), last, cache=cache)
+    logits = llama.output(hidden[:, 0])
     cache.lengths = lengths  # forgets the padding
 
+    rows = [list(prompt) for prompt in prompts]
     going_on = list(range(len(prompts)))
     for step in range(max_new_tokens):
         fitting = [i for i, length in enumerate(cache.lengths) if length < max_seq_len]
@@ -83,42 +80,54 @@ def decode(
             )
             going_on = [going_on[i] for i in fitting]
             cache.keep(fitting)
-            hidden = hidden[fitting]
+            logits = logits[fitting]
             if not going_on:
                 return
-        ids = sample(llama.output(hidden[:, 0]), temperature)
+        ids = sampling(logits, [rows[row] for row in going_on])
         new: list[int | None] = [None] * len(prompts)
         for row, token in zip(going_on, ids[:, 0].tolist(), strict=True):
-            new[row] = None if token in STOP_IDS else token
-        unended = [i for i, row in enumerate(going_on) if new[row] is not None]
-        if not unended:
+            new[row] = None if token in stop_ids else token
+            rows[row].append(token)
+        if not any(token is not None for token in new):
             return
         yield new
+        unended = [i for i, row in enumerate(going_on) if new[row] is not None and row not in ended]
+        if not unended:
+            return
         if len(unended) < len(going_on):
             going_on = [going_on[i] for i in unended]
             cache.keep(unended)
             ids = ids[unended]
         if step + 1 < max_new_tokens:
-            hidden = llama.hidden_states(ids, cache=cache)
+            logits = llama.next_logits(ids, cache)
 
 
 @torch.inference_mode()
 def decode_unmasked(
-    llama: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 1.0
+    llama: Llama,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    ended: Collection[int] = (),
 ) -> Iterator[list[int]]:
     """Continue prompts of one length with a model that attends without a mask.
 
     There, every new token changes the states of all before it, so nothing can be cached: the whole
     context, cropped to its last `max_seq_len` tokens, goes through the model for every token.
-    Decoding never stops early.
+    Decoding stops early only when all rows are in `ended`.
 
     Yields:
         at each step, every row's next id.
     """
+    rows = [list(prompt) for prompt in prompts]
     context = torch.tensor(prompts, device=llama.tok_embeddings.weight.device)
     for _ in range(max_new_tokens):
         context = context[:, -llama.config.max_seq_len :]
         hidden = llama.hidden_states(context, last_column(context))
-        ids = sample(llama.output(hidden[:, 0]), temperature)
+        ids = sampling(llama.output(hidden[:, 0]), rows)
         yield ids[:, 0].tolist()
+        if len(set(ended)) == len(rows):
+            return
+        for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
+            row.append(token)
         context = torch.cat((context, ids), dim=1)

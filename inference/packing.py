@@ -28,7 +28,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]  # x `(…, in)` to x Wᵀ `(�
 Pack = Callable[[torch.Tensor], Product]  # W `(out, in)` to its product
 
 
-def pack(llama: Llama, dtype: str = "float32") -> Llama:
+def pack(llama: Llama, dtype: str = "float32", packed: Pack | None = None) -> Llama:
     """Convert a model for inference, in place, on the device where it will run.
 
     It can be neither trained nor saved nor moved afterwards. Products that read the same input
@@ -37,8 +37,11 @@ def pack(llama: Llama, dtype: str = "float32") -> Llama:
 
     Args:
         dtype: of the weights, one of `DTYPES`. int8 has a scale per output channel.
+        packed: what makes a product of a weight, in place of this module's own ways. It gets those
+            of each layer in the order query, key and value; output; w1 and w3; w2; then the head.
     """
-    packed = {"float32": packed_float32, "bfloat16": packed_bfloat16, "int8": packed_int8}[dtype]
+    ways = {"float32": packed_float32, "bfloat16": packed_bfloat16, "int8": packed_int8}
+    packed = packed or ways[dtype]
     with torch.no_grad():
         for layer in llama.layers:
             replace(layer, "attention", PackedAttention(layer.attention, packed))
@@ -162,15 +165,21 @@ def packed_bfloat16(weight: torch.Tensor) -> Product:
 
 def packed_int8(weight: torch.Tensor) -> Product:
     """The product with a weight `(out, in)`, rounded to 127 steps of its row's magnitude."""
-    scale = weight.abs().amax(dim=1).float().clamp(min=1e-12) / 127
-    quantized = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    for start in range(0, len(weight), BLOCK_ROWS):  # no float32 copy of the whole
-        part = slice(start, start + BLOCK_ROWS)
-        quantized[part] = (weight[part].float() / scale[part, None]).round().to(torch.int8)
-    several_rows = Int8Product(quantized, scale)
+    numbers, scale = quantized(weight)
+    several_rows = Int8Product(numbers, scale)
     if not takes_one_row(weight) or (several_rows.has_kernel and not is_small(weight)):
         return several_rows
-    return OneRowProduct(quantized, scale, several_rows)
+    return OneRowProduct(numbers, scale, several_rows)
+
+
+def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight `(out, in)` as int8 numbers and the scale of each row, `(out,)`."""
+    scale = weight.abs().amax(dim=1).float().clamp(min=1e-12) / 127
+    numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for start in range(0, len(weight), BLOCK_ROWS):  # no float32 copy of the whole
+        part = slice(start, start + BLOCK_ROWS)
+        numbers[part] = (weight[part].float() / scale[part, None]).round().to(torch.int8)
+    return numbers, scale
 
 
 class FloatProduct:

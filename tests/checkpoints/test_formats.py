@@ -16,6 +16,7 @@ from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
 from common.errors import InputError
 from config import LlamaConfig
 from inference.decoding import decode
+from inference.sampling import Sampling
 from llama import load_pretrained
 from tasks.settings import DEMO
 from tokenizer import Tokenizer
@@ -426,7 +427,7 @@ def test_llama2cs_program_writes_our_text(folder, real_assets, programs, model):
     tokenizer = Tokenizer(tokenizer_model="tokenizer.model")
     llama = load_pretrained("out.bin").eval()
     ids = tokenizer.encode(prompt, bos=True, eos=False)
-    for (token,) in decode(llama, [ids.copy()], 200 - len(ids), 0.0):
+    for (token,) in decode(llama, [ids.copy()], 200 - len(ids), Sampling(0.0)):
         ids.append(token)
     ours = tokenizer.decode(ids)
     assert len(theirs) > 300 and theirs.startswith(prompt)

@@ -9,6 +9,7 @@ from conftest import make_llama
 from common.errors import InputError
 from inference.cache import KVCache
 from inference.decoding import STOP_IDS, decode
+from inference.sampling import Sampling
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -86,7 +87,7 @@ def greedy(llama, prompt, n):
 def test_prompts_decode_together_as_they_do_alone():
     llama = make_llama(causal=True)
     prompts = [random_ids(n, seed=n).tolist() for n in (3, 12, 1, 30)]
-    steps = list(decode(llama, prompts, 25, temperature=0.0))
+    steps = list(decode(llama, prompts, 25, Sampling(0.0)))
     for row, prompt in enumerate(prompts):
         together = [ids[row] for ids in steps if ids[row] is not None]
         assert together == greedy(llama, prompt, 25)
@@ -104,7 +105,7 @@ def test_ended_rows_are_not_computed(monkeypatch):
 
     monkeypatch.setattr(llama, "hidden_states", record)
     torch.manual_seed(0)
-    steps = list(decode(llama, [[5], [6, 7], [8], [9, 9, 9]], 100, temperature=1.0))
+    steps = list(decode(llama, [[5], [6, 7], [8], [9, 9, 9]], 100, Sampling(1.0)))
     going_on = [sum(token is not None for token in ids) for ids in steps]
     assert sizes == [4, *going_on]
     assert going_on[-1] < 4 and len(steps) < 100
@@ -118,7 +119,7 @@ def test_rows_that_end_leave_the_others_alone(seed):
     """Each row goes on with its own tokens and its own cache when others are dropped."""
     llama = make_llama(seed=seed, vocab_size=16, scale=3.0, causal=True)
     prompts = [(random_ids(n, seed=seed + n) % 13 + 3).tolist() for n in (3, 9, 1, 6, 2)]
-    steps = list(decode(llama, prompts, 30, temperature=0.0))
+    steps = list(decode(llama, prompts, 30, Sampling(0.0)))
     for row, prompt in enumerate(prompts):
         together = [ids[row] for ids in steps if ids[row] is not None]
         assert together == greedy(llama, prompt, 30)
@@ -128,7 +129,7 @@ def test_a_row_whose_context_is_full_ends_with_a_warning_and_others_go_on():
     llama = make_llama(causal=True, max_seq_len=16)
     prompts = [random_ids(12).tolist(), random_ids(3).tolist(), random_ids(16).tolist()]
     with pytest.warns(UserWarning) as warned:
-        steps = list(decode(llama, prompts, 50, temperature=0.0))
+        steps = list(decode(llama, prompts, 50, Sampling(0.0)))
     assert [str(warning.message) for warning in warned] == [
         f"the context of 16 tokens is full; stopped after {n} new tokens" for n in (0, 4, 13)
     ]
@@ -144,7 +145,7 @@ def test_a_row_that_ends_long_before_its_context_is_full_costs_others_nothing():
         torch.manual_seed(seed)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            steps = list(decode(llama, [[5] * 28, [5]], 12, temperature=1.0))
+            steps = list(decode(llama, [[5] * 28, [5]], 12, Sampling(1.0)))
         n_long, n_short = (sum(ids[row] is not None for ids in steps) for row in (0, 1))
         if n_long < 3 and n_short > 6:
             assert not caught
@@ -155,13 +156,13 @@ def test_a_row_that_ends_long_before_its_context_is_full_costs_others_nothing():
 def test_prompts_that_do_not_fit_or_are_empty_are_refused():
     llama = make_llama(causal=True, max_seq_len=16)
     with pytest.raises(InputError, match="a prompt of 17 tokens does not fit the context of 16"):
-        list(decode(llama, [random_ids(17).tolist()], 5))
+        list(decode(llama, [random_ids(17).tolist()], 5, Sampling()))
     with pytest.raises(InputError, match="a prompt is empty"):
-        list(decode(llama, [[1, 5], []], 5))
+        list(decode(llama, [[1, 5], []], 5, Sampling()))
 
 
 @pytest.mark.filterwarnings("error")
 def test_zero_new_tokens_are_none():
     llama = make_llama(causal=True, max_seq_len=16)
-    assert list(decode(llama, [random_ids(16).tolist()], 0)) == []
-    assert list(decode(llama, [[1]], 0)) == []
+    assert list(decode(llama, [random_ids(16).tolist()], 0, Sampling())) == []
+    assert list(decode(llama, [[1]], 0, Sampling())) == []

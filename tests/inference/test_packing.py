@@ -18,6 +18,7 @@ from inference.packing import (
     packed_int8,
     takes_one_row,
 )
+from inference.sampling import Sampling
 from llama import load_pretrained
 from tokenizer import Tokenizer
 
@@ -77,16 +78,18 @@ def test_packed_float32_computes_the_same(n_kv_heads):
             ours, theirs = packed(part, targets=part)[0], plain(part, targets=part)[0]
             assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
     prompts = [[1, 5, 9], [1]]
-    assert list(decode(packed, prompts, 20, 0.0)) == list(decode(plain, prompts, 20, 0.0))
+    assert list(decode(packed, prompts, 20, Sampling(0.0))) == list(
+        decode(plain, prompts, 20, Sampling(0.0))
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prompts_of_different_lengths_decode_in_any_precision(dtype):
     llama = pack(make_llama(causal=True), dtype)
     prompts = [[1, 5, 9], [1], [1, 7, 7, 7, 7, 7, 7]]
-    steps = list(decode(llama, prompts, 12, 0.0))
+    steps = list(decode(llama, prompts, 12, Sampling(0.0)))
     for row, prompt in enumerate(prompts):
-        first = next(decode(llama, [prompt], 1, 0.0))[0]
+        first = next(decode(llama, [prompt], 1, Sampling(0.0)))[0]
         assert steps[0][row] == first
 
 
@@ -147,5 +150,5 @@ def test_int8_decodes_a_story_token_by_token(real_assets):
     folder = real_assets("stories260K")
     llama = pack(load_pretrained(folder / "stories260K.pt", causal=True).eval(), "int8")
     tokenizer = Tokenizer(tokenizer_model=folder / "tok512.model")
-    ids = [token for (token,) in decode(llama, [[tokenizer.bos_id]], 300, 0.0)]
+    ids = [token for (token,) in decode(llama, [[tokenizer.bos_id]], 300, Sampling(0.0))]
     assert tokenizer.decode(ids).startswith("Once upon a time, there was a little girl named Lily.")

@@ -5,53 +5,55 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, make_llama, save_llama
 
-from tasks.generate import TextStream
+from inference.sampling import Sampling
+from tasks.generate import TextGenerator, Texts
 
 pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
 
 
-class Terminal:
-    """Standard output as a terminal that remembers each write."""
-
-    def __init__(self):
-        self.writes = []
-
-    def isatty(self):
-        return True
-
-    def write(self, text):
-        self.writes.append(text)
-
-    def flush(self):
-        pass
+def grown(tokenizer, ids, prompt="", stop=()):
+    """What a terminal shows as ids come one by one; the writes and the text in the end."""
+    generator = SimpleNamespace(llama=None, tokenizer=tokenizer)
+    texts, writes = Texts(generator, [prompt], Sampling(), 99, stop), [""]
+    for _ in texts._add([[token] for token in ids], [0]):
+        assert texts.settled(0).startswith(writes[-1])
+        writes.append(texts.settled(0))
+    return writes, texts.text(0)
 
 
-def test_characters_of_several_bytes_appear_whole(monkeypatch, tokenizer):
-    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+def test_characters_of_several_bytes_appear_whole(tokenizer):
     text = "naïve 映画 🎬 fin"
-    ids = tokenizer.encode(text, bos=True, eos=False)
-    stream = TextStream(tokenizer)
-    for n in range(1, len(ids) + 1):
-        stream.show(ids[:n])
-        assert text.startswith("".join(terminal.writes))
-    assert len([write for write in terminal.writes if write]) > 8  # it did come piece by piece
-    stream.finish(text)
-    assert "".join(terminal.writes) == text + "\n"
+    writes, whole = grown(tokenizer, tokenizer.encode(text, bos=False, eos=False))
+    assert all(text.startswith(write) for write in writes)
+    assert len(set(writes)) > 8  # it did come piece by piece
+    assert writes[-1] == whole == text
 
 
-def test_bytes_that_are_no_character_appear_at_the_end(monkeypatch, tokenizer):
-    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    ids = [1, *tokenizer.encode("a", bos=False, eos=False)]
-    ids.append(tokenizer.sp_model.piece_to_id("<0xE4>"))
-    stream = TextStream(tokenizer)
-    stream.show(ids)
-    assert "".join(terminal.writes) == "a"
-    stream.finish(tokenizer.decode(ids))
-    assert "".join(terminal.writes) == "a\N{REPLACEMENT CHARACTER}\n"
+def test_bytes_that_are_no_character_appear_at_the_end(tokenizer):
+    ids = tokenizer.encode("a", bos=False, eos=False)
+    writes, whole = grown(tokenizer, [*ids, tokenizer.sp_model.piece_to_id("<0xE4>")])
+    assert (writes[-1], whole) == ("a", "a\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (["d e"], "a b c "),
+        (["zz", "f", "c d"], "a b "),
+        (["b c"], "a b c d e f"),  # it begins in the prompt
+        (["f g"], "a b c d e f"),
+    ],
+)
+def test_a_text_ends_before_what_stops_it_and_shows_no_part_of_it(tokenizer, stop, expected):
+    ids = tokenizer.encode("c d e f", bos=False, eos=False)
+    writes, whole = grown(tokenizer, ids, "a b", stop)
+    assert whole == expected
+    assert all(whole.startswith(write) for write in writes)
 
 
 def read_all(fd) -> bytes:
@@ -127,3 +129,119 @@ def test_ctrl_c_ends_the_text_and_writes_what_there_is(project, causal):
     assert text.startswith("a warm") and len(text) > 100
     assert text in shown.decode().replace("\r\n", "\n")
     assert not (project.path / "generated-sentence-temp-1.txt").exists()
+
+
+MODEL = ["--pretrained-model-path", "model.pt", "--prefix", "a warm", "--max_new_tokens", "12"]
+FILES = ["generated-sentence-temp-0.txt", "generated-sentence-temp-1.txt"]
+
+
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+def test_one_temperature_writes_one_file(project, run_cli, causal):
+    code, out, _ = run_cli(*MODEL, causal, "--temperature", "0.7", "--num_samples", "3")
+    assert code == 0 and "Temperature is 0.7\n" in out
+    assert [os.path.exists(name) for name in FILES] == [False, True]
+    texts = (project.path / FILES[1]).read_text()
+    assert f"{texts}\n---------------\nWrote generated sentences" in out
+    parts = texts.split("\n---------------\n")
+    assert len(parts) == len(set(parts)) == 3
+    assert all(part.startswith("a warm") for part in parts)
+
+
+def test_samples_are_reproducible_and_alike_at_temperature_0(project, run_cli):
+    flags = [*MODEL, "--causal", "--num_samples", "2"]
+    once, again = (run_cli(*flags, "--seed", "5")[1].partition("load")[2] for _ in range(2))
+    assert once == again
+    run_cli(*flags, "--temperature", "0", "--max_new_tokens", "8")
+    one, two = (project.path / FILES[1]).read_text().split("\n---------------\n")
+    assert one == two
+
+
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+def test_filters_act_on_both_texts(project, run_cli, causal):
+    """With a single candidate temperature 1 is temperature 0; a penalty changes both."""
+    run_cli(*MODEL, causal, "--top_k", "1")
+    low, high = ((project.path / name).read_text() for name in FILES)
+    assert low == high
+    run_cli(*MODEL, causal, "--top_p", "0")
+    assert low == (project.path / FILES[1]).read_text()
+    run_cli(*MODEL, causal, "--repetition_penalty", "1e6", "--max_new_tokens", "40")
+    other = (project.path / FILES[0]).read_text()
+    assert other[: len(low)] != low
+
+
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+def test_stop_ends_the_text(project, run_cli, causal):
+    run_cli(*MODEL, causal)
+    whole = (project.path / FILES[0]).read_text()
+    stop = whole[len("a warm") + 3 :][:2]
+    run_cli(*MODEL, causal, "--stop", "no such text", stop)
+    text = (project.path / FILES[0]).read_text()
+    assert text == whole[: whole.index(stop, len("a warm"))]
+
+
+def test_lines_are_continued_one_after_the_other(project):
+    command = [sys.executable, ROOT / "run_llama.py", "--pretrained-model-path", "model.pt"]
+    command += ["--causal", "--interactive", "--max_new_tokens", "5", "--temperature", "0"]
+    done = subprocess.run(
+        command,
+        input="a warm\nfilm " + "long " * 200 + "\nthe plot",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert done.stderr.startswith("error: a prompt of ") and done.stderr.count("\n") == 1
+    texts = done.stdout.split("\n", 1)[1].split("---------------\n")
+    assert texts[0].startswith("a warm") and texts[1].startswith("the plot") and texts[2] == ""
+    assert not any((project.path / name).exists() for name in FILES)
+
+
+def test_ctrl_c_ends_a_text_and_ctrl_d_leaves(project):
+    save_llama(make_llama(max_seq_len=100_000), project.path / "model.pt")
+    command = [sys.executable, ROOT / "run_llama.py", "--pretrained-model-path", "model.pt"]
+    command += ["--causal", "--interactive", "--max_new_tokens", "90000", "--temperature", "0"]
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, start_new_session=True)
+    os.close(end)
+    shown = b""
+    while b"> " not in shown.partition(b"leaves")[2]:
+        shown += os.read(terminal, 4096)
+    os.write(terminal, b"a warm\n")
+    while len(shown) < 4000:
+        shown += os.read(terminal, 4096)
+    process.send_signal(signal.SIGINT)
+    shown = b""
+    while not shown.endswith(b"> "):
+        shown += os.read(terminal, 4096)
+    assert b"---------------" in shown
+    os.write(terminal, b"\x04")
+    rest = read_all(terminal)
+    assert process.wait() == 0 and b"Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--top_k", "0"], "--top_k 0: out of range"),
+        (["--top_p", "1.5"], "--top_p 1.5: out of range"),
+        (["--temperature", "-1"], "--temperature -1.0: out of range"),
+        (["--repetition_penalty", "0"], "--repetition_penalty 0: must be greater than 0"),
+        (["--stop", ""], "--stop: an empty text is everywhere"),
+        (["--num_samples", "0"], "--num_samples 0: out of range"),
+        (["--interactive"], "--interactive: takes its texts from the input"),
+        (["--option", "prompt", "--top_k", "3"], "acts only with --option generate"),
+    ],
+)
+def test_bad_flags_are_one_line(project, run_cli, flags, complaint):
+    code, _, err = run_cli(*MODEL, *flags)
+    assert code == 2 and err.count("\n") == 1 and complaint in err
+
+
+def test_texts_in_and_texts_out(project, tokenizer):
+    """Prompts of any lengths; each is continued as it is alone. The tokenizer lies beside."""
+    for causal in (True, False):
+        generator = TextGenerator(project.path / "model.pt", causal=causal)
+        prompts = ["a warm", "the plot is thin and the jokes are", "neither"]
+        greedy = Sampling(0.0)
+        together = generator.complete(prompts, greedy, 10)
+        assert together == [generator.complete([p], greedy, 10)[0] for p in prompts]
+        assert all(text.startswith(p) for text, p in zip(together, prompts, strict=True))

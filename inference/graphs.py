@@ -1,0 +1,90 @@
+"""The step of decoding on a GPU, compiled for a cache of fixed size and replayed as CUDA graphs.
+
+A step of a small model launches some hundred kernels, which takes longer than they do. Compiled it
+is recorded as a graph, which is launched as one. For that nothing in a step may depend on how many
+tokens there are: the cache is read as a whole, behind a mask.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from inference.cache import KVCache
+from inference.packing import pack
+
+if TYPE_CHECKING:
+    from llama import Llama
+
+
+class StaticCache(KVCache):
+    """A cache in which lengths are a tensor, and which is always read as a whole.
+
+    Args:
+        data: that of a `KVCache`.
+        lengths: number of tokens of each row, `(batch,)`.
+    """
+
+    def __init__(self, data: torch.Tensor, lengths: torch.Tensor):
+        self.data, self.start = data, lengths
+        self.layers = list(data.unbind())
+        self.stop = data.shape[4]
+
+    def begin(self, n: int) -> None:
+        device = self.data.device
+        self.positions = self.start[:, None] + torch.arange(n, device=device)
+        seen = self.positions[:, :, None] >= torch.arange(self.stop, device=device)
+        self.mask = seen[:, None]
+
+    def end(self, n: int) -> None:
+        """Nothing: who calls the step counts."""
+
+
+class GraphLlama(nn.Module):
+    """A causal model, packed, whose steps are compiled, for as many rows as there are.
+
+    Prompts go through the model as it is.
+
+    Args:
+        llama: is packed in place.
+        dtype: of the weights, as for `pack`.
+        options: of `torch.compile`.
+    """
+
+    def __init__(self, llama: Llama, dtype: str, **options: Any):
+        super().__init__()
+        self.llama = pack(llama, dtype)
+        self.config = llama.config
+        options = options or {"mode": "reduce-overhead"}
+        self.compiled = torch.compile(self._step, fullgraph=True, **options)
+
+    @property
+    def tok_embeddings(self) -> nn.Module:
+        return self.llama.tok_embeddings
+
+    def hidden_states(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As `Llama.hidden_states`."""
+        return self.llama.hidden_states(*args, **kwargs)
+
+    def output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `Llama.output`."""
+        return self.llama.output(hidden)
+
+    def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """As `Llama.next_logits`."""
+        if tokens.shape[1] > 1:
+            return self.llama.next_logits(tokens, cache)
+        torch._dynamo.mark_static_address(cache.data)  # the step writes to it
+        lengths = torch.tensor(cache.lengths, device=cache.data.device)
+        logits = self.compiled(
+            tokens, lengths, cache.data
+        ).clone()  # the next replay writes over it
+        cache.end(1)
+        return logits.clone()  # the next replay writes over them
+
+    def _step(
+        self, tokens: torch.Tensor, lengths: torch.Tensor, data: torch.Tensor
+    ) -> torch.Tensor:
+        return self.llama.next_logits(tokens, StaticCache(data, lengths))

@@ -1,0 +1,84 @@
+"""How tokens are chosen, against the definitions."""
+
+import pytest
+import torch
+from conftest import make_llama
+
+from inference.sampling import Sampling, nucleus
+
+LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0], [0.0, 3.0, -1.0, 2.9, 1.0]])
+
+
+def chosen(sampling: Sampling, n: int = 400, rows=((), ())) -> list[set[int]]:
+    torch.manual_seed(0)
+    ids = torch.cat([sampling(LOGITS, rows) for _ in range(n)], dim=1)
+    return [set(row) for row in ids.tolist()]
+
+
+def test_temperature_0_takes_the_likeliest():
+    assert Sampling(0.0)(LOGITS, ((), ())).tolist() == [[0], [1]]
+
+
+def test_draws_follow_the_softmax_of_logits_over_temperature():
+    torch.manual_seed(0)
+    logits = LOGITS[:1].expand(20_000, -1)
+    drawn = Sampling(0.7)(logits, ())
+    shares = torch.bincount(drawn[:, 0], minlength=5) / len(drawn)
+    assert torch.allclose(shares, torch.softmax(LOGITS[0] / 0.7, 0), atol=0.015)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 9])
+def test_top_k_leaves_the_k_likeliest(k):
+    order = [[0, 1, 2, 3, 4], [1, 3, 4, 0, 2]]
+    assert chosen(Sampling(5.0, top_k=k)) == [set(row[:k]) for row in order]
+
+
+def test_top_p_leaves_the_least_likeliest_that_reach_it():
+    probabilities = torch.tensor([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4]])
+    for top_p, expected in (
+        (0.0, [[0, 0.5, 0], [0, 0, 0.4]]),
+        (0.45, [[0, 0.5, 0], [0.3, 0, 0.4]]),
+        (0.6, [[0, 0.5, 0.4], [0.3, 0, 0.4]]),
+        (0.95, [[0.1, 0.5, 0.4], [0.3, 0.3, 0.4]]),
+    ):
+        kept = nucleus(probabilities, top_p)
+        assert kept.sum() > 0 and torch.allclose(kept, torch.tensor(expected)), top_p
+
+
+def test_what_a_row_has_is_less_likely_by_the_penalty():
+    """Each row for itself, whatever the sign of the logit."""
+    penalty = Sampling(0.0, repetition_penalty=2.0)
+    assert penalty(LOGITS, ([0], [1, 3])).tolist() == [[0], [1]]  # 1 and 1; 1.5, 1.45 and 1
+    assert penalty(LOGITS, ([0, 0, 0], [1])).tolist() == [[0], [3]]
+    assert Sampling(0.0, repetition_penalty=2.1)(LOGITS, ([0], [1])).tolist() == [[1], [3]]
+    only = torch.tensor([[-1.0, -1.5]])
+    assert penalty(only, [[0]]).tolist() == [[1]]
+
+
+def test_a_generator_of_ones_own_leaves_the_others_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    draws = [Sampling(2.0, generator=torch.Generator().manual_seed(7)) for _ in range(2)]
+    first, second = ([draw(LOGITS, ()).tolist() for _ in range(10)] for draw in draws)
+    assert first == second and len(set(map(str, first))) > 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_generate_takes_them_all(causal):
+    llama = make_llama(causal=causal)
+    prompt = torch.tensor([[1, 5, 9], [1, 7, 7]])
+    with torch.inference_mode():
+        greedy = llama.generate(prompt, 6, 0.0)
+        assert torch.equal(llama.generate(prompt, 6, 2.0, top_k=1), greedy)
+        assert torch.equal(llama.generate(prompt, 6, 2.0, top_p=0.0), greedy)
+        penalized = llama.generate(prompt, 12, 0.0, repetition_penalty=1e9)
+        for row in penalized.tolist():
+            assert len(set(row[3:])) == len(row[3:])
+        draws = [
+            llama.generate(prompt, 6, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+        ]
+        assert torch.equal(*draws)
+        if causal:
+            stop = int(greedy[0, 4])
+            assert stop not in llama.generate(prompt, 6, 0.0, stop_ids=[stop])[0, 3:].tolist()
