@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from checkpoints.integrity import is_zip
 from checkpoints.layout import (
@@ -28,6 +27,7 @@ from checkpoints.layout import (
 from checkpoints.pt import read_checkpoint
 from common.errors import InputError, is_out_of_memory
 from common.files import atomic_write
+from common.progress import Bar
 from config import LlamaConfig
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -299,8 +299,8 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> 
     config, tensors, _ = checkpoint
     dtype = tensors[EMBEDDING].dtype
     theirs = {}
-    progress = {"desc": "write", "unit": " tensors", "leave": False, "disable": None, "delay": 1}
-    for name, tensor in tqdm(tensors.items(), **progress):
+    progress = {"desc": "write", "unit": " tensors", "delay": 1}
+    for name, tensor in Bar(tensors.items(), **progress):
         if name == HEAD and config.tie_embeddings:
             continue
         tensor = to_halves(tensor, config) if is_rotated(name) else tensor

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from common.errors import InputError
+from common.progress import Bar
 
 ZIP = b"PK\x03\x04"
 LARGE = 10**9  # bytes; the checksums of larger files are compared only where that is asked for
@@ -119,8 +119,8 @@ def records_of(archive: zipfile.ZipFile) -> dict[str, int]:
 
 def compare_sums(archive: zipfile.ZipFile) -> None:
     """Compare every record with its checksum."""
-    progress = {"desc": "verify", "unit": " records", "leave": False, "disable": None, "delay": 1}
-    for record in tqdm(archive.infolist(), **progress):
+    progress = {"desc": "verify", "unit": " records", "delay": 1}
+    for record in Bar(archive.infolist(), **progress):
         read(archive, record, keep=False)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from common.errors import InputError
+from common.progress import Bar
 from config import LlamaConfig
 
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
@@ -78,8 +78,8 @@ def checked(
     see_layers(config, len(tensors), path)
     expected = shapes_of(config)
     complaints = []
-    progress = {"desc": "check", "unit": " tensors", "leave": False, "disable": None, "delay": 1}
-    for name, tensor in tqdm(tensors.items(), **progress):
+    progress = {"desc": "check", "unit": " tensors", "delay": 1}
+    for name, tensor in Bar(tensors.items(), **progress):
         if name not in expected:
             complaints.append(f"{name} is unexpected")
         elif not is_dense(tensor):

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, shapes_of
 from common.errors import InputError
 from common.files import atomic_write
+from common.progress import Bar
 from config import LlamaConfig
 
 MAGIC = 0x616B3432  # "ak42"
@@ -237,7 +237,7 @@ def save(checkpoint: Checkpoint, path: str | Path, version: int) -> None:
             start = struct.pack("<Ii7iBi", MAGIC, version, *sizes, header.tied, group)
             file.write(start.ljust(HEADER, b"\0"))
         names = list(order_of(header))
-        for name in tqdm(names, desc="write", unit=" tensors", leave=False, disable=None):
+        for name in Bar(names, desc="write", unit=" tensors"):
             if name == ROTARY_TABLES:
                 file.write(rotary_tables(config))
             elif version == 2 and tensors[name].dim() == 2:

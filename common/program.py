@@ -144,7 +144,8 @@ class Stream:
 def standard_streams() -> Iterator[None]:
     """Take standard output and error as `Stream`. Errors of the latter cannot be told to anyone."""
     output = Stream(sys.stdout, STDOUT)
-    output.reconfigure(errors="backslashreplace")  # whatever the terminal can show
+    # Whatever the terminal can show; and a log has each line as it comes.
+    output.reconfigure(errors="backslashreplace", line_buffering=True)
     errors = Stream(sys.stderr, STDERR, raises=False)
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:

@@ -14,10 +14,10 @@ import numpy as np
 import sentencepiece
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from common.errors import InputError, missing_file
 from common.files import atomic_write, fingerprint
+from common.progress import Bar
 from text.labelled import read_labelled
 from tokenizer import Tokenizer
 
@@ -140,9 +140,7 @@ def _names(paths: Sequence[str | Path]) -> str:
 def _with_progress(what: str, paths: Sequence[str | Path], chunks: Iterable) -> Iterator:
     """The same chunks, with a progress bar over the bytes of the texts."""
     total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file())
-    with tqdm(
-        desc=what, total=total, unit="B", unit_scale=True, leave=False, disable=None
-    ) as progress:
+    with Bar(desc=what, total=total, unit="B", unit_scale=True) as progress:
         for chunk in chunks:
             yield chunk
             progress.update(len(chunk[-2].encode()))
