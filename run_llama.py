@@ -17,8 +17,9 @@ from common.settings import add_flags
 from tasks.evaluation import model_eval, write_predictions_to_file
 from tasks.finetune import FinetuneSettings, finetune, test, train
 from tasks.generate import GenerateSettings, generate, generate_sentence
+from tasks.predict import PredictSettings, predict
 from tasks.pretrain import PretrainSettings, pretrain
-from tasks.prompt import PromptSettings, test_with_prompting
+from tasks.prompt import AskingSettings, PromptSettings, test_with_prompting
 from tasks.saving import save_model
 from tasks.settings import (
     ASSIGNMENT_FLAGS,
@@ -50,8 +51,9 @@ OPTIONS = {  # of --option: the settings, and what is done with them
     "prompt": (PromptSettings, test_with_prompting),
     "finetune": (FinetuneSettings, finetune),
     "pretrain": (PretrainSettings, pretrain),
+    "predict": (PredictSettings, predict),
 }
-SHARED = (TaskSettings, ClassifySettings, TrainSettings)
+SHARED = (TaskSettings, ClassifySettings, AskingSettings, TrainSettings)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,7 +97,8 @@ def shown(settings: TaskSettings) -> argparse.Namespace:
     """Print the settings, and return them as `get_args` does."""
     flags = settings.plain()
     more = [name for name in flags if name in settings.given and name not in ASSIGNMENT_FLAGS]
-    print(f"args: { {name: flags[name] for name in (*ASSIGNMENT_FLAGS, *more)} }")
+    if settings.shows_args:
+        print(f"args: { {name: flags[name] for name in (*ASSIGNMENT_FLAGS, *more)} }")
     return argparse.Namespace(**flags)
 
 

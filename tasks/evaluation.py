@@ -4,17 +4,19 @@ import json
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import atomic_write, named_errors
+from common.progress import Bar
 from tasks.settings import ClassifySettings
 from text.labelled import SortedBatchSampler
 from training import distributed
@@ -39,7 +41,7 @@ def model_eval(
 
     model.eval()
     mine, y_true, sents = [], [], []
-    progress = tqdm(dataloader, desc="eval", leave=False, disable=None)
+    progress = Bar(dataloader, desc="eval")
     for batches, batch, counts in distributed.rounds(progress):
         scores = model(*inputs_of(batch, device))
         if scores.isnan().any():
@@ -62,7 +64,7 @@ def report_results(
     evaluate: Callable[[DataLoader], tuple],
     device: torch.device,
     labels: Sequence[str],
-) -> None:
+) -> list[dict[str, Any]]:
     """Evaluate dev and test, print their accuracies, write the predictions, and what is asked for.
 
     Args:
@@ -71,13 +73,20 @@ def report_results(
         loaders: by split.
         evaluate: returns what `model_eval` does.
         labels: their names.
+
+    Returns:
+        those lines, whether they are wanted or not; in other processes than the first nothing.
     """
     results, seconds = {}, {}
     for split, loader in loaders.items():
         start = time.perf_counter()
         results[split] = evaluate(loader)
         seconds[split] = time.perf_counter() - start
-    distributed.on_first(lambda: write_results(settings, results, seconds, device, labels))
+    records: list[dict[str, Any]] = []
+    distributed.on_first(
+        lambda: records.extend(write_results(settings, results, seconds, device, labels))
+    )
+    return records
 
 
 def write_results(
@@ -86,32 +95,44 @@ def write_results(
     seconds: dict[str, float],
     device: torch.device,
     labels: Sequence[str],
-) -> None:
-    """Write and print what `report_results` is to give.
+) -> list[dict[str, Any]]:
+    """Write and print what `report_results` is to give, and return the lines of metrics.
 
     Args:
         results, seconds: by split, what was found and how long it took.
     """
     for split, (accuracy, _, y_pred, _, sents) in results.items():
         write_predictions_to_file(split, getattr(settings, f"{split}_out"), accuracy, y_pred, sents)
+    from sklearn.metrics import confusion_matrix
+
+    records = []
     for split, (accuracy, f1, y_pred, y_true, _) in results.items():
+        matrix = confusion_matrix(y_true, y_pred, labels=range(len(labels)))
         if settings.report:
-            print_report(split, y_true, y_pred, labels)
-        append_metrics(
-            settings.metrics_out,
-            option=settings.option,
-            split=split,
-            accuracy=accuracy,
-            macro_f1=f1,
-            seconds=seconds[split],
-            sentences_per_second=len(y_pred) / seconds[split],
-            peak_memory_bytes=peak_memory(device),
-        )
+            print_report(split, y_true, y_pred, labels, matrix)
+            if settings.option == "prompt":
+                print_most_frequent(split, accuracy, y_true, labels)
+        record = {
+            "option": settings.option,
+            "split": split,
+            "accuracy": accuracy,
+            "macro_f1": f1,
+            "seconds": seconds[split],
+            "sentences_per_second": len(y_pred) / seconds[split],
+            "peak_memory_bytes": peak_memory(device),
+            "labels": list(labels),
+            "confusion_matrix": matrix.tolist(),  # a row for each true label
+        }
+        append_metrics(settings.metrics_out, **record)
+        records.append(record)
+    return records
 
 
-def print_report(split: str, y_true: list[int], y_pred: list[int], labels: Sequence[str]) -> None:
+def print_report(
+    split: str, y_true: list[int], y_pred: list[int], labels: Sequence[str], matrix: np.ndarray
+) -> None:
     """Precision, recall and F1 of every class, and the confusion matrix."""
-    from sklearn.metrics import classification_report, confusion_matrix
+    from sklearn.metrics import classification_report
 
     numbers = range(len(labels))
     print(f"\n{split}:")
@@ -122,8 +143,17 @@ def print_report(split: str, y_true: list[int], y_pred: list[int], labels: Seque
     )
     print("confusion matrix (a row for each true label, a column for each prediction):")
     width = max(map(len, labels))
-    for label, row in zip(labels, confusion_matrix(y_true, y_pred, labels=numbers), strict=True):
+    for label, row in zip(labels, matrix, strict=True):
         print(f"{label:>{width}}", *(f"{count:6d}" for count in row))
+
+
+def print_most_frequent(
+    split: str, accuracy: float, y_true: list[int], labels: Sequence[str]
+) -> None:
+    """What an accuracy has to be compared with."""
+    label, count = Counter(y_true).most_common(1)[0]
+    share = count / len(y_true)
+    print(f"{split} acc :: {accuracy:.3f}, always answering {labels[label]} gives {share:.3f}")
 
 
 def append_metrics(path: str | Path | None, **record: Any) -> None:

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import methods
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from common.errors import InputError, in_gibibytes, missing_file
 from common.files import fingerprint
+from common.progress import Bar, Pace
 from common.settings import flag
 from methods.recipe import Loss, Method, Recipe
 from optimizer import AdamW
@@ -34,6 +34,7 @@ from tasks.evaluation import (
     model_eval,
     report_results,
 )
+from tasks.plot import check_picture, draw
 from tasks.resuming import (
     RUN,
     Claim,
@@ -47,13 +48,14 @@ from tasks.resuming import (
 )
 from tasks.saving import (
     ClassifierConfig,
+    SavedRun,
     count_parameters,
     frozen_digest,
     load_trained,
     read_saved,
     saved_model,
 )
-from tasks.settings import ClassifySettings, TrainSettings, dataset_of
+from tasks.settings import ClassifySettings, TaskSettings, TrainSettings, dataset_of
 from text.labelled import (
     Example,
     check_labels,
@@ -85,6 +87,7 @@ NOT_WITH_LOAD = {
     "activation_checkpointing",
     "skip_train_eval",
     "compile",
+    "plot",
 }
 
 
@@ -188,9 +191,12 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
             if not method.takes_shards:
                 spelled = method.spelled()
                 raise InputError(f"--shard: does not go with {spelled}; leave one of them out")
+        outputs += (self.plot,) if self.plot is not None else ()
         reads = [path for path in (self.load, self.filepath) if path and path not in outputs]
         self.check_output_names("finetuning", self.has_own_weights, *outputs, reads=reads)
         check_metrics_file(self.metrics_out)
+        if self.plot is not None:
+            check_picture(self.plot)
 
 
 def finetune(args: argparse.Namespace) -> None:
@@ -204,7 +210,7 @@ def finetune(args: argparse.Namespace) -> None:
     if distributed.n_processes() > 1:
         agree_on_files(settings)
     if settings.load is not None:
-        test(args)
+        evaluate_saved(settings)
         return
     settings.check_before_work(settings.filepath)
     for path in (settings.train, settings.dev, settings.test, settings.pretrained_model_path):
@@ -215,8 +221,9 @@ def finetune(args: argparse.Namespace) -> None:
     with claimed(settings.filepath, result, data, settings.fresh) as claim:
         settings = settings.replace(filepath=claim.filepath)
         settings.check_before_work(settings.filepath)
-        run_epochs(settings, claim)
-        test(argparse.Namespace(**vars(args) | {"filepath": claim.filepath}))
+        records = run_epochs(settings, claim) + evaluate_saved(settings)
+        if settings.plot is not None:
+            distributed.on_first(lambda: draw({settings.filepath: records}, settings.plot))
 
 
 def agree_on_files(settings: FinetuneSettings) -> None:
@@ -241,8 +248,12 @@ def train(args: argparse.Namespace) -> None:
     run_epochs(FinetuneSettings.from_args(args))
 
 
-def run_epochs(settings: FinetuneSettings, claim: Claim | None = None) -> None:
-    """Train, and go on where the run with a claim was; leave its best weights in its file."""
+def run_epochs(settings: FinetuneSettings, claim: Claim | None = None) -> list[dict]:
+    """Train, and go on where the run with a claim was; leave its best weights in its file.
+
+    Returns:
+        the lines of metrics, one for each epoch.
+    """
     run = FineTuning(settings, claim)
     keeper = run.keeper
     if (ended := keeper.ended()) is not None:
@@ -251,15 +262,17 @@ def run_epochs(settings: FinetuneSettings, claim: Claim | None = None) -> None:
         print(log, end="")
         if distributed.is_first():
             add_records(settings.metrics_out, records)
-        return
+        return records
     progress = keeper.load(settings.epochs, run.n_steps)
     print(progress.log, end="")
     if distributed.is_first():
         add_records(settings.metrics_out, progress.records)
+    run.pace = run.pace_from(progress)
     with contextlib.redirect_stdout(Recorder(progress)):
         while not run.stops(progress) and progress.epoch < settings.epochs:
             run.train_epoch(progress)
         run.finish(progress)
+    return progress.records
 
 
 class FineTuning:
@@ -369,6 +382,11 @@ class FineTuning:
             print(reason)
         return reason is not None
 
+    def pace_from(self, progress: Progress) -> Pace:
+        """For the rest of the training."""
+        n_epochs = self.settings.epochs - progress.epoch
+        return Pace(n_epochs * self.n_steps - len(progress.losses), n_epochs)
+
     def train_epoch(self, progress: Progress) -> None:
         """One epoch: train, evaluate, keep the weights if they are the best, and tell."""
         settings, epoch = self.settings, progress.epoch
@@ -393,6 +411,7 @@ class FineTuning:
             seed=settings.seed,
             progress=progress,
             keep=keep,
+            pace=self.pace,
         )
         train_seconds = before + time.perf_counter() - begin
         train_acc = train_f1 = None
@@ -422,6 +441,7 @@ class FineTuning:
         progress.records.append(record)
         progress.epoch, progress.losses, progress.seconds = epoch + 1, [], 0.0
         self.keeper.save(progress, (epoch + 1) * n_steps)
+        self.pace.took("pause")
         if distributed.is_first():
             append_metrics(settings.metrics_out, **record)
 
@@ -551,6 +571,7 @@ def train_epoch(
     seed: int = 0,
     progress: Progress | None = None,
     keep: Callable[[], None] | None = None,
+    pace: Pace | None = None,
 ) -> float:
     """One pass over the loader; returns the mean loss of its batches.
 
@@ -562,6 +583,7 @@ def train_epoch(
         seed: of what these draw apart.
         progress: of the training; the pass goes on behind the steps that it has losses of.
         keep: called after each step, when its loss is there.
+        pace: of the whole training, for the time left.
 
     Raises:
         InputError: the loss is not finite; on a CPU the weights are left as they were before that
@@ -576,7 +598,8 @@ def train_epoch(
         progress.at_start = generator_states(device)
     else:
         restore_generators(progress.at_start, device)
-    batches = iter(tqdm(loader, desc=f"train-{epoch}", leave=False, disable=None))
+    bar = Bar(loader, desc=f"train-{epoch}")
+    batches = iter(bar)
     for _ in itertools.islice(batches, n_taken * grad_accum):  # their order is drawn again
         pass
     if n_taken > 0:
@@ -587,6 +610,9 @@ def train_epoch(
             losses = losses_of(group, spread, grad_accum)
             loss = update(model, losses, optimizer, f"epoch {epoch}, step {step}")
         progress.losses.append(loss)
+        if pace is not None:
+            pace.took("step")
+            bar.tell(loss.item() if device.type == "cpu" else None, pace.seconds_left)
         for call in after_step:
             call(model, epoch * n_steps + step + 1)
         if keep is not None:
@@ -604,7 +630,11 @@ def losses_of(batches: list[dict], spread: nn.Module, grad_accum: int) -> Iterat
 
 def test(args: argparse.Namespace) -> None:
     """Load `args.filepath`, evaluate on dev and test, and write the predictions."""
-    settings = FinetuneSettings.from_args(args)
+    evaluate_saved(FinetuneSettings.from_args(args))
+
+
+def evaluate_saved(settings: FinetuneSettings) -> list[dict[str, Any]]:
+    """What `test` does; returns what `report_results` does."""
     saved = read_saved(settings.filepath, FinetuneSettings)
     config = saved.config.replace(init_weights=False)
     if settings.load is not None:
@@ -616,17 +646,8 @@ def test(args: argparse.Namespace) -> None:
         check_labels(filename, config.num_labels, settings.filepath)
     device = pick_device(settings.use_gpu)
     tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
-    model = methods.build_classifier(config, saved.methods, tokenizer)
-    load_trained(model, saved.weights, settings.filepath)
-    if saved.frozen not in (None, frozen_digest(model)):
-        raise InputError(
-            f"{settings.filepath}: trained on other weights than {config.pretrained_model_path}; "
-            "name them with --pretrained-model-path"
-        )
-    for method in saved.methods:
-        method.merge(model)
-    accelerate(model)
-    model, dtype = model.to(device), settings.dtype
+    model = load_classifier(saved, config, tokenizer).to(device)
+    dtype = settings.dtype
     if settings.shard and distributed.n_processes() > 1:
         shard_classifier(model, dtype)
         dtype = "float32"
@@ -648,14 +669,44 @@ def test(args: argparse.Namespace) -> None:
         with mixed_precision(device, dtype):
             return model_eval(loader, model, device)
 
-    labels = config.label_names or [str(label) for label in range(config.num_labels)]
-    report_results(settings, loaders, evaluate, device, labels)
+    labels = config.label_names or names_beside(settings.dev, config.num_labels)
+    return report_results(settings, loaders, evaluate, device, labels)
+
+
+def names_beside(dev: str, num_labels: int) -> list[str]:
+    """The labels' names, from the mapping that lies beside data/x-dev.txt, else their numbers."""
+    path = Path(dev).with_name(f"{dataset_of(dev, 'dev')}-label-mapping.json")
+    if path.is_file() and len(names := load_label_names(path)) == num_labels:
+        return names
+    return [str(label) for label in range(num_labels)]
 
 
 test.__test__ = False  # not a test of pytest's, whatever its name
 
 
-def same_label_names(settings: FinetuneSettings, config: ClassifierConfig) -> list[str]:
+def load_classifier(saved: SavedRun, config: ClassifierConfig, tokenizer: Tokenizer) -> nn.Module:
+    """The classifier that a run saved.
+
+    Args:
+        config: the run's, with the checkpoint that it began with.
+
+    Raises:
+        InputError: it began with other weights.
+    """
+    model = methods.build_classifier(config, saved.methods, tokenizer)
+    load_trained(model, saved.weights, saved.path)
+    if saved.frozen not in (None, frozen_digest(model)):
+        raise InputError(
+            f"{saved.path}: trained on other weights than {config.pretrained_model_path}; "
+            "name them with --pretrained-model-path"
+        )
+    for method in saved.methods:
+        method.merge(model)
+    accelerate(model)
+    return model
+
+
+def same_label_names(settings: TaskSettings, config: ClassifierConfig) -> list[str]:
     """The names in `settings.label_names`.
 
     Raises:

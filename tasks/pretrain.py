@@ -21,12 +21,14 @@ from tqdm import tqdm
 from base_llama import state_of
 from checkpoints.pt import model_args_of, write_checkpoint
 from common.errors import InputError, missing_file
-from common.files import LARGE, SAMPLE, atomic_write, fingerprint
+from common.files import LARGE, SAMPLE, atomic_write, check_outputs, fingerprint
+from common.progress import Bar, Pace
 from common.settings import flag
 from config import LlamaConfig
 from llama import Llama, load_pretrained
 from optimizer import AdamW
 from tasks.evaluation import append_metrics
+from tasks.plot import check_picture, draw, read_metrics
 from tasks.scores import NextTokenScores, Tally, describe
 from tasks.settings import TrainSettings
 from text.plain import (
@@ -199,6 +201,9 @@ class PretrainSettings(TrainSettings):
         if self.start_from and fixed:
             flags = ", ".join(f"--{name}" for name in fixed)
             raise InputError(f"{flags}: {self.start_from} has a shape of its own; leave that out")
+        if self.plot is not None:
+            check_picture(self.plot)
+            check_outputs([self.plot], [*self.text, *self.checkpoints])
         try:
             dropout = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
             LlamaConfig(**dropout, **self.shape()).check()
@@ -320,6 +325,9 @@ def pretrain(args: argparse.Namespace) -> None:
             raise
         if "test" in texts:
             run.test(texts["test"])
+        if settings.plot is not None:
+            runs = {settings.output_dir: read_metrics(folder / METRICS)} if is_first else {}
+            distributed.on_first(lambda: draw(runs, settings.plot))
 
 
 def load_given_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tokenizer | None:
@@ -457,9 +465,9 @@ class Pretraining:
         tally, losses = Tally(), []
         self.llama.train()
         last_time = time.perf_counter()
-        with tqdm(
-            desc="train", total=settings.steps, initial=self.step, leave=False, disable=None
-        ) as progress:
+        n_steps = settings.steps - self.step
+        self.pace = Pace(n_steps, math.ceil(n_steps / eval_every))
+        with Bar(desc="train", total=settings.steps, initial=self.step) as progress:
             while self.step < settings.steps:
                 for group in self.optimizer.param_groups:
                     group["lr"] = settings.learning_rate(self.step)
@@ -474,6 +482,9 @@ class Pretraining:
                     )
                 losses.append(loss)
                 self.step += 1
+                self.pace.took("step")
+                known = loss.item() if loss.device.type == "cpu" else None
+                progress.tell(known, self.pace.seconds_left)
                 progress.update()
                 if self.step % eval_every == 0 or self.step == settings.steps:
                     check_finite(torch.stack(losses), f"the steps to {self.step}")
@@ -481,6 +492,7 @@ class Pretraining:
                     self.seconds += now - last_time
                     self._report(tally, now - last_time)
                     self._save()
+                    self.pace.took("pause")
                     tally, losses = Tally(), []
                     last_time = time.perf_counter()
 
@@ -546,11 +558,11 @@ class Pretraining:
         record["seconds"] = self.seconds
         record["tokens_per_second"] = tally.n_targets / seconds
         distributed.on_first(lambda: append_metrics(self.folder / METRICS, **record))
-        left = self.seconds / self.step * (settings.steps - self.step)
         parts = [f"{name} {describe(record[name])}" for name in PARTS if name in record]
+        left = tqdm.format_interval(self.pace.seconds_left)
         tqdm.write(
             f"step {self.step}/{settings.steps}: {' | '.join(parts)} | "
-            f"{record['tokens_per_second']:,.0f} tokens/s, {tqdm.format_interval(left)} left"
+            f"{record['tokens_per_second']:,.0f} tokens/s, {left} left"
         )
         sys.stdout.flush()
 
@@ -561,7 +573,7 @@ class Pretraining:
         rows = EvaluationRows(text, self.seqlen, n_rows)
         loader = DataLoader(rows, self.settings.batch_size, generator=torch.Generator())
         with torch.inference_mode():
-            progress = tqdm(loader, desc="evaluate", leave=False, disable=None)
+            progress = Bar(loader, desc="evaluate")
             for _, batch, counts in distributed.rounds(progress):
                 scores = self._score(batch, self.llama)
                 if counts:

@@ -14,8 +14,9 @@ from common.errors import InputError
 from common.settings import Settings, flag
 from inference.packing import pack
 from tasks.evaluation import check_metrics_file, model_eval, report_results
-from tasks.settings import ClassifySettings
+from tasks.settings import ClassifySettings, TaskSettings
 from text.labelled import (
+    Example,
     check_labels,
     create_data,
     fit_context,
@@ -36,10 +37,10 @@ CONTENT_FREE = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSettings(ClassifySettings):
+class AskingSettings(TaskSettings):
     """How labels are asked for."""
 
-    title = "prompt"
+    title = "prompt and predict"
     description = None
 
     prompt_template: str = flag(
@@ -53,6 +54,14 @@ class PromptSettings(ClassifySettings):
         "needs --causal",
         choices=tuple(CONTENT_FREE),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(AskingSettings, ClassifySettings):
+    """Zero-shot classification of dev and test."""
+
+    title = "prompt"
+    description = None
 
     def completed(self) -> Self:
         return super().completed().with_output_names("prompting")
@@ -87,45 +96,67 @@ def test_with_prompting(args: argparse.Namespace) -> None:
     frame(settings.prompt_template, label_names)
     for filename in (settings.train, settings.dev, settings.test):
         check_labels(filename, len(label_names), settings.label_names)
-    device = pick_device(settings.use_gpu)
-    tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
-    config = ZeroShotConfig(
-        pretrained_model_path=settings.pretrained_model_path,
-        num_labels=len(label_names),
-        causal=settings.causal,
-    )
-    zero_shot = LlamaZeroShotClassifier(config, tokenizer, label_names).to(device)
-    llama = zero_shot.llama
-    check_vocabulary(tokenizer, llama.vocab_size, settings.pretrained_model_path)
-    causal = llama.config.causal
-    if settings.calibrate and not causal:
-        raise InputError("--calibrate: scores without a mask depend on the batch; add --causal")
-    accelerate(llama)
-    # Without a mask and in float32 it stays the assignment's, to the digit.
-    if causal or settings.dtype != "float32":
-        pack(llama, settings.dtype)
-    model: nn.Module = zero_shot
-    if settings.calibrate:
-        model = Calibrated(zero_shot, settings.calibrate, settings.prompt_template)
-
+    asking = Asking(settings, label_names)
+    tokenizer = asking.tokenizer
     create_data(settings.train, tokenizer, "train")  # for its count, which the assignment prints
-    splits = {}
-    for split in ("dev", "test"):
-        data = create_data(getattr(settings, split), tokenizer, split, eos=False)
-        splits[split] = make_prompts(
-            data, settings.prompt_template, label_names, tokenizer, causal=causal
-        )
-    fitting = fit_context(*splits.values(), max_len=zero_shot.max_prompt_len, keep="last")
-    loaders = {
-        split: make_loader(data, settings.batch_size, tokenizer.pad_id, causal=causal)
-        for split, data in zip(splits, fitting, strict=True)
+    splits = {
+        split: create_data(getattr(settings, split), tokenizer, split, eos=False)
+        for split in ("dev", "test")
     }
+    loaders = {
+        split: make_loader(data, settings.batch_size, tokenizer.pad_id, causal=asking.causal)
+        for split, data in zip(splits, asking.rows(*splits.values()), strict=True)
+    }
+    model, device = asking.model, asking.device
     report_results(
         settings, loaders, lambda loader: model_eval(loader, model, device), device, label_names
     )
 
 
 test_with_prompting.__test__ = False  # not a test of pytest's, whatever its name
+
+
+class Asking:
+    """A language model that is asked for the label, with its tokenizer and its prompt.
+
+    Attributes:
+        model: takes ids, and if `causal` lengths, to scores `(batch, num_labels)`.
+
+    Raises:
+        InputError: the flags do not go together, or the tokenizer is not the model's.
+    """
+
+    def __init__(self, settings: AskingSettings, label_names: list[str]):
+        self.template, self.label_names = settings.prompt_template, label_names
+        self.device = pick_device(settings.use_gpu)
+        self.tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
+        config = ZeroShotConfig(
+            pretrained_model_path=settings.pretrained_model_path,
+            num_labels=len(label_names),
+            causal=settings.causal,
+        )
+        zero_shot = LlamaZeroShotClassifier(config, self.tokenizer, label_names).to(self.device)
+        llama = zero_shot.llama
+        check_vocabulary(self.tokenizer, llama.vocab_size, settings.pretrained_model_path)
+        self.causal = llama.config.causal
+        if settings.calibrate and not self.causal:
+            raise InputError("--calibrate: scores without a mask depend on the batch; add --causal")
+        accelerate(llama)
+        # Without a mask and in float32 it stays the assignment's, to the digit.
+        if self.causal or settings.dtype != "float32":
+            pack(llama, settings.dtype)
+        self.max_prompt_len = zero_shot.max_prompt_len
+        self.model: nn.Module = zero_shot
+        if settings.calibrate:
+            self.model = Calibrated(zero_shot, settings.calibrate, settings.prompt_template)
+
+    def rows(self, *splits: list[Example]) -> list[list[Example]]:
+        """The prompts that the model reads."""
+        prompts = [
+            make_prompts(data, self.template, self.label_names, self.tokenizer, causal=self.causal)
+            for data in splits
+        ]
+        return fit_context(*prompts, max_len=self.max_prompt_len, keep="last")
 
 
 class Calibrated(nn.Module):

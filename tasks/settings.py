@@ -14,7 +14,7 @@ from common.settings import Settings, flag
 from inference.packing import DTYPES
 from tokenizer import TOKENIZER_MODEL
 
-OPTIONS = ("generate", "prompt", "finetune", "pretrain")
+OPTIONS = ("generate", "prompt", "finetune", "pretrain", "predict")
 ASSIGNMENT_FLAGS = (  # as the assignment prints them; every option takes them
     *("train", "dev", "test", "label_names", "pretrained_model_path", "max_sentence_len", "seed"),
     *("epochs", "option", "use_gpu", "generated_sentence_low_temp_out"),
@@ -55,6 +55,7 @@ class TaskSettings(Settings):
         takes_processes: whether `torchrun` may start several processes.
         less_memory: what to do where memory runs out.
         outlives_output: whether the work goes on when standard output cannot be written any more.
+        shows_args: whether the flags are printed, as the assignment does.
         keeps_freed_memory: whether `training.cpu.keep_freed_memory` pays; it costs some memory.
     """
 
@@ -63,6 +64,7 @@ class TaskSettings(Settings):
     takes_processes: ClassVar[bool] = False
     less_memory: ClassVar[str] = "lower --batch_size or --max_sentence_len"
     outlives_output: ClassVar[bool] = False
+    shows_args: ClassVar[bool] = True
     keeps_freed_memory: ClassVar[bool] = True
 
     title = "all options"
@@ -247,6 +249,7 @@ class TrainSettings(TaskSettings):
         False, "train in less memory, for the time of one more forward pass"
     )
     compile: bool = flag(False, "let torch.compile make the layers faster, after a minute or so")
+    plot: str | None = flag(None, "draw how it went, an SVG or PNG file")
     shard: bool = flag(
         False, "with several processes: each holds a part of the model, not a copy (FSDP2)"
     )
