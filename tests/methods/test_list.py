@@ -359,7 +359,10 @@ IDLE_FLAGS = [
     (["--tune", "lora", "--adapter_size", "4"], "--adapter_size acts only with --tune adapter"),
     (["--prefix_length", "4"], "--prefix_length acts only with --tune prefix"),
     (["--smart_mu", "1"], "--smart_mu acts only with --smart"),
-    (["--prompt_template", "{sentence}"], "acts only with --option prompt or predict or --prompt_based"),
+    (
+        ["--prompt_template", "{sentence}"],
+        "acts only with --option prompt or predict or --prompt_based",
+    ),
     (["--option", "prompt", "--mixout", "0.5"], "--mixout acts only with --option finetune"),
     (["--option", "prompt", "--load", "x.pt"], "--load acts only with --option finetune"),
     (["--option", "generate", "--tune", "lora"], "--tune acts only with --option finetune"),
