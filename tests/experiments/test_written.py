@@ -3,6 +3,7 @@
 from conftest import make_llama
 
 from experiments import written
+from inference.sampling import Sampling
 
 
 class Letters:
@@ -24,8 +25,8 @@ def test_words_are_counted_by_their_lower_case():
 
 
 def test_a_word_that_the_limit_cut_is_not_counted(monkeypatch):
-    def decode(_, prompts, max_new_tokens, temperature):
-        assert (prompts, temperature) == ([[1, 97], [1, 98]], 1.0)
+    def decode(_, prompts, max_new_tokens, sampling):
+        assert (prompts, sampling) == ([[1, 97], [1, 98]], Sampling(1.0))
         added = [*" one tw"], [*" end.", *[None] * 2]
         yield from ([ord(c) if c else None for c in step] for step in zip(*added, strict=True))
 

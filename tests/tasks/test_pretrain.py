@@ -361,7 +361,7 @@ def test_every_flag_is_one_of_a_runs_settings(folder):
     flags |= {"seed", "batch_size", "lr"}
     # Of the text and the checkpoint there are fingerprints; the others change no result.
     flags -= {"text", "tokenizer_path", "output_dir", "causal", "activation_checkpointing"}
-    flags -= {"shard", "compile", "verify"}
+    flags -= {"shard", "compile", "verify", "plot"}
     settings = PretrainSettings(text=["text.txt"]).of_the_result()
     assert settings.keys() == {*flags, "files"}
 
