@@ -17,7 +17,8 @@ class KVCache:
     Attributes:
         lengths: number of tokens of each row. Setting one lower forgets the row's last tokens.
         data: keys and values of all layers, `(n_layers, 2, batch, n_kv_heads, max_len, head_dim)`.
-        layers: each layer's part of them, a view, or where autograd follows a copy.
+        keys, values: of each layer, `(batch, n_kv_heads, max_len, head_dim)`; views of `data`, or
+            where autograd follows copies.
         start: while a forward pass runs, the position of its first token, one number if all rows
             agree and otherwise `(batch,)`.
         stop: then also the number of positions that it reaches to.
@@ -32,7 +33,7 @@ class KVCache:
         shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
         self.lengths = [0] * batch_size
         self.data = torch.zeros(config.n_layers, 2, *shape, device=device)
-        self.layers = list(self.data.unbind())
+        self._view()
         self.start: int | torch.Tensor = 0
         self.stop = 0
         self.positions: torch.Tensor | None = None
@@ -62,8 +63,9 @@ class KVCache:
             those of all tokens so far, `(batch, n_kv_heads, stop, head_dim)`.
         """
         if torch.is_grad_enabled():  # autograd needs those that it has seen
-            self.layers[layer_id] = self.layers[layer_id].clone()
-        keys, values = self.layers[layer_id][0], self.layers[layer_id][1]
+            self.keys[layer_id] = self.keys[layer_id].clone()
+            self.values[layer_id] = self.values[layer_id].clone()
+        keys, values = self.keys[layer_id], self.values[layer_id]
         if self.mask is None:
             keys[:, :, self.start : self.stop] = key
             values[:, :, self.start : self.stop] = value
@@ -81,4 +83,8 @@ class KVCache:
         """Forget all rows but these."""
         self.lengths = [self.lengths[row] for row in rows]
         self.data = self.data[:, :, rows]
-        self.layers = list(self.data.unbind())
+        self._view()
+
+    def _view(self) -> None:
+        self.keys = [layer[0] for layer in self.data]
+        self.values = [layer[1] for layer in self.data]

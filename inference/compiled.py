@@ -18,7 +18,7 @@ from torch import nn
 
 from base_llama import replace
 from inference.cache import KVCache
-from inference.packing import Int8Product, PackedEmbedding, Product, pack, quantized
+from inference.packing import Int8Product, PackedEmbedding, PackedLlama, Product, pack, quantized
 from rope import rotary_table
 
 if "numba" not in sys.modules:  # it waits for all threads that it has, also those that do nothing
@@ -167,7 +167,7 @@ def attend(query, keys, values, scores, out):
             out[i] += share * values[t, i]
 
 
-class CompiledLlama(nn.Module):
+class CompiledLlama(PackedLlama):
     """A causal model on a CPU, packed, whose step for one row is compiled.
 
     Prompts and several rows go through PyTorch, with the same weights.
@@ -178,10 +178,8 @@ class CompiledLlama(nn.Module):
     """
 
     def __init__(self, llama: Llama, dtype: str):
-        super().__init__()
         weights = StackedWeights(llama, dtype)
-        self.llama = pack(llama, dtype, weights.put)
-        self.config = llama.config
+        super().__init__(pack(llama, dtype, weights.put))
         layers = llama.layers
         norms = [norm.weight for layer in layers for norm in (layer.attention_norm, layer.ffn_norm)]
         embedding = llama.tok_embeddings.weight
@@ -199,47 +197,33 @@ class CompiledLlama(nn.Module):
             as_array(torch.stack([*norms, llama.norm.weight])),
             as_array(torch.view_as_real(table)),
         )
+        self.eps = np.float32(config.layer_norm_eps)
         self.logits = torch.empty(1, llama.vocab_size)
         self.n_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        self.compiled = self._compile()
-
-    @property
-    def tok_embeddings(self) -> nn.Module:
-        return self.llama.tok_embeddings
-
-    def hidden_states(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As `Llama.hidden_states`."""
-        return self.llama.hidden_states(*args, **kwargs)
-
-    def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As `Llama.output`."""
-        return self.llama.output(hidden)
+        self._compile()
 
     def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """As `Llama.next_logits`. What is returned for one row is written over by the next step."""
         if tokens.numel() > 1:
-            return self.llama.next_logits(tokens, cache)
+            return super().next_logits(tokens, cache)
         self._step(int(tokens), cache.lengths[0], cache.data[:, :, 0])
         cache.end(1)
         return self.logits
 
     def _step(self, token: int, position: int, cache: torch.Tensor) -> None:
         numba.set_num_threads(self.n_threads)
-        eps = np.float32(self.config.layer_norm_eps)
         logits = self.logits[0].numpy()
-        self.compiled(token, position, *self.constants, cache.numpy(), eps, logits)
+        self.compiled(token, position, *self.constants, cache.numpy(), self.eps, logits)
 
-    def _compile(self) -> Any:
-        """The step as machine code, from the disk if it is there."""
-        config = self.config
-        cache = KVCache(config, 1, 1)
+    def _compile(self) -> None:
+        """Make the step machine code, or take it from the disk if it is there."""
+        cache = KVCache(self.config, 1, 1)
         try:
             self.compiled = numba.njit(step, parallel=True, fastmath=FAST, cache=True)
             self._step(0, 0, cache.data[:, :, 0])
         except Exception:  # a cache that is nowhere, full or damaged costs the time to compile
             self.compiled = numba.njit(step, parallel=True, fastmath=FAST)
             self._step(0, 0, cache.data[:, :, 0])
-        return self.compiled
 
 
 class StackedWeights:

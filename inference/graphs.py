@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from inference.cache import KVCache
-from inference.packing import pack
+from inference.packing import PackedLlama, pack
 
 if TYPE_CHECKING:
     from llama import Llama
@@ -29,7 +28,7 @@ class StaticCache(KVCache):
 
     def __init__(self, data: torch.Tensor, lengths: torch.Tensor):
         self.data, self.start = data, lengths
-        self.layers = list(data.unbind())
+        self._view()
         self.stop = data.shape[4]
 
     def begin(self, n: int) -> None:
@@ -42,7 +41,7 @@ class StaticCache(KVCache):
         """Nothing: who calls the step counts."""
 
 
-class GraphLlama(nn.Module):
+class GraphLlama(PackedLlama):
     """A causal model, packed, whose steps are compiled, for as many rows as there are.
 
     Prompts go through the model as it is.
@@ -54,28 +53,14 @@ class GraphLlama(nn.Module):
     """
 
     def __init__(self, llama: Llama, dtype: str, **options: Any):
-        super().__init__()
-        self.llama = pack(llama, dtype)
-        self.config = llama.config
+        super().__init__(pack(llama, dtype))
         options = options or {"mode": "reduce-overhead"}
         self.compiled = torch.compile(self._step, fullgraph=True, **options)
-
-    @property
-    def tok_embeddings(self) -> nn.Module:
-        return self.llama.tok_embeddings
-
-    def hidden_states(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As `Llama.hidden_states`."""
-        return self.llama.hidden_states(*args, **kwargs)
-
-    def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As `Llama.output`."""
-        return self.llama.output(hidden)
 
     def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """As `Llama.next_logits`."""
         if tokens.shape[1] > 1:
-            return self.llama.next_logits(tokens, cache)
+            return super().next_logits(tokens, cache)
         torch._dynamo.mark_static_address(cache.data)  # the step writes to it
         lengths = torch.tensor(cache.lengths, device=cache.data.device)
         logits = self.compiled(

@@ -10,7 +10,7 @@ kept twice, in the order that is best for one row and in that for several.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,30 @@ def pack(llama: Llama, dtype: str = "float32", packed: Pack | None = None) -> Ll
         replace(llama, "norm", PackedNorm(llama.norm))
         replace(llama, "output", PackedLinear(llama.output, packed))
     return llama
+
+
+class PackedLlama(nn.Module):
+    """A packed model for `decode`, whose step may be another than that of its modules."""
+
+    def __init__(self, llama: Llama):
+        super().__init__()
+        self.llama, self.config = llama, llama.config
+
+    @property
+    def tok_embeddings(self) -> nn.Module:
+        return self.llama.tok_embeddings
+
+    def hidden_states(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As `Llama.hidden_states`."""
+        return self.llama.hidden_states(*args, **kwargs)
+
+    def output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `Llama.output`."""
+        return self.llama.output(hidden)
+
+    def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """As `Llama.next_logits`."""
+        return self.llama.next_logits(tokens, cache)
 
 
 class PackedAttention(nn.Module):

@@ -54,6 +54,7 @@ from tasks.saving import (
     load_trained,
     read_saved,
     saved_model,
+    write_saved,
 )
 from tasks.settings import ClassifySettings, TaskSettings, TrainSettings, dataset_of
 from text.labelled import (
@@ -207,9 +208,8 @@ def finetune(args: argparse.Namespace) -> None:
     ended is told again. The weights of another run are left alone.
     """
     settings = FinetuneSettings.from_args(args)
-    if distributed.n_processes() > 1:
-        agree_on_files(settings)
     if settings.load is not None:
+        agree_on_files(settings)
         evaluate_saved(settings)
         return
     settings.check_before_work(settings.filepath)
@@ -217,6 +217,7 @@ def finetune(args: argparse.Namespace) -> None:
         if not Path(path).exists():
             raise missing_file(path)
     result = settings.of_the_result()
+    distributed.agree(result)
     data = dataset_of(settings.train, "train")
     with claimed(settings.filepath, result, data, settings.fresh) as claim:
         settings = settings.replace(filepath=claim.filepath)
@@ -227,13 +228,15 @@ def finetune(args: argparse.Namespace) -> None:
 
 
 def agree_on_files(settings: FinetuneSettings) -> None:
-    """See that all processes read the same.
+    """See that all processes evaluate the same.
 
     Raises:
         InputError: they do not.
     """
+    if distributed.n_processes() == 1:
+        return
     files = [settings.dev, settings.test, settings.pretrained_model_path, settings.tokenizer_path]
-    files += [settings.load or settings.train, settings.label_names]
+    files += [settings.load, settings.label_names]
     files = [path for path in files if path is not None and Path(path).exists()]
     distributed.agree({path: fingerprint(path) for path in files})
 
@@ -420,8 +423,7 @@ class FineTuning:
         dev_acc, dev_f1, *_ = self.evaluate(self.dev_loader)
         if dev_acc > progress.best_dev_acc:
             progress.best_dev_acc, progress.best_epoch = dev_acc, epoch
-            write_checkpoint_first(self.saved(), settings.filepath)
-            print(f"save the model to {settings.filepath}")
+            write_saved(self.saved(), settings.filepath)
         shown = "" if train_acc is None else f"train acc :: {train_acc:.3f}, "
         print(f"epoch {epoch}: train loss :: {train_loss:.3f}, {shown}dev acc :: {dev_acc:.3f}")
         record = {
@@ -467,11 +469,7 @@ class FineTuning:
         if self.claim is not None:
             self.keeper.end(progress, weights)
         elif weights is not None:
-            write_checkpoint_first(weights, filepath)
-
-
-def write_checkpoint_first(saved: dict[str, Any], path: str) -> None:
-    distributed.on_first(lambda: write_checkpoint(saved, path))
+            distributed.on_first(lambda: write_checkpoint(weights, filepath))
 
 
 def count_labels(settings: FinetuneSettings) -> tuple[int, list[str] | None]:
@@ -617,8 +615,9 @@ def train_epoch(
             call(model, epoch * n_steps + step + 1)
         if keep is not None:
             keep()
-    check_finite(torch.stack(progress.losses), f"epoch {epoch}")
-    return sum(grad_accum * loss.item() for loss in progress.losses) / len(loader)
+    losses = torch.stack(progress.losses)
+    check_finite(losses, f"epoch {epoch}")
+    return sum(grad_accum * loss for loss in losses.tolist()) / len(loader)
 
 
 def losses_of(batches: list[dict], spread: nn.Module, grad_accum: int) -> Iterator[torch.Tensor]:

@@ -240,7 +240,7 @@ class Texts:
                 if token is not None and row not in self._ended:
                     self.rows[row].append(token)
                     self.n_new += 1
-                    if self._stops(self.tokenizer.decode(self.rows[row]), row):
+                    if self.stop and self._stops(self.tokenizer.decode(self.rows[row]), row):
                         self._ended.add(row)
             yield
             if self._ended.issuperset(rows):
@@ -271,7 +271,7 @@ def write(
     written.
     """
     print(f"load model from {settings.pretrained_model_path}")
-    print(f"Temperature is {temperature:g}" if settings.is_one else f"Temperature is {temperature}")
+    print(f"Temperature is {temperature}")
     is_assignments = not generator.llama.config.causal
     if is_assignments and temperature > 0:
         draw_initial_weights(generator.llama)

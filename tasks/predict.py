@@ -29,7 +29,6 @@ from tokenizer import TOKENIZER_MODEL, Tokenizer
 from training.step import mixed_precision
 from utils import pick_device
 
-FORMATS = ("text", "jsonl", "csv")
 FIELDS = ("label", "name", "probability")
 MOST_BATCHES = 100  # that are formed together, of sentences of about the same length
 
@@ -55,7 +54,7 @@ class PredictSettings(AskingSettings):
     format: str = flag(
         "text",
         "label, name and probability between tabs, as JSON lines, or as CSV with a header",
-        choices=FORMATS,
+        choices=lambda: tuple(WRITERS),
     )
 
     @classmethod

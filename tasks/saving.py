@@ -81,7 +81,11 @@ def save_model(
     model: nn.Module, optimizer: Optimizer, args: Any, config: Any, filepath: str | Path
 ) -> None:
     """Save weights, optimizer, settings and generator states, as tensors and plain values."""
-    saved = saved_model(model, optimizer, args, config)
+    write_saved(saved_model(model, optimizer, args, config), filepath)
+
+
+def write_saved(saved: dict[str, Any], filepath: str | Path) -> None:
+    """Write what `saved_model` gave, and tell so."""
     distributed.on_first(lambda: write_checkpoint(saved, filepath))
     print(f"save the model to {filepath}")
 

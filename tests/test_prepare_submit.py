@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from prepare_submit import ADVANCED, LARGEST, MARKERS, REQUIRED, check_file, main
+from prepare_submit import ADVANCED, LARGEST, LEFT_OUT_STATES, MARKERS, REQUIRED, check_file, main
+from tasks.resuming import Claim
 from training.folder import RUN
 
 SIZES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}
@@ -60,6 +61,7 @@ def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys):
         "finetune-0a1b2c3d.state/state-5/__0_0.distcp",
     ]
     assert RUN in MARKERS
+    assert Claim("finetune.pt", {}, fresh=False).state_folder.name.endswith(LEFT_OUT_STATES)
     for name in kept + left_out:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
