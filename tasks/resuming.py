@@ -203,7 +203,8 @@ class Keeper:
             setattr(progress, name, saved[name])
         if not all(type(loss) is float for loss in saved["losses"]):
             raise TypeError("a loss that is no number")
-        progress.losses = [torch.tensor(loss) for loss in saved["losses"]]
+        device = next(self.model.parameters()).device
+        progress.losses = [torch.tensor(loss, device=device) for loss in saved["losses"]]
         for moment in ("at_start", "now"):
             states = {key: saved.get(f"{moment}.{key}") for key in ("cpu", "device")}
             setattr(progress, moment, {key: x for key, x in states.items() if x is not None})
@@ -211,7 +212,6 @@ class Keeper:
             for name, tensor in self.kept.items():
                 tensor.copy_(saved[f"method.{name}"])
         json.dumps(progress.records)  # so that they can be written again
-        device = next(self.model.parameters()).device
         for states in (progress.at_start, progress.now):
             restore_generators(states, device)
 

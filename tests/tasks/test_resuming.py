@@ -14,6 +14,7 @@ from conftest import ROOT, SENTENCES
 
 import tasks.finetune
 from checkpoints.pt import read_checkpoint
+from tasks.resuming import Claim, Keeper, Progress
 from training.folder import locked
 
 FLAGS = ["--option", "finetune", "--lr", "1e-2"]
@@ -160,6 +161,16 @@ def test_a_state_holds_no_frozen_weights(data, run_cli, monkeypatch):
     (folder,) = Path().glob("*.state")
     saved = read_checkpoint(folder / "state.pt")
     assert saved["model"] and not any("lora_" not in n and "head" not in n for n in saved["model"])
+
+
+def test_losses_come_back_where_the_model_is():
+    """Those that follow are there, and they become one tensor."""
+    keeper = Keeper(Claim("w.pt", {}, fresh=False), torch.nn.Linear(1, 1, device="meta"), None, {})
+    state = torch.get_rng_state()
+    saved = {name: getattr(Progress(), name) for name in Progress.PLAIN}
+    saved |= {"run": {}, "losses": [0.5, 0.25], "at_start.cpu": state, "now.cpu": state}
+    keeper._take_up(saved, progress := Progress())
+    assert [loss.device.type for loss in progress.losses] == ["meta", "meta"]
 
 
 STATE_EDITS = {
