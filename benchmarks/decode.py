@@ -31,7 +31,8 @@ from statistics import median
 import torch
 
 from inference.decoding import decode
-from inference.packing import DTYPES, pack
+from inference.one_row import OneRowLlama
+from inference.packing import DTYPES
 from inference.sampling import Sampling
 from llama import Llama, load_pretrained
 from training.cpu import accelerate
@@ -83,11 +84,11 @@ def as_transformers(llama: Llama) -> torch.nn.Module:
     return theirs.eval()
 
 
-def load_packed(path: str, dtype: str) -> Llama:
+def load_packed(path: str, dtype: str) -> OneRowLlama:
     """The model as `run_llama.py` decodes with it."""
     llama = load_pretrained(path, causal=True, init_weights=False).eval()
     accelerate(llama)
-    return pack(llama, dtype)
+    return OneRowLlama(llama, dtype)
 
 
 def run_ours(llama: Llama, batch_size: int, n_new: int) -> list[list[int]]:

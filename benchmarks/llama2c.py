@@ -19,7 +19,8 @@ from checkpoints import llama2c
 from checkpoints.formats import load
 from inference.compiled import CompiledLlama
 from inference.decoding import decode
-from inference.packing import DTYPES, pack
+from inference.one_row import OneRowLlama
+from inference.packing import DTYPES
 from inference.sampling import Sampling
 from llama import load_pretrained
 from tokenizer import Tokenizer
@@ -69,7 +70,7 @@ def make_contenders(path: str, folder: Path, n_threads: int) -> dict[str, Callab
     for dtype in DTYPES:
         eager = plain()
         accelerate(eager)
-        pack(eager, dtype)
+        eager = OneRowLlama(eager, dtype)
         compiled = CompiledLlama(plain(), dtype)
         contenders[f"eager {dtype}"] = lambda n, llama=eager: run_ours(llama, n)
         contenders[f"compiled {dtype}"] = lambda n, llama=compiled: run_ours(llama, n)

@@ -243,7 +243,7 @@ class StackedWeights:
         sizes += [(2 * config.ffn_dim, config.dim), (config.dim, config.ffn_dim)]
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype, torch.int8)
         shapes = [(config.n_layers, *size) for size in sizes] + [(config.vocab_size, config.dim)]
-        self.stacks = [torch.empty(shape, dtype=self.dtype) for shape in shapes]
+        self.stacks = [empty_in_huge_pages(shape, self.dtype) for shape in shapes]
         self.scales = [torch.ones(shape[:-1]) for shape in shapes]
         self._slots = (
             (stack[i], scale[i])
@@ -261,6 +261,17 @@ class StackedWeights:
             return Int8Product(stack, scale)
         stack.copy_(weight)
         return lambda x: F.linear(x.to(stack.dtype), stack)
+
+
+def empty_in_huge_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in NumPy's memory, for which NumPy asks Linux for pages of 2 MiB.
+
+    Where memory is fast, weights are read from them up to a fifth faster than from pages of 4 KiB.
+    """
+    n_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(n_bytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64  # at the start of a cache line
+    return torch.from_numpy(memory[start : start + n_bytes]).view(dtype).view(shape)
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:

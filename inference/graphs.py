@@ -63,9 +63,7 @@ class GraphLlama(PackedLlama):
             return super().next_logits(tokens, cache)
         torch._dynamo.mark_static_address(cache.data)  # the step writes to it
         lengths = torch.tensor(cache.lengths, device=cache.data.device)
-        logits = self.compiled(
-            tokens, lengths, cache.data
-        ).clone()  # the next replay writes over it
+        logits = self.compiled(tokens, lengths, cache.data)
         cache.end(1)
         return logits.clone()  # the next replay writes over them
 

@@ -17,6 +17,7 @@ from common.files import atomic_write, check_outputs
 from common.progress import Bar
 from common.settings import flag
 from inference.decoding import decode, decode_unmasked
+from inference.one_row import OneRowLlama
 from inference.packing import pack
 from inference.sampling import Sampling
 from llama import Llama, load_pretrained
@@ -121,6 +122,8 @@ class TextGenerator:
         accelerate(llama)
         if compile and llama.config.causal:
             self.llama = compiled(llama, dtype, self.device)
+        elif llama.config.causal and self.device.type == "cpu":
+            self.llama = OneRowLlama(llama, dtype)
         elif llama.config.causal or dtype != "float32":
             pack(llama, dtype)
         else:  # it stays the assignment's, to the digit
