@@ -32,13 +32,12 @@ import torch
 
 from inference.decoding import decode
 from inference.one_row import OneRowLlama
-from inference.packing import DTYPES
+from inference.packing import BYTES, DTYPES
 from inference.sampling import Sampling
 from llama import Llama, load_pretrained
 from training.cpu import accelerate
 
 PROMPT = [1, 306, 505, 5131, 304]
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def as_transformers(llama: Llama) -> torch.nn.Module:

@@ -30,6 +30,7 @@ from benchmarks.startup import seconds_to_first_token
 from checkpoints import hf
 from checkpoints.layout import shapes_of
 from config import LlamaConfig
+from inference.packing import BYTES
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {
@@ -38,7 +39,6 @@ SHAPES = {
 }
 CONTEXT = {"1.1b": 2048, "7b": 4096}
 SHARD = 2 << 30  # bytes
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def make_model(folder: Path, shape: str) -> int:

@@ -23,7 +23,8 @@ from rope import apply_rotary_emb
 if TYPE_CHECKING:
     from llama import Attention, FeedForward, Llama, RMSNorm
 
-DTYPES = ("float32", "bfloat16", "int8")
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a number
+DTYPES = tuple(BYTES)
 Product = Callable[[torch.Tensor], torch.Tensor]  # x `(…, in)` to x Wᵀ `(…, out)`
 Pack = Callable[[torch.Tensor], Product]  # W `(out, in)` to its product
 
@@ -248,7 +249,7 @@ class Int8Product:
         self.has_kernel = quantized.device.type == "cpu" and quantized.shape[1] % 32 == 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.bfloat16().flatten(0, -2)
+        rows = x.bfloat16().reshape(-1, x.shape[-1])
         if self.has_kernel and len(rows) <= self.MAX_ROWS:
             y = torch._weight_int8pack_mm(rows, self.quantized, self.scale)
         else:

@@ -1,6 +1,7 @@
 """`--option generate`: continue a text, shown as it comes."""
 
 import argparse
+import os
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from common.progress import Bar
 from common.settings import flag
 from inference.decoding import decode, decode_unmasked
 from inference.one_row import OneRowLlama
-from inference.packing import pack
+from inference.packing import BYTES, pack
 from inference.sampling import Sampling
 from llama import Llama, load_pretrained
 from tasks.settings import DEMO_MODEL, TaskSettings
@@ -31,6 +32,7 @@ PREFIX = (
     "Keanu Reeves, playing the hero John Wick, is"
 )
 LINE = "---------------"  # below a text
+FOR_ONE_THREAD = 8 << 20  # bytes of weights; for fewer a second thread gains little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,8 @@ class TextGenerator:
         use_gpu: run on CUDA, or else MPS.
         compile: see `inference/compiled.py`; causal models only.
 
+    Decoding of a small causal model on a CPU sets PyTorch's threads to one, see `limit_threads`.
+
     Raises:
         FileNotFoundError, InputError: it cannot be loaded, or the tokenizer is not the model's.
     """
@@ -119,6 +123,8 @@ class TextGenerator:
         self.tokenizer = Tokenizer(tokenizer_model=path)
         check_vocabulary(self.tokenizer, llama.vocab_size, checkpoint)
         self.llama = llama.to(self.device).eval()
+        if llama.config.causal and self.device.type == "cpu":
+            limit_threads(llama, dtype)
         accelerate(llama)
         if compile and llama.config.causal:
             self.llama = compiled(llama, dtype, self.device)
@@ -151,6 +157,21 @@ class TextGenerator:
         for _ in texts:
             pass
         return [texts.text(row) for row in range(len(prompts))]
+
+
+def limit_threads(llama: Llama, dtype: str) -> None:
+    """Let PyTorch use one thread where more do not pay, unless `OMP_NUM_THREADS` says how many.
+
+    Threads wait for each other after every product. Beside another busy process each wait may be
+    for a turn on a processor, and a small model decodes several times slower with two threads than
+    with one (`benchmarks/threads.py`).
+    """
+    weights = {id(p): p.numel() for p in llama.parameters()}  # a shared one counts once
+    if (
+        sum(weights.values()) * BYTES[dtype] < FOR_ONE_THREAD
+        and "OMP_NUM_THREADS" not in os.environ
+    ):
+        torch.set_num_threads(1)
 
 
 def compiled(llama: Llama, dtype: str, device: torch.device) -> nn.Module:

@@ -1,11 +1,13 @@
 """The steps for one row, in few operations and compiled, against the plain model."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from conftest import ROOT, make_llama
 
+from inference import packing
 from inference.cache import KVCache
 from inference.decoding import decode
 from inference.one_row import OneRowLlama
@@ -51,8 +53,12 @@ def test_logits_are_the_plain_ones_at_every_position(one_row, shape):
         assert cache.lengths == [40]
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.02), ("int8", 0.03)])
-def test_lower_precision_is_near(one_row, dtype, bound):
+@pytest.mark.parametrize("small", [packing.SMALL, 0], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.03)]
+)
+def test_all_precisions_and_kernels_are_near(one_row, dtype, bound, small, monkeypatch):
+    monkeypatch.setattr(packing, "SMALL", small)
     plain = make_llama(causal=True)
     fast = one_row(make_llama(causal=True), dtype)
     ids = torch.randint(4, 300, (1, 30), generator=torch.Generator().manual_seed(1))
@@ -110,7 +116,7 @@ def bits_per_byte(llama: PackedLlama, tokenizer: Tokenizer, texts: list[str]) ->
     for text in texts:
         ids = tokenizer.encode(text, bos=True, eos=False)
         cache = KVCache(llama.config, 1, len(ids))
-        for token, target in zip(ids, ids[1:], strict=False):
+        for token, target in itertools.pairwise(ids):
             logits = llama.next_logits(torch.tensor([[token]]), cache)
             nats -= logits[0].float().log_softmax(0)[target].item()
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)

@@ -8,9 +8,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, make_llama, save_llama
 
 from inference.sampling import Sampling
+from tasks import generate
 from tasks.generate import TextGenerator, Texts
 
 pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
@@ -245,3 +247,19 @@ def test_texts_in_and_texts_out(project, tokenizer):
         together = generator.complete(prompts, greedy, 10)
         assert together == [generator.complete([p], greedy, 10)[0] for p in prompts]
         assert all(text.startswith(p) for text, p in zip(together, prompts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("limit", "environment", "expected"),
+    [(1 << 30, {}, [1]), (1, {}, []), (1 << 30, {"OMP_NUM_THREADS": "2"}, [])],
+    ids=["small", "large", "the user says"],
+)
+def test_a_small_model_takes_one_thread(project, monkeypatch, limit, environment, expected):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(generate, "FOR_ONE_THREAD", limit)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    TextGenerator("model.pt", causal=True, dtype="int8")
+    assert threads == expected
