@@ -1,24 +1,70 @@
 """What a sceptic would use: TF-IDF of words and pairs of words, with logistic regression.
 
     .venv/bin/python -m experiments.baseline --data data/sst
+    .venv/bin/python -m experiments.baseline --data data/sst --unlabelled reviews.txt
 
-It is fitted on train; the strength of the regularization is the one that is best on dev.
+It is fitted on train; the strength of the regularization is the one that is best on dev. With
+`--unlabelled`, a text of documents between lines `<|endoftext|>`, it has read what a language model
+may read that is pre-trained on the same: inverse document frequencies are those of the documents,
+and beside the words stand the coordinates of a truncated SVD of the documents' TF-IDF (latent
+semantic analysis).
 """
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+import scipy.sparse
+from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
 
+from common.errors import InputError, missing_file
 from common.program import ArgumentParser, run_script
 from text.labelled import few_shot, read_labelled
+from text.plain import DOCUMENT_SEPARATOR
 from tokenizer import Tokenizer
 
 CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization
+WORDS = {"sublinear_tf": True, "token_pattern": r"\S+"}
+N_COMPONENTS, MIN_DOCUMENTS = 300, 20  # of the SVD; that a word is in
+
+
+class SvdFeatures:
+    """TF-IDF of words and pairs of words, and where a truncated SVD of unlabelled texts puts them.
+
+    Args:
+        train: the labelled sentences, whose words and pairs count.
+        unlabelled: documents for the inverse document frequencies and the SVD.
+    """
+
+    def __init__(self, train: Sequence[str], unlabelled: Sequence[str]):
+        vocabulary = TfidfVectorizer(ngram_range=(1, 2), **WORDS).fit(train).vocabulary_
+        self.words = TfidfVectorizer(ngram_range=(1, 2), vocabulary=vocabulary, **WORDS)
+        self.words.fit([*train, *unlabelled])
+        self.svd = make_pipeline(
+            TfidfVectorizer(min_df=MIN_DOCUMENTS, dtype=np.float32, **WORDS),
+            TruncatedSVD(N_COMPONENTS, random_state=0),
+            Normalizer(copy=False),
+        )
+        self.svd.fit(unlabelled)
+
+    def transform(self, sentences: Sequence[str]) -> scipy.sparse.csr_matrix:
+        """Sentences to a row of features each."""
+        return scipy.sparse.hstack(
+            [self.words.transform(sentences), self.svd.transform(sentences)], format="csr"
+        )
 
 
 def baseline(
-    data: str, shots: int | None = None, seed: int = 0, tokenizer: Tokenizer | None = None
+    data: str,
+    shots: int | None = None,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    unlabelled: Sequence[str] = (),
 ) -> dict:
     """Fit on train, choose `C` on dev.
 
@@ -27,6 +73,7 @@ def baseline(
         shots: how many sentences of each label are drawn from train with the seed, as `--shots`
             does; None takes all.
         tokenizer: count its pieces in place of words.
+        unlabelled: see `SvdFeatures`; without any, the words and pairs of words of train.
 
     Returns:
         `dev` and `test`, each with its `accuracy`; `seconds`; `trained_parameters`; `C`.
@@ -44,9 +91,11 @@ def baseline(
         for split, sentences in texts.items():
             ids = (tokenizer.encode(sentence, bos=False, eos=False) for sentence in sentences)
             texts[split] = [" ".join(map(str, pieces)) for pieces in ids]
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
-    x = {"train": vectorizer.fit_transform(texts["train"])}
-    x |= {split: vectorizer.transform(texts[split]) for split in ("dev", "test")}
+    if unlabelled:
+        vectorizer = SvdFeatures(texts["train"], unlabelled)
+    else:
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), **WORDS).fit(texts["train"])
+    x = {split: vectorizer.transform(sentences) for split, sentences in texts.items()}
     models = [LogisticRegression(C=c, max_iter=1000).fit(x["train"], y["train"]) for c in CS]
     best = max(models, key=lambda model: model.score(x["dev"], y["dev"]))
     return {
@@ -58,14 +107,31 @@ def baseline(
     }
 
 
+def read_documents(path: Path) -> list[str]:
+    """The documents of a text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not path.is_file():
+        raise missing_file(path)
+    documents = path.read_text(encoding="utf-8").split(DOCUMENT_SEPARATOR)
+    return [document for document in documents if document.strip()]
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
     help = "count this tokenizer's pieces in place of words"
     parser.add_argument("--tokenizer-path", metavar="FILE", help=help)
+    help = "a text that it has read before, documents between lines <|endoftext|>"
+    parser.add_argument("--unlabelled", type=Path, metavar="FILE", help=help)
     args = parser.parse_args()
+    if args.unlabelled is not None and args.tokenizer_path is not None:
+        raise InputError("--unlabelled does not go with --tokenizer-path; leave one out")
+    unlabelled = read_documents(args.unlabelled) if args.unlabelled is not None else ()
     tokenizer = args.tokenizer_path and Tokenizer(tokenizer_model=args.tokenizer_path)
-    result = baseline(args.data, tokenizer=tokenizer)
+    result = baseline(args.data, tokenizer=tokenizer, unlabelled=unlabelled)
     print(
         f"TF-IDF and logistic regression, C {result['C']:g}: "
         f"dev {result['dev']['accuracy']:.3f}, test {result['test']['accuracy']:.3f}, "

@@ -1,7 +1,7 @@
 """The text that the demo model is pre-trained on, made from a folder of corpora.
 
     .venv/bin/python -m experiments.corpus CORPORA OUTPUT
-    .venv/bin/python -m experiments.corpus CORPORA OUTPUT --repeat tinystories=3 books_general=0.5
+    .venv/bin/python -m experiments.corpus CORPORA OUTPUT --repeat tinystories=1 books_general=0.5
 
 CORPORA has a `NAME.txt.xz` for each source: UTF-8, documents between lines `<|endoftext|>`.
 
@@ -34,14 +34,14 @@ from common.program import ArgumentParser, run_script
 from text.plain import DOCUMENT_SEPARATOR
 
 REPEAT = {  # how often the demo model's text has each source
-    "tinystories": 1.0,
-    "fables_tinyfabulist": 1.0,
-    "storybooks_asp_pb": 1.0,
-    "fairytaleqa": 1.0,
-    "andersen_tales": 1.0,
-    "books_children": 1.0,
+    "tinystories": 4.0,
+    "fables_tinyfabulist": 2.0,
+    "storybooks_asp_pb": 3.0,
+    "fairytaleqa": 2.0,
+    "andersen_tales": 2.0,
+    "books_children": 2.0,
     "books_general": 1.0,
-    "cornell_polarity2": 1.0,
+    "cornell_polarity2": 2.0,
 }
 HELD_OUT, VALIDATION = 0.03, 0.01  # shares of a source's documents
 SECTION, PASSAGE = 6000, 700  # characters, reached at the end of a line

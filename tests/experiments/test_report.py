@@ -207,9 +207,9 @@ def test_the_baseline_sees_the_sentences_that_shots_draws(tmp_path, monkeypatch,
     seen = []
 
     class Vectorizer(TfidfVectorizer):
-        def fit_transform(self, texts):
+        def fit(self, texts, y=None):
             seen.extend(texts)
-            return super().fit_transform(texts)
+            return super().fit(texts)
 
     monkeypatch.setattr("experiments.baseline.TfidfVectorizer", Vectorizer)
     baseline(str(tmp_path / "toy"), shots=4, seed=5)
@@ -217,6 +217,24 @@ def test_the_baseline_sees_the_sentences_that_shots_draws(tmp_path, monkeypatch,
     seen.clear()
     baseline(str(tmp_path / "toy"), shots=4, seed=5, tokenizer=tokenizer)
     assert {tokenizer.decode(list(map(int, text.split()))) for text in seen} == expected
+
+
+def test_the_baseline_learns_from_unlabelled_texts_what_words_are_alike(tmp_path, monkeypatch):
+    """Words of dev are in no sentence of train, but beside its words in the unlabelled texts."""
+    words = (["splendid", "lovely", "joyful"], ["dreadful", "dreary", "tedious"])
+    for split, i in (("train", 0), ("dev", 1), ("test", 2)):
+        lines = [f"{label} ||| a {words[label][i]} film\n" for label in (0, 1)] * 10
+        (tmp_path / f"toy-{split}.txt").write_text("".join(lines))
+    draw = random.Random(0)
+    reviews = [
+        " ".join(draw.choices(group, k=5) + draw.choices(list("abcdefgh"), k=5))
+        for group in words
+        for _ in range(100)
+    ]
+    monkeypatch.setattr("experiments.baseline.N_COMPONENTS", 6)
+    data = str(tmp_path / "toy")
+    assert baseline(data)["test"]["accuracy"] == 0.5
+    assert baseline(data, unlabelled=reviews)["test"]["accuracy"] == 1
 
 
 def test_the_text_of_the_tasks_ends_in_the_labels(tmp_path, monkeypatch):
