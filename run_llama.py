@@ -24,6 +24,7 @@ from tasks.saving import save_model
 from tasks.settings import (
     ASSIGNMENT_FLAGS,
     ClassifySettings,
+    CompileSettings,
     TaskSettings,
     TrainSettings,
 )
@@ -53,7 +54,7 @@ OPTIONS = {  # of --option: the settings, and what is done with them
     "pretrain": (PretrainSettings, pretrain),
     "predict": (PredictSettings, predict),
 }
-SHARED = (TaskSettings, ClassifySettings, AskingSettings, TrainSettings)
+SHARED = (TaskSettings, ClassifySettings, AskingSettings, CompileSettings, TrainSettings)
 
 
 def make_parser() -> argparse.ArgumentParser:

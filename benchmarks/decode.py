@@ -18,8 +18,8 @@ Transformers, and the compiled step takes part:
         --tokenizer-path tokenizer.model --rounds 5
 
 Then the time to the first token of a prompt of 1000 tokens, and where the time of a step goes at
-batch size 1: in the products with the weights, in attention, in the norms, and in all the rest,
-which is Python and small operations.
+batch size 1: in the products with the weights, in attention, and in all the rest, which is Python
+and small operations.
 """
 
 import argparse
@@ -116,9 +116,11 @@ def seconds(run, *args) -> float:
 
 
 OPERATIONS = {  # the profiler's names
-    "weights": ("aten::embedding_bag", "quantized::embedding_bag_byte_rowwise_offsets"),
+    "weights": (
+        *("aten::embedding_bag", "quantized::embedding_bag_byte_rowwise_offsets"),
+        *("mkldnn::_linear_pointwise", "aten::_weight_int8pack_mm"),
+    ),
     "attention": ("aten::scaled_dot_product_attention",),
-    "norms": ("aten::rms_norm",),
 }
 
 
@@ -126,7 +128,7 @@ def profile_step(llama: Llama, n_new: int, step: float) -> str:
     """Microseconds of a decoding step by kind of operation.
 
     The profiler slows everything down, so its times are scaled to those of a step without it;
-    small operations are slowed down most, so norms and rest come out a little too large.
+    small operations are slowed down most, so the rest comes out a little too large.
 
     Args:
         step: seconds of a step without the profiler.

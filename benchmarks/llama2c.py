@@ -15,22 +15,22 @@ from statistics import median
 
 import torch
 
+from benchmarks.decode import load_packed
 from checkpoints import llama2c
 from checkpoints.formats import load
 from inference.compiled import CompiledLlama
 from inference.decoding import decode
-from inference.one_row import OneRowLlama
 from inference.packing import DTYPES
 from inference.sampling import Sampling
 from llama import load_pretrained
 from tokenizer import Tokenizer
-from training.cpu import accelerate
 
 PROMPT = [1]
 PROGRAMS = {"run": 1, "runq": 2}  # and the version of its files
 
 
 def build(sources: str, folder: Path) -> None:
+    """Compile the programs of a folder of sources into another folder."""
     for name in PROGRAMS:
         command = ["gcc", "-Ofast", "-fopenmp", "-march=native", f"{sources}/{name}.c", "-lm"]
         subprocess.run([*command, "-o", folder / name], check=True)
@@ -68,9 +68,7 @@ def make_contenders(path: str, folder: Path, n_threads: int) -> dict[str, Callab
     for name in PROGRAMS:
         contenders[name] = lambda n, name=name: run_program(folder, name, n, n_threads)
     for dtype in DTYPES:
-        eager = plain()
-        accelerate(eager)
-        eager = OneRowLlama(eager, dtype)
+        eager = load_packed(path, dtype)
         compiled = CompiledLlama(plain(), dtype)
         contenders[f"eager {dtype}"] = lambda n, llama=eager: run_ours(llama, n)
         contenders[f"compiled {dtype}"] = lambda n, llama=compiled: run_ours(llama, n)

@@ -70,6 +70,7 @@ def speeds_with(n_threads: int) -> dict[str, float]:
 
 
 def be_busy() -> None:
+    """Keep a processor busy until killed."""
     while True:
         pass
 
@@ -92,4 +93,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    measure() if sys.argv[1:] == ["measure"] else main()
+    if sys.argv[1:] == ["measure"]:
+        measure()
+    else:
+        main()

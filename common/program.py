@@ -142,7 +142,12 @@ class Stream:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Take standard output and error as `Stream`. Errors of the latter cannot be told to anyone."""
+    """Take standard output and error as `Stream`. Errors of the latter cannot be told to anyone.
+
+    Standard input that is closed is `/dev/null` too.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115, left open as in `Stream`
     output = Stream(sys.stdout, STDOUT)
     # Whatever the terminal can show; and a log has each line as it comes.
     output.reconfigure(errors="backslashreplace", line_buffering=True)

@@ -54,7 +54,7 @@ class Bar(tqdm):
 
     def _line(self) -> str:
         told = self.format_dict
-        scaled = self.format_sizeof if told["unit_scale"] else "{:g}".format
+        scaled = self.format_sizeof if told["unit_scale"] else "{:,}".format
         total = "" if told["total"] is None else f"/{scaled(told['total'])}"
         parts = [f"{told['prefix'] or 'done'}: {scaled(told['n'])}{total}"]
         rate = (told["n"] - told["initial"]) / told["elapsed"] if told["elapsed"] else 0
@@ -91,7 +91,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float:
-        """What is left takes as long as what was there; pauses nothing as long as none was."""
+        """A step and a pause that are left take what the average one took; 0 if there was none."""
         return sum(
             max(0, self.left[what]) * self.seconds[what] / max(1, self.n_done[what])
             for what in self.left

@@ -13,6 +13,7 @@ class KVCache:
 
     Args:
         max_len: number of positions to make room for.
+        data: of another cache of this shape, to work on; None makes room anew.
 
     Attributes:
         lengths: number of tokens of each row. Setting one lower forgets the row's last tokens.
@@ -27,12 +28,19 @@ class KVCache:
     """
 
     def __init__(
-        self, config: LlamaConfig, batch_size: int, max_len: int, device: torch.device | str = "cpu"
+        self,
+        config: LlamaConfig,
+        batch_size: int,
+        max_len: int,
+        device: torch.device | str = "cpu",
+        data: torch.Tensor | None = None,
     ):
         n_kv_heads = config.n_kv_heads or config.n_heads
         shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
         self.lengths = [0] * batch_size
-        self.data = torch.zeros(config.n_layers, 2, *shape, device=device)
+        if data is None:
+            data = torch.zeros(config.n_layers, 2, *shape, device=device)
+        self.data = data
         self._view()
         self.start: int | torch.Tensor = 0
         self.stop = 0

@@ -8,27 +8,20 @@ in some seconds, after that from a cache on the disk.
 from __future__ import annotations
 
 import math
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
+import numba
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numba import prange
+from numba.extending import overload
 from torch import nn
 
 from base_llama import replace
 from inference.cache import KVCache
 from inference.packing import Int8Product, PackedEmbedding, PackedLlama, Product, pack, quantized
 from rope import rotary_table
-
-if "numba" not in sys.modules:  # it waits for all threads that it has, also those that do nothing
-    os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
-
-# isort: split
-import numba
-import numpy as np
-from numba import prange
-from numba.extending import overload
 
 if TYPE_CHECKING:
     from llama import Llama
@@ -170,7 +163,9 @@ def attend(query, keys, values, scores, out):
 class CompiledLlama(PackedLlama):
     """A causal model on a CPU, packed, whose step for one row is compiled.
 
-    Prompts and several rows go through PyTorch, with the same weights.
+    Prompts and several rows go through PyTorch, with the same weights. Numba starts as many threads
+    as `NUMBA_NUM_THREADS` said when it was imported; beside another busy process those that have
+    nothing to do slow the others down.
 
     Args:
         llama: is packed in place.
@@ -187,6 +182,8 @@ class CompiledLlama(PackedLlama):
             embedding = weights.stacks[-1]
             same = nn.Embedding.from_pretrained(embedding)
             replace(llama, "tok_embeddings", PackedEmbedding(same))
+        elif embedding.dtype == torch.float16:  # which Numba does not have on a CPU
+            embedding = embedding.float()
         config = self.config
         table = rotary_table(
             config.dim // config.n_heads, config.max_seq_len, config.rope_theta, embedding.device
@@ -245,15 +242,13 @@ class StackedWeights:
         shapes = [(config.n_layers, *size) for size in sizes] + [(config.vocab_size, config.dim)]
         self.stacks = [empty_in_huge_pages(shape, self.dtype) for shape in shapes]
         self.scales = [torch.ones(shape[:-1]) for shape in shapes]
-        self._slots = (
-            (stack[i], scale[i])
-            for i in range(config.n_layers)
-            for stack, scale in zip(self.stacks[:4], self.scales[:4], strict=True)
-        )
+        *of_layers, head = zip(self.stacks, self.scales, strict=True)
+        slots = [(stack[i], scale[i]) for i in range(config.n_layers) for stack, scale in of_layers]
+        self._slots = iter([*slots, head])
 
     def put(self, weight: torch.Tensor) -> Product:
         """Take the next weight of the model, in the order of `pack`, and give its product."""
-        stack, scale = next(self._slots, (self.stacks[-1], self.scales[-1]))
+        stack, scale = next(self._slots)
         if self.dtype == torch.int8:
             numbers, factors = quantized(weight)
             stack.copy_(numbers)

@@ -108,13 +108,11 @@ def decode_unmasked(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,
-    ended: Collection[int] = (),
 ) -> Iterator[list[int]]:
     """Continue prompts of one length with a model that attends without a mask.
 
     There, every new token changes the states of all before it, so nothing can be cached: the whole
     context, cropped to its last `max_seq_len` tokens, goes through the model for every token.
-    Decoding stops early only when all rows are in `ended`.
 
     Yields:
         at each step, every row's next id.
@@ -126,8 +124,6 @@ def decode_unmasked(
         hidden = llama.hidden_states(context, last_column(context))
         ids = sampling(llama.output(hidden[:, 0]), rows)
         yield ids[:, 0].tolist()
-        if len(set(ended)) == len(rows):
-            return
         for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
             row.append(token)
         context = torch.cat((context, ids), dim=1)

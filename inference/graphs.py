@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from config import LlamaConfig
 from inference.cache import KVCache
 from inference.packing import PackedLlama, pack
 
@@ -26,10 +27,10 @@ class StaticCache(KVCache):
         lengths: number of tokens of each row, `(batch,)`.
     """
 
-    def __init__(self, data: torch.Tensor, lengths: torch.Tensor):
-        self.data, self.start = data, lengths
-        self._view()
-        self.stop = data.shape[4]
+    def __init__(self, config: LlamaConfig, data: torch.Tensor, lengths: torch.Tensor):
+        batch_size, max_len = data.shape[2], data.shape[4]
+        super().__init__(config, batch_size, max_len, data=data)
+        self.start, self.stop = lengths, max_len
 
     def begin(self, n: int) -> None:
         device = self.data.device
@@ -70,4 +71,4 @@ class GraphLlama(PackedLlama):
     def _step(
         self, tokens: torch.Tensor, lengths: torch.Tensor, data: torch.Tensor
     ) -> torch.Tensor:
-        return self.llama.next_logits(tokens, StaticCache(data, lengths))
+        return self.llama.next_logits(tokens, StaticCache(self.config, data, lengths))

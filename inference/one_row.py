@@ -67,7 +67,7 @@ class OneRowLlama(PackedLlama):
         Args:
             heads: query, key and value of the token, `((n_heads + 2 · n_kv_heads) · head_dim,)`.
             keys_values: `(2, n_kv_heads, n_seen, head_dim)`, whose last are written.
-            rotation: of every head.
+            rotation: of every head, `(n_heads + 2 · n_kv_heads, head_dim / 2)`.
 
         Returns:
             `(dim,)`.

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+COLDEST = 1e-6  # below it, quotients of logits overflow
+
 
 @dataclass(frozen=True)
 class Sampling:
     """Draws tokens from softmax(logits / temperature), of which some may be left out.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
+        temperature: 0 takes the likeliest token, and so does less than `COLDEST`.
         top_k: draw from so many of the likeliest tokens only.
         top_p: draw from the likeliest tokens only that together have this probability, at least
             one (nucleus sampling, arXiv 1904.09751).
@@ -39,12 +41,12 @@ class Sampling:
         logits = logits.float()
         if self.repetition_penalty != 1:
             logits = penalized(logits, rows, self.repetition_penalty)
-        if self.temperature == 0:
+        if self.temperature < COLDEST:
             return logits.argmax(dim=-1, keepdim=True)
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            lowest = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < lowest, -torch.inf)
+            highest, indices = logits.topk(self.top_k)
+            logits = torch.full_like(logits, -torch.inf).scatter(-1, indices, highest)
         probabilities = F.softmax(logits, dim=-1)
         if self.top_p is not None and self.top_p < 1:
             probabilities = nucleus(probabilities, self.top_p)
@@ -54,7 +56,7 @@ class Sampling:
 def penalized(
     logits: torch.Tensor, rows: Sequence[Sequence[int]], repetition_penalty: float
 ) -> torch.Tensor:
-    """The logits with lower ones for the tokens that each row has."""
+    """The logits `(batch, vocab_size)` with lower ones for the tokens that each row has."""
     logits = logits.clone()
     for row, ids in zip(logits, rows, strict=True):
         seen = torch.tensor(sorted(set(ids)), device=row.device)

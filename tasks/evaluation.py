@@ -52,8 +52,8 @@ def model_eval(
         sents += [sentence for each in batches for sentence in each["sents"]]
     y_pred = [label for labels in distributed.in_rounds(mine) for label in labels]
     if isinstance(dataloader.batch_sampler, SortedBatchSampler):
-        rows = sorted(zip(dataloader.batch_sampler.order, y_pred, y_true, sents, strict=True))
-        _, y_pred, y_true, sents = (list(column) for column in zip(*rows, strict=True))
+        restored = dataloader.batch_sampler.restored
+        y_pred, y_true, sents = restored(y_pred), restored(y_true), restored(sents)
     f1 = f1_score(y_true, y_pred, average="macro")
     return accuracy_score(y_true, y_pred), f1, y_pred, y_true, sents
 

@@ -22,7 +22,7 @@ from inference.one_row import OneRowLlama
 from inference.packing import BYTES, pack
 from inference.sampling import Sampling
 from llama import Llama, load_pretrained
-from tasks.settings import DEMO_MODEL, TaskSettings
+from tasks.settings import DEMO_MODEL, CompileSettings
 from tokenizer import TOKENIZER_MODEL, Tokenizer, check_vocabulary
 from training.cpu import accelerate
 from utils import peak_memory, pick_device
@@ -36,7 +36,7 @@ FOR_ONE_THREAD = 8 << 20  # bytes of weights; for fewer a second thread gains li
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSettings(TaskSettings):
+class GenerateSettings(CompileSettings):
     """Two texts, at temperature 0 and 1, or what the flags say."""
 
     title = "generate"
@@ -55,22 +55,19 @@ class GenerateSettings(TaskSettings):
         None, "draw from the likeliest tokens only that together have this probability", high=1
     )
     repetition_penalty: float = flag(
-        1.0, "divides the scores of tokens that the text has; over 1 it repeats less"
+        1.0, "divides the scores of tokens that the text has; over 1 it repeats less", low=1e-3
     )
     stop: list[str] | None = flag(
         None, "end a text before the first of these that it adds", nargs="+", metavar="TEXT"
     )
     num_samples: int | None = flag(None, "texts, written together, at one temperature", low=1)
     interactive: bool = flag(False, "continue each line that is typed in; nothing goes to a file")
-    compile: bool = flag(False, "make decoding one compiled function; the first time takes seconds")
 
     def check(self) -> None:
         """
         Raises:
             InputError: flags are out of range, or do not go together.
         """
-        if self.repetition_penalty == 0:
-            raise InputError("--repetition_penalty 0: must be greater than 0")
         if self.stop is not None and "" in self.stop:
             raise InputError("--stop: an empty text is everywhere; leave it out")
         if self.interactive and "prefix" in self.given:
@@ -81,7 +78,13 @@ class GenerateSettings(TaskSettings):
         """Whether there is one temperature, not the assignment's two."""
         return self.temperature is not None or self.num_samples is not None
 
+    @property
+    def one_temperature(self) -> float:
+        """Where there is one, it is 1 unless a flag says another."""
+        return 1.0 if self.temperature is None else self.temperature
+
     def sampling(self, temperature: float) -> Sampling:
+        """How tokens are drawn at a temperature."""
         return Sampling(temperature, self.top_k, self.top_p, self.repetition_penalty)
 
 
@@ -98,9 +101,9 @@ class TextGenerator:
         causal: overrides what the checkpoint says.
         dtype: of the weights: float32, bfloat16 or int8.
         use_gpu: run on CUDA, or else MPS.
-        compile: see `inference/compiled.py`; causal models only.
-
-    Decoding of a small causal model on a CPU sets PyTorch's threads to one, see `limit_threads`.
+        compile: make the step for one row on a CPU, or for any rows on CUDA, one compiled function;
+            of a causal model only.
+        may_limit_threads: set PyTorch's threads to one if the model is small, see `limit_threads`.
 
     Raises:
         FileNotFoundError, InputError: it cannot be loaded, or the tokenizer is not the model's.
@@ -115,6 +118,7 @@ class TextGenerator:
         dtype: str = "float32",
         use_gpu: bool = False,
         compile: bool = False,
+        may_limit_threads: bool = False,
     ):
         self.device = pick_device(use_gpu)
         # What is packed is converted weight by weight; until then it stays in the file.
@@ -123,10 +127,14 @@ class TextGenerator:
         self.tokenizer = Tokenizer(tokenizer_model=path)
         check_vocabulary(self.tokenizer, llama.vocab_size, checkpoint)
         self.llama = llama.to(self.device).eval()
-        if llama.config.causal and self.device.type == "cpu":
+        if may_limit_threads and llama.config.causal and self.device.type == "cpu":
             limit_threads(llama, dtype)
         accelerate(llama)
-        if compile and llama.config.causal:
+        if compile and not (llama.config.causal and self.device.type in ("cpu", "cuda")):
+            where = f"on {self.device.type}" if llama.config.causal else "without --causal"
+            warnings.warn(f"--compile: nothing is compiled {where}", stacklevel=2)
+            compile = False
+        if compile:
             self.llama = compiled(llama, dtype, self.device)
         elif llama.config.causal and self.device.type == "cpu":
             self.llama = OneRowLlama(llama, dtype)
@@ -134,8 +142,6 @@ class TextGenerator:
             pack(llama, dtype)
         else:  # it stays the assignment's, to the digit
             llama.float()
-        if compile and not llama.config.causal:
-            warnings.warn("--compile: nothing is compiled without --causal", stacklevel=2)
 
     def complete(
         self,
@@ -152,7 +158,12 @@ class TextGenerator:
 
         Returns:
             the prompts with their continuations.
+
+        Raises:
+            InputError: a prompt is longer than the context, or no text.
         """
+        if not prompts:
+            return []
         texts = Texts(self, prompts, sampling or Sampling(), max_new_tokens, stop)
         for _ in texts:
             pass
@@ -175,17 +186,17 @@ def limit_threads(llama: Llama, dtype: str) -> None:
 
 
 def compiled(llama: Llama, dtype: str, device: torch.device) -> nn.Module:
-    """The model, packed, with its step compiled for the device it is on.
+    """The model, packed, with its step compiled for the device it is on, a CPU or CUDA.
 
     Raises:
-        InputError: there is no way to compile for it, or Numba is not installed.
+        InputError: Numba is not installed, which a CPU needs.
     """
     if device.type == "cuda":
         from inference.graphs import GraphLlama
 
         return GraphLlama(llama, dtype)
-    if device.type != "cpu":
-        raise InputError(f"--compile: not on {device.type}; leave it out")
+    if "numba" not in sys.modules:  # which reads it when it is imported
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
     try:
         from inference.compiled import CompiledLlama
     except ImportError as error:
@@ -193,11 +204,17 @@ def compiled(llama: Llama, dtype: str, device: torch.device) -> nn.Module:
             "--compile: needs Numba; install it with `python -m pip install -r "
             "requirements-extra.txt`, or leave it out"
         ) from error
+    print("compiling the step of decoding, or taking it from the disk", file=sys.stderr)
     return CompiledLlama(llama, dtype)
 
 
 class Texts:
     """Texts that grow as one iterates; each step is a token of every row that has not ended.
+
+    Args:
+        generator: the model and its tokenizer.
+        prompts: what is continued.
+        stop: a text ends before the first of these that it adds.
 
     Attributes:
         n_new: how many tokens came so far, in all rows.
@@ -221,15 +238,14 @@ class Texts:
     def __iter__(self) -> Iterator[None]:
         """One step after the other."""
         arguments = (self.max_new_tokens, self.sampling)
+        all_rows = range(len(self.rows))
         if self.llama.config.causal:
-            yield from self._add(
-                decode(self.llama, self.rows, *arguments, ended=self._ended), range(len(self.rows))
-            )
+            stop_ids = (self.tokenizer.bos_id, self.tokenizer.eos_id)
+            steps = decode(self.llama, self.rows, *arguments, stop_ids, self._ended)
+            yield from self._add(steps, all_rows)
         elif len(set(map(len, self.rows))) == 1:
-            yield from self._add(
-                decode_unmasked(self.llama, self.rows, *arguments, self._ended),
-                range(len(self.rows)),
-            )
+            steps = decode_unmasked(self.llama, self.rows, *arguments)
+            yield from self._add(steps, all_rows)
         else:  # without a mask, padding would be read too
             for i, row in enumerate(self.rows):
                 yield from self._add(decode_unmasked(self.llama, [row], *arguments), [i])
@@ -245,7 +261,7 @@ class Texts:
         return [place for place in places if place >= 0]
 
     def settled(self, row: int) -> str:
-        """What there is of a text and will stay: without what may become a stop or a character."""
+        """The part of a text that will stay. A beginning of a stop or of a character may go."""
         # An incomplete character decodes to replacement characters until its last byte comes.
         text = self.text(row).rstrip("\N{REPLACEMENT CHARACTER}")
         if row in self._ended:
@@ -271,18 +287,40 @@ class Texts:
                 return
 
 
-def generator_of(settings: TaskSettings) -> TextGenerator:
+def generator_of(settings: GenerateSettings) -> TextGenerator:
     """The model and the tokenizer that the flags name."""
+    compile = settings.compile
+    if compile and not settings.use_gpu and (settings.num_samples or 1) > 1:
+        warnings.warn("--compile: on a CPU several rows are not compiled", stacklevel=2)
+        compile = False
     generator = TextGenerator(
         settings.pretrained_model_path,
         settings.tokenizer_path,
         causal=settings.causal,
         dtype=settings.dtype,
         use_gpu=settings.use_gpu,
-        compile=getattr(settings, "compile", False),
+        compile=compile,
+        may_limit_threads=True,
     )
     generator.tokenizer.max_len = settings.max_sentence_len
     return generator
+
+
+def continuations(
+    generator: TextGenerator, settings: GenerateSettings, prompt: str, temperature: float
+) -> Texts:
+    """As many texts as the flags ask for that continue a prompt.
+
+    Raises:
+        InputError: the prompt is no text.
+    """
+    return Texts(
+        generator,
+        [prompt] * (settings.num_samples or 1),
+        settings.sampling(temperature),
+        settings.max_new_tokens,
+        settings.stop or (),
+    )
 
 
 def write(
@@ -296,52 +334,58 @@ def write(
     """
     print(f"load model from {settings.pretrained_model_path}")
     print(f"Temperature is {temperature}")
-    is_assignments = not generator.llama.config.causal
-    if is_assignments and temperature > 0:
+    is_unmasked = not generator.llama.config.causal
+    if is_unmasked and temperature > 0:
         draw_initial_weights(generator.llama)
-    n_samples = settings.num_samples or 1
-    texts = Texts(
-        generator,
-        [settings.prefix] * n_samples,
-        settings.sampling(temperature),
-        settings.max_new_tokens,
-        settings.stop or (),
-    )
-    stream = TextStream(is_live=sys.stdout.isatty() and n_samples == 1)
-    interrupted = False
+    texts = continuations(generator, settings, settings.prefix, temperature)
+    n_samples = len(texts.rows)
     start = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught:  # to show them behind the text
-        try:
-            for _ in Bar(
-                texts, total=settings.max_new_tokens, desc="generate", disable=stream.is_live
-            ):
-                if stream.is_live:
-                    stream.show(texts.settled(0))
-        except KeyboardInterrupt:
-            interrupted = True
+    interrupted = show(texts, is_live=sys.stdout.isatty() and n_samples == 1, desc="generate")
     seconds = time.perf_counter() - start
-
-    written = [texts.text(row) for row in range(n_samples)]
-    stream.show(written[0])
-    print()
-    for text in written[1:]:
-        print(LINE)
-        print(text)
-    for warning in caught:
-        warnings.warn(warning.message, stacklevel=2)
-    print(LINE)
     with atomic_write(outfile) as file:
-        file.write(f"\n{LINE}\n".join(written))
+        file.write(f"\n{LINE}\n".join(texts.text(row) for row in range(n_samples)))
     what = "sentence" if n_samples == 1 else "sentences"
     print(f"Wrote generated {what} to {outfile}.", flush=True)
     tell_speed(generator, texts.n_new, seconds)
     if interrupted:
         raise KeyboardInterrupt
-    if is_assignments and temperature == 0:
+    if is_unmasked and temperature == 0:
         draw_initial_weights(generator.llama)
 
 
+def show(texts: Texts, *, is_live: bool, desc: str | None = None) -> bool:
+    """Let texts grow, and print them with a line below. Warnings come behind them.
+
+    Args:
+        is_live: print the only text piece by piece, as it grows.
+        desc: what the bar is called that is shown otherwise; None is for no bar.
+
+    Returns:
+        whether Ctrl-C ended them early.
+    """
+    stream, interrupted = TextStream(), False
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        steps = Bar(texts, total=texts.max_new_tokens, desc=desc, disable=is_live or desc is None)
+        try:
+            for _ in steps:
+                if is_live:
+                    stream.show(texts.settled(0))
+        except KeyboardInterrupt:
+            interrupted = True
+    stream.show(texts.text(0))
+    print()
+    for row in range(1, len(texts.rows)):
+        print(LINE)
+        print(texts.text(row))
+    for warning in caught:
+        warnings.warn(warning.message, stacklevel=2)
+    print(LINE, flush=True)
+    return interrupted
+
+
 def tell_speed(generator: TextGenerator, n_new: int, seconds: float) -> None:
+    """Say on standard error how fast tokens came, and the peak memory."""
     print(
         f"{n_new} tokens, {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, "
         f"peak memory {in_gibibytes(peak_memory(generator.device))}",
@@ -362,39 +406,33 @@ def draw_initial_weights(llama: Llama) -> None:
 def converse(generator: TextGenerator, settings: GenerateSettings) -> None:
     """Continue each line of the input. Ctrl-C ends a text, and behind none, as Ctrl-D, all."""
     is_terminal = sys.stdin.isatty()
+    sys.stdin.reconfigure(errors="surrogateescape")  # a bad line is refused, and the next may not
+    warnings.simplefilter("always")  # each text has its own
     if is_terminal:
         print("Ctrl-C ends a text, Ctrl-D leaves", file=sys.stderr)
-    temperature = 1.0 if settings.temperature is None else settings.temperature
     while True:
         try:
-            prompt = input("> " if is_terminal else "")
+            prompt = ask() if is_terminal else input()
         except EOFError:
             if is_terminal:
-                print()
+                print(file=None if sys.stdout.isatty() else sys.stderr)
             return
-        texts = Texts(
-            generator,
-            [prompt] * (settings.num_samples or 1),
-            settings.sampling(temperature),
-            settings.max_new_tokens,
-            settings.stop or (),
-        )
-        stream = TextStream(is_live=len(texts.rows) == 1)
         try:
-            for _ in texts:
-                if stream.is_live:
-                    stream.show(texts.settled(0))
-        except KeyboardInterrupt:
-            if not is_terminal:
-                raise
-        except InputError as error:  # a prompt that is too long, and the next one may not be
+            texts = continuations(generator, settings, prompt, settings.one_temperature)
+            interrupted = show(texts, is_live=len(texts.rows) == 1)
+        except InputError as error:  # the next prompt may be shorter
             complain(str(error))
             continue
-        stream.show(texts.text(0))
-        print()
-        for row in range(1, len(texts.rows)):
-            print(f"{LINE}\n{texts.text(row)}")
-        print(LINE, flush=True)
+        if interrupted and not is_terminal:
+            raise KeyboardInterrupt
+
+
+def ask() -> str:
+    """A line from the terminal, behind a sign that does not go into a file."""
+    if sys.stdout.isatty():
+        return input("> ")
+    print("> ", end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def generate_sentence(
@@ -428,8 +466,7 @@ def generate(args: argparse.Namespace) -> None:
         1.0: settings.generated_sentence_high_temp_out,
     }
     if settings.is_one:
-        temperature = 1.0 if settings.temperature is None else settings.temperature
-        outputs = {temperature: settings.generated_sentence_high_temp_out}
+        outputs = {settings.one_temperature: settings.generated_sentence_high_temp_out}
     inputs = [settings.pretrained_model_path]
     if settings.tokenizer_path is not None:
         inputs.append(settings.tokenizer_path)
@@ -440,14 +477,9 @@ def generate(args: argparse.Namespace) -> None:
 
 
 class TextStream:
-    """Prints of a growing text what is new.
+    """Prints of a growing text what is new."""
 
-    Args:
-        is_live: whether it is shown as it grows.
-    """
-
-    def __init__(self, is_live: bool):
-        self.is_live = is_live
+    def __init__(self):
         self.n_shown = 0
 
     def show(self, text: str) -> None:

@@ -72,11 +72,45 @@ def kind_of(name: str, records: Records) -> str:
     Raises:
         InputError: none did.
     """
-    if any("step" in record and "train" in record for record in records):
-        return "pretrain"
-    if any(record.get("option") == "finetune" and "epoch" in record for record in records):
-        return "finetune"
+    for record in records:
+        if "step" in record and "train" in record:
+            return "pretrain"
+        if record.get("option") == "finetune" and "epoch" in record:
+            return "finetune"
     raise InputError(f"{name}: no report of a training in it; name another file")
+
+
+def check(record: dict[str, Any], where: str) -> None:
+    """See that what is drawn of a line is there.
+
+    Raises:
+        InputError: it is not what a training writes.
+    """
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    wanted: list[Any] = []
+    if "step" in record and "train" in record:
+        parts = [record[part] for part in ("train", "validation") if part in record]
+        parts = [part if isinstance(part, dict) else {} for part in parts]
+        wanted = [record["step"], record.get("lr")]
+        wanted += [part.get(key) for part in parts for key in ("loss", "bits_per_byte")]
+    elif record.get("option") == "finetune" and "epoch" in record:
+        wanted = [record["epoch"], record.get("train_loss"), record.get("dev_accuracy")]
+        if record.get("train_accuracy") is not None:
+            wanted.append(record["train_accuracy"])
+    is_good = all(map(is_number, wanted))
+    if "confusion_matrix" in record:
+        matrix, labels = record["confusion_matrix"], record.get("labels")
+        is_good &= isinstance(labels, list) and isinstance(matrix, list) and bool(labels)
+        is_good = is_good and all(
+            isinstance(row, list) and len(row) == len(labels) and all(map(is_number, row))
+            for row in matrix
+        )
+        is_good = is_good and len(matrix) == len(labels)
+    if not is_good:
+        raise InputError(f"{where}: not what a training writes")
 
 
 def subplots(n: int, **options: Any) -> tuple["Figure", "Sequence[Axes]"]:
@@ -113,18 +147,23 @@ def draw_pretraining(runs: dict[str, Records]) -> "Figure":
 def draw_finetuning(runs: dict[str, Records]) -> "Figure":
     """Loss and accuracies by epoch; of a single run also the confusion matrix of dev."""
     last = next(reversed(runs.values()))
-    matrices = [record for record in last if "confusion_matrix" in record]
-    matrices = [record for record in matrices if record["split"] == "dev"] if len(runs) == 1 else []
+    matrices = [
+        record
+        for record in last
+        if len(runs) == 1
+        and (record.get("option"), record.get("split")) == ("finetune", "dev")
+        and "confusion_matrix" in record
+    ]
     figure, (loss, accuracy, *more) = subplots(2 + bool(matrices), figsize=(12, 3.6))
     for i, (name, records) in enumerate(runs.items()):
-        epochs = [record for record in records if "epoch" in record]
+        epochs = [r for r in records if r.get("option") == "finetune" and "epoch" in r]
         numbers = [record["epoch"] + 1 for record in epochs]
         color = COLORS[i % len(COLORS)]
         shown = "" if len(runs) == 1 else f"{name}, "
         losses = [record["train_loss"] for record in epochs]
         loss.plot(numbers, losses, "o-", markersize=4, color=color, label=name)
         for split, style in (("train", "o-"), ("dev", "s--")):
-            values = [record[f"{split}_accuracy"] for record in epochs]
+            values = [record.get(f"{split}_accuracy") for record in epochs]
             if None not in values:
                 label = f"{shown}{split}"
                 accuracy.plot(numbers, values, style, markersize=4, color=color, label=label)
@@ -170,6 +209,7 @@ def read_metrics(path: str | Path) -> Records:
                 raise ValueError
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: no line of metrics") from error
+        check(record, f"{path}, line {number}")
         if record.get("epoch") == 0:
             records = []
         records.append(record)
@@ -186,10 +226,7 @@ def main() -> None:
     check_picture(args.out)
     check_outputs([args.out], args.metrics)
     runs = {name: read_metrics(path) for name, path in names_of(args.metrics).items()}
-    try:
-        draw(runs, args.out)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{', '.join(args.metrics)}: not what a training writes") from error
+    draw(runs, args.out)
 
 
 def names_of(paths: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
@@ -17,6 +18,7 @@ from torch import nn
 import methods
 from common.errors import InputError, missing_file
 from common.files import atomic_write, check_outputs
+from common.progress import Bar
 from common.settings import flag
 from tasks.evaluation import inputs_of
 from tasks.finetune import FinetuneSettings, load_classifier, same_label_names
@@ -76,56 +78,45 @@ class PredictSettings(AskingSettings):
 
 
 class Labeller:
-    """A classifier, trained or asked, with what it makes of sentences.
+    """A classifier with what it makes of sentences.
 
-    Attributes:
-        rows: of sentences with their ids, the ids that the model reads.
+    Args:
+        settings: of them `batch_size` is used.
+        names: of the labels, where they are known.
+        model: takes what `tasks.evaluation.inputs_of` gives, to scores `(batch, num_labels)`.
+        dtype: of the products, where it is not that of packed weights.
+        with_lengths: whether the model reads the number of tokens of each row.
     """
 
-    def __init__(self, settings: PredictSettings):
-        self.settings = settings
-        self.names: list[str] | None = None
-        self.rows: Callable[[list[Example]], list[list[Example]]]
-        self.model: nn.Module
-        if settings.load is None:
-            self._ask()
-        else:
-            self._load()
+    def __init__(
+        self,
+        settings: PredictSettings,
+        names: list[str] | None,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        *,
+        causal: bool,
+        dtype: str = "float32",
+        with_lengths: bool = False,
+    ):
+        self.settings, self.names = settings, names
+        self.model, self.tokenizer, self.device = model.eval(), tokenizer, device
+        self.causal, self.dtype, self.with_lengths = causal, dtype, with_lengths
 
-    def _ask(self) -> None:
-        settings = self.settings
-        self.names = load_label_names(settings.label_names)
-        frame(settings.prompt_template, self.names)
-        asking = Asking(settings, self.names)
-        self.model, self.device, self.rows = asking.model.eval(), asking.device, asking.rows
-        self.tokenizer, self.causal, self.with_lengths = asking.tokenizer, asking.causal, False
-        self.dtype = "float32"  # where it is another, the weights are packed in it
-
-    def _load(self) -> None:
-        settings = self.settings
-        saved = read_saved(settings.load, FinetuneSettings)
-        config = saved.config.replace(
-            init_weights=False, pretrained_model_path=settings.pretrained_model_path
-        )
-        if "label_names" in settings.given:
-            config = config.replace(label_names=same_label_names(settings, config))
-        self.names = config.label_names
-        self.device, self.dtype = pick_device(settings.use_gpu), settings.dtype
-        self.tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
-        self.model = load_classifier(saved, config, self.tokenizer).to(self.device).eval()
-        self.causal, self.with_lengths = self.model.llama.config.causal, self.model.reads_lengths
-        self.rows = lambda data: methods.rows_for(self.model, saved.methods, self.tokenizer, data)
+    def rows(self, data: list[Example]) -> list[Example]:
+        """What the model reads of sentences with their ids."""
+        raise NotImplementedError
 
     @torch.inference_mode()
-    def __call__(self, sentences: list[str]) -> Iterator[Label]:
+    def __call__(self, sentences: list[str]) -> list[Label]:
         """The labels of some sentences, in their order."""
         data = [
             (sentence, 0, self.tokenizer.encode(sentence, bos=True, eos=False))
             for sentence in sentences
         ]
-        (rows,) = self.rows(data)
         loader = make_loader(
-            rows,
+            self.rows(data),
             self.settings.batch_size,
             self.tokenizer.pad_id,
             causal=self.causal,
@@ -140,10 +131,55 @@ class Labeller:
             raise InputError("the model's scores are not finite; it cannot be used")
         found = list(zip(labels.tolist(), probabilities.tolist(), strict=True))
         if isinstance(loader.batch_sampler, SortedBatchSampler):
-            ordered = sorted(zip(loader.batch_sampler.order, found, strict=True))
-            found = [result for _, result in ordered]
-        for label, probability in found:
-            yield label, None if self.names is None else self.names[label], probability
+            found = loader.batch_sampler.restored(found)
+        return [
+            (label, None if self.names is None else self.names[label], probability)
+            for label, probability in found
+        ]
+
+
+class Prompted(Labeller):
+    """A language model that is asked for the label."""
+
+    def __init__(self, settings: PredictSettings):
+        names = load_label_names(settings.label_names)
+        frame(settings.prompt_template, names)
+        self.asking = asking = Asking(settings, names)
+        model, tokenizer, device = asking.model, asking.tokenizer, asking.device
+        super().__init__(settings, names, model, tokenizer, device, causal=asking.causal)
+
+    def rows(self, data: list[Example]) -> list[Example]:
+        (rows,) = self.asking.rows(data)
+        return rows
+
+
+class Finetuned(Labeller):
+    """What fine-tuning saved."""
+
+    def __init__(self, settings: PredictSettings):
+        self.saved = saved = read_saved(settings.load, FinetuneSettings)
+        config = saved.config.replace(
+            init_weights=False, pretrained_model_path=settings.pretrained_model_path
+        )
+        if "label_names" in settings.given:
+            config = config.replace(label_names=same_label_names(settings, config))
+        device = pick_device(settings.use_gpu)
+        tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
+        model = load_classifier(saved, config, tokenizer).to(device)
+        super().__init__(
+            settings,
+            config.label_names,
+            model,
+            tokenizer,
+            device,
+            causal=model.llama.config.causal,
+            dtype=settings.dtype,
+            with_lengths=model.reads_lengths,
+        )
+
+    def rows(self, data: list[Example]) -> list[Example]:
+        (rows,) = methods.rows_for(self.model, self.saved.methods, self.tokenizer, data)
+        return rows
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -152,54 +188,85 @@ def predict(args: argparse.Namespace) -> None:
     if settings.input is not None and not Path(settings.input).is_file():
         raise missing_file(settings.input)
     if settings.output is not None:
-        reads = [settings.input, settings.load, settings.pretrained_model_path]
+        reads = [settings.input or "/dev/stdin", settings.load, settings.pretrained_model_path]
         reads += [settings.label_names, settings.tokenizer_path or TOKENIZER_MODEL]
         check_outputs([settings.output], [path for path in reads if path is not None])
-    label = Labeller(settings)
+    label = Prompted(settings) if settings.load is None else Finetuned(settings)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        source = sys.stdin.buffer
-        if settings.input is not None:
-            source = stack.enter_context(open(settings.input, "rb"))
+        is_file = settings.input is not None
+        file = settings.input if is_file else sys.stdin.fileno()
+        source = stack.enter_context(open(file, "rb", buffering=0, closefd=is_file))
         target: IO[str] = sys.stdout
         if settings.output is not None:
             target = stack.enter_context(atomic_write(settings.output))
         write = WRITERS[settings.format](target)
-        sentences = read_sentences(source, settings.input or "standard input")
-        for some in groups(sentences, settings.batch_size, is_typed=source.isatty()):
-            for result in label(some):
+        # Without a mask a label depends on the others of its batch, so batches are made whole.
+        whole = not label.causal and not source.isatty()
+        bar = stack.enter_context(
+            Bar(desc="predict", unit=" lines", disable=settings.output is None)
+        )
+        n_lines = 0
+        for lines in groups(lines_of(source), settings.batch_size, whole_batches=whole):
+            sentences = decoded(lines, n_lines, settings.input or "standard input")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                labels = label(sentences)
+            for warning in caught:
+                place = f"lines {n_lines + 1} to {n_lines + len(lines)}"
+                warnings.warn(f"{place}: {warning.message}", stacklevel=2)
+            for result in labels:
                 write(result)
-            warnings.simplefilter("ignore")  # of rows that are cut it was said once
-            if settings.output is None:
-                target.flush()
+            n_lines += len(lines)
+            bar.update(len(lines))
 
 
-def read_sentences(source: Iterable[bytes], name: str) -> Iterator[str]:
-    """The lines of a file, without space at their ends.
+def lines_of(source: RawIOBase) -> Iterator[list[bytes]]:
+    """The lines of a file that is not buffered: after each read those that are complete."""
+    rest = bytearray()
+    while data := source.read(1 << 16):  # what is there, and only if nothing is, it waits
+        *lines, last = data.split(b"\n")
+        if lines:
+            lines[0] = bytes(rest) + lines[0]
+            rest.clear()
+            yield lines
+        rest += last
+    if rest:
+        yield [bytes(rest)]
+
+
+def groups(
+    reads: Iterable[list[bytes]], batch_size: int, *, whole_batches: bool
+) -> Iterator[list[bytes]]:
+    """What is labelled at once: all that has come, at most `MOST_BATCHES`.
+
+    Args:
+        whole_batches: wait until a batch is full, if more may come.
+    """
+    most = MOST_BATCHES * batch_size
+    some: list[bytes] = []
+    for lines in reads:
+        some += lines
+        end = len(some) - (len(some) % batch_size if whole_batches else 0)
+        for start in range(0, end, most):
+            yield some[start : min(start + most, end)]
+        some = some[end:]
+    if some:
+        yield some
+
+
+def decoded(lines: list[bytes], n_before: int, name: str) -> list[str]:
+    """Lines as text, without space at their ends.
 
     Raises:
         InputError: a line is no UTF-8.
     """
-    for number, line in enumerate(source, start=1):
+    texts = []
+    for number, line in enumerate(lines, start=n_before + 1):
         try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            texts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
         except UnicodeDecodeError as error:
             raise InputError(f"{name}, line {number}: not UTF-8 text; save it as UTF-8") from error
-
-
-def groups(sentences: Iterator[str], batch_size: int, *, is_typed: bool) -> Iterator[list[str]]:
-    """What is labelled at once: a line where they are typed; else soon little, and then more."""
-    size = 1 if is_typed else batch_size
-    some: list[str] = []
-    for sentence in sentences:
-        some.append(sentence)
-        if len(some) == size:
-            yield some
-            some = []
-            if not is_typed:
-                size = min(2 * size, MOST_BATCHES * batch_size)
-    if some:
-        yield some
+    return texts
 
 
 def text_writer(target: IO[str]) -> Callable[[Label], None]:

@@ -232,7 +232,21 @@ class ClassifySettings(TaskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(TaskSettings):
+class CompileSettings(TaskSettings):
+    """What generation, fine-tuning and pre-training share."""
+
+    title = "generate, finetune and pretrain"
+    description = None
+
+    compile: bool = flag(
+        False,
+        "make a step of decoding (with --causal), or the layers in training, one compiled "
+        "function; that takes seconds, or a minute, first",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(CompileSettings):
     """What fine-tuning and pre-training share."""
 
     takes_processes = True
@@ -248,7 +262,6 @@ class TrainSettings(TaskSettings):
     activation_checkpointing: bool = flag(
         False, "train in less memory, for the time of one more forward pass"
     )
-    compile: bool = flag(False, "let torch.compile make the layers faster, after a minute or so")
     plot: str | None = flag(None, "draw how it went, an SVG or PNG file")
     shard: bool = flag(
         False, "with several processes: each holds a part of the model, not a copy (FSDP2)"

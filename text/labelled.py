@@ -324,6 +324,11 @@ class SortedBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         return iter(cut(self.order, self.batch_size))
 
+    def restored(self, results: Sequence[Any]) -> list[Any]:
+        """What came in the order of the batches, in that of the rows."""
+        places = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return [results[place] for place in places]
+
 
 def cut(rows: list[int], size: int) -> list[list[int]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]

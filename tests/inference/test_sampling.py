@@ -82,3 +82,16 @@ def test_generate_takes_them_all(causal):
         if causal:
             stop = int(greedy[0, 4])
             assert stop not in llama.generate(prompt, 6, 0.0, stop_ids=[stop])[0, 3:].tolist()
+
+
+def test_top_k_takes_no_more_where_logits_tie():
+    logits = torch.zeros(1, 50)
+    drawn = {int(Sampling(1.0, top_k=2)(logits, [[]])) for _ in range(100)}
+    assert len(drawn) == 2
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-7, 1e-42])
+def test_a_tiny_temperature_takes_the_likeliest(temperature):
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 1000
+    ids = Sampling(temperature)(logits, [[]] * 3)
+    assert torch.equal(ids, logits.argmax(-1, keepdim=True))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, make_llama, save_llama
 
+from inference.packing import DTYPES
 from inference.sampling import Sampling
 from tasks import generate
 from tasks.generate import TextGenerator, Texts
+from tasks.settings import DEMO
 
 pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
 
@@ -226,7 +229,7 @@ def test_ctrl_c_ends_a_text_and_ctrl_d_leaves(project):
         (["--top_k", "0"], "--top_k 0: out of range"),
         (["--top_p", "1.5"], "--top_p 1.5: out of range"),
         (["--temperature", "-1"], "--temperature -1.0: out of range"),
-        (["--repetition_penalty", "0"], "--repetition_penalty 0: must be greater than 0"),
+        (["--repetition_penalty", "0"], "--repetition_penalty 0.0: out of range"),
         (["--stop", ""], "--stop: an empty text is everywhere"),
         (["--num_samples", "0"], "--num_samples 0: out of range"),
         (["--interactive"], "--interactive: takes its texts from the input"),
@@ -261,5 +264,67 @@ def test_a_small_model_takes_one_thread(project, monkeypatch, limit, environment
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    TextGenerator("model.pt", causal=True, dtype="int8")
+    TextGenerator("model.pt", causal=True, dtype="int8", may_limit_threads=True)
     assert threads == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_compiled_step_writes_the_same_texts(project, monkeypatch, dtype):
+    """The demo model's too, whose weights are float16."""
+    pytest.importorskip("numba")
+    for checkpoint in ("model.pt", DEMO / "model.pt"):
+        plain, compiled = (
+            TextGenerator(checkpoint, causal=True, dtype=dtype, compile=compile)
+            for compile in (False, True)
+        )
+        assert type(compiled.llama) is not type(plain.llama)
+        greedy = Sampling(0.0)
+        texts = [each.complete(["a warm"], greedy, 12) for each in (plain, compiled)]
+        assert texts[0] == texts[1]
+
+
+def test_what_is_not_compiled_is_told(project, run_cli, monkeypatch):
+    flags = [*project.flags[:4], "--max_new_tokens", "5", "--compile"]
+    code, _, err = run_cli(*flags, "--no-causal")
+    assert code == 0 and "warning: --compile: nothing is compiled without --causal" in err
+    code, _, err = run_cli(*flags, "--causal", "--num_samples", "2")
+    assert code == 0 and "warning: --compile: on a CPU several rows are not compiled" in err
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "inference.compiled", raising=False)
+    code, _, err = run_cli(*flags, "--causal")
+    assert code == 2 and "needs Numba" in err.splitlines()[-1]
+
+
+def test_bad_prompts_do_not_end_a_conversation(project):
+    """Bytes that are no text, and one that is too long, each with its own line."""
+    command = [sys.executable, ROOT / "run_llama.py", *project.flags[:4], "--interactive"]
+    command += ["--causal", "--max_new_tokens", "8", "--num_samples", "2"]
+    lines = b"\xff\na warm\n" + b"funny " * 500 + b"\nthe film"
+    done = subprocess.run(
+        command,
+        input=lines,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(b"error: ") == 2
+    blocks = done.stdout.decode().partition("\n")[2].split("---------------\n")
+    assert [block.startswith("a warm") for block in blocks[:2]] == [True, True]
+    assert [block.startswith("the film") for block in blocks[2:4]] == [True, True]
+
+
+def test_every_text_says_that_the_context_is_full(project):
+    save_llama(make_llama(max_seq_len=24), project.path / "model.pt")
+    command = [sys.executable, ROOT / "run_llama.py", "--pretrained-model-path", "model.pt"]
+    command += ["--interactive", "--causal", "--max_new_tokens", "60", "--temperature", "0"]
+    done = subprocess.run(command, input="a\na\n", capture_output=True, text=True)
+    assert done.stderr.count("warning: the context of 24 tokens is full") == 2
+
+
+@pytest.mark.parametrize("flags", [["--interactive"], ["--option", "predict", "--input", "s.txt"]])
+def test_standard_input_may_be_closed(project, flags):
+    (project.path / "s.txt").write_text("a warm film\n")
+    command = [sys.executable, str(ROOT / "run_llama.py"), *project.flags[:4], "--causal", *flags]
+    command += ["--label-names", "data/toy-label-mapping.json"]
+    done = subprocess.run(f"{shlex.join(command)} <&-", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.count("\t")) == (0, 2 * ("predict" in flags)), done.stderr

@@ -1,6 +1,7 @@
 """Pictures of trainings."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,16 @@ PRETRAIN += ["--n_layers", "1", "--n_heads", "2", "--max_seq_len", "16", "--step
 PRETRAIN += ["--tokenizer-path", "tokenizer.model"]
 
 
-def texts_of(path: str) -> str:
-    return Path(path).read_text()
-
-
 def plot(monkeypatch, *flags: str) -> None:
     monkeypatch.setattr(sys, "argv", ["plot", *flags])
     main()
+
+
+def numbers_in(picture: str) -> list[int]:
+    """Those of the confusion matrix; matplotlib writes each text into a comment."""
+    axes = Path(picture).read_text().split('id="axes_3"')[1]
+    texts = re.findall(r"<!-- (\d+) -->", axes)
+    return [int(text) for text in texts]
 
 
 def test_pretraining_is_drawn_by_itself_and_beside_another(project, run_cli, monkeypatch):
@@ -44,12 +48,18 @@ def test_finetuning_is_drawn_with_the_confusion_of_dev(project, run_cli, monkeyp
     flags = ["--option", "finetune", *project.flags, "--epochs", "2", "--metrics_out", "m.jsonl"]
     assert run_cli(*flags, "--plot", "f.svg")[0] == 0
     plot(monkeypatch, "m.jsonl", "--out", "again.svg")
-    assert len(Path("again.svg").read_text()) > 0.9 * len(Path("f.svg").read_text())
     (dev,) = [record for record in read_metrics("m.jsonl") if record.get("split") == "dev"]
     n_dev = len(Path(project.flags[project.flags.index("--dev") + 1]).read_text().splitlines())
     assert sum(map(sum, dev["confusion_matrix"])) == n_dev
     right = sum(row[i] for i, row in enumerate(dev["confusion_matrix"]))
     assert right / n_dev == dev["accuracy"]
+    for picture in ("f.svg", "again.svg"):
+        assert numbers_in(picture) == [n for row in dev["confusion_matrix"] for n in row]
+    prompt = json.loads(json.dumps(dev)) | {"option": "prompt", "confusion_matrix": [[777] * 3] * 3}
+    with open("m.jsonl", "a") as file:  # what --option prompt adds is not drawn
+        file.write(json.dumps(prompt) + "\n")
+    plot(monkeypatch, "m.jsonl", "--out", "again.svg")
+    assert numbers_in("again.svg") == numbers_in("f.svg")
     assert run_cli(*flags, "--seed", "8")[0] == 0  # adds its lines to the same file
     epochs = [record["epoch"] for record in read_metrics("m.jsonl") if "epoch" in record]
     assert epochs == [0, 1]
@@ -60,7 +70,9 @@ def test_finetuning_is_drawn_with_the_confusion_of_dev(project, run_cli, monkeyp
     [
         ("{}\n", "x.svg", "no report of a training in it"),
         ("[1]\n", "x.svg", "line 1: no line of metrics"),
-        ('{"step": 1, "train": 5}\n', "x.svg", "not what a training writes"),
+        ('{"step": 1, "train": 5}\n', "x.svg", "line 1: not what a training writes"),
+        ('{"option": "finetune", "epoch": 0}\n', "x.svg", "line 1: not what a training writes"),
+        ('{"confusion_matrix": [[1], [2]], "labels": ["a"]}\n', "x.svg", "not what a training"),
         ("{}\n", "x.gif", "a picture's name ends in .svg or .png"),
         ("{}\n", "absent/x.svg", "there is no folder"),
     ],
@@ -82,4 +94,4 @@ def test_a_picture_is_refused_before_the_training(project, run_cli):
     flags = [str(svg) if flag == train else flag for flag in project.flags]
     code, _, err = run_cli("--option", "finetune", *flags, "--plot", "train.svg")
     assert code == 2 and "would overwrite the input" in err
-    assert json.dumps(svg.read_text())
+    assert " ||| " in svg.read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tasks.predict import groups
+from tasks.predict import groups, lines_of
 
 FINETUNE = ["--option", "finetune", "--lr", "1e-2"]
 SENTENCES = "sentences.txt"
@@ -101,14 +101,59 @@ def test_lines_of_a_pipe_are_answered_as_they_come(data):
     process.stdin.flush()
     first = [process.stdout.readline() for _ in range(2)]
     assert all(line.count("\t") == 2 for line in first)
-    rest, _ = process.communicate("one more\n")
+    for _ in range(3):  # no line waits for another
+        process.stdin.write("one more\n")
+        process.stdin.flush()
+        assert process.stdout.readline().count("\t") == 2
+    rest, _ = process.communicate("the last")
     assert process.returncode == 0 and rest.count("\n") == 1
 
 
-def test_groups_grow():
-    sizes = list(map(len, groups(iter("x" * 1000), 2, is_typed=False)))
-    assert sizes[:6] == [2, 4, 8, 16, 32, 64] and max(sizes) <= 200 and sum(sizes) == 1000
-    assert list(map(len, groups(iter("xyz"), 2, is_typed=True))) == [1, 1, 1]
+class Reads(io.RawIOBase):
+    """A file whose reads give what is listed."""
+
+    def __init__(self, *reads: bytes):
+        self.reads = list(reads)
+
+    def read(self, size: int = -1) -> bytes:
+        return self.reads.pop(0) if self.reads else b""
+
+
+def test_lines_are_put_together_from_reads():
+    reads = Reads(b"a\nb", b"c", b"d\n\ne\n", b"f\n", b"g")
+    assert list(lines_of(reads)) == [[b"a"], [b"bcd", b"", b"e"], [b"f"], [b"g"]]
+    assert list(lines_of(Reads())) == []
+
+
+def test_groups_are_all_that_has_come_or_whole_batches():
+    reads = [["a"] * n for n in (1, 3, 500, 1)]
+    sizes = [len(some) for some in groups(reads, 2, whole_batches=False)]
+    assert sizes == [1, 3, 200, 200, 100, 1]
+    sizes = [len(some) for some in groups(reads, 2, whole_batches=True)]
+    assert sizes == [4, 200, 200, 100, 1]
+
+
+def test_every_row_that_is_cut_is_told(data, run_cli):
+    """Also where the rows before were not."""
+    flags = ["--option", "predict", *data.flags[:4], "--causal", "--batch_size", "1"]
+    flags += ["--label-names", "data/toy-label-mapping.json"]
+    Path("long.txt").write_text("a warm film\n" * 250 + "funny " * 2000 + "\n" + "one more\n")
+    code, out, err = run_cli(*flags, "--input", "long.txt")
+    assert code == 0 and out.count("\n") == 252
+    (line,) = err.splitlines()
+    assert line.startswith("warning: lines 201 to 252: 1 of 52 rows do not fit the context")
+
+
+def test_the_sentences_are_not_overwritten_through_standard_input(data):
+    command = [sys.executable, ROOT / "run_llama.py", "--option", "predict", *data.flags[:4]]
+    command += ["--causal", "--label-names", "data/toy-label-mapping.json"]
+    before = Path(SENTENCES).read_bytes()
+    with open(SENTENCES) as stdin:
+        done = subprocess.run(
+            [*command, "--output", SENTENCES], stdin=stdin, capture_output=True, text=True
+        )
+    assert done.returncode == 2 and "would overwrite the input /dev/stdin" in done.stderr
+    assert Path(SENTENCES).read_bytes() == before
 
 
 @pytest.mark.parametrize(
