@@ -5,7 +5,6 @@ import functools
 import torch
 
 
-@functools.lru_cache(maxsize=8)
 def rotary_table(
     head_dim: int, max_seq_len: int, theta: float, device: torch.device
 ) -> torch.Tensor:
@@ -17,6 +16,14 @@ def rotary_table(
     Returns:
         complex64, `(max_seq_len, head_dim / 2)`.
     """
+    return rotary_table_once(head_dim, max_seq_len, theta, device)
+
+
+@functools.lru_cache(maxsize=8)
+def rotary_table_once(
+    head_dim: int, max_seq_len: int, theta: float, device: torch.device
+) -> torch.Tensor:
+    """What `rotary_table` gives; apart from it, because `torch.compile` looks through the cache."""
     # Tensors made in inference mode could not take part in a later backward pass.
     with torch.inference_mode(False):
         exponents = torch.arange(0, head_dim, 2, device=device).float() / head_dim

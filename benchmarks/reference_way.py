@@ -39,7 +39,7 @@ def reference_way() -> Iterator[None]:
     """
     with (
         freed_memory_given_back(),
-        mock.patch.object(rope, "rotary_table", rope.rotary_table.__wrapped__),
+        mock.patch.object(rope, "rotary_table", rope.rotary_table_once.__wrapped__),
         mock.patch.object(Llama, "hidden_states", all_hidden_states),
         mock.patch.object(AdamW, "_update", update_one_by_one),
     ):

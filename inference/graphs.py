@@ -14,6 +14,7 @@ import torch
 from config import LlamaConfig
 from inference.cache import KVCache
 from inference.packing import PackedLlama, pack
+from rope import rotary_table
 
 if TYPE_CHECKING:
     from llama import Llama
@@ -55,6 +56,7 @@ class GraphLlama(PackedLlama):
 
     def __init__(self, llama: Llama, dtype: str, **options: Any):
         super().__init__(pack(llama, dtype))
+        torch.compiler.assume_constant_result(rotary_table)  # no part of the step
         options = options or {"mode": "reduce-overhead"}
         self.compiled = torch.compile(self._step, fullgraph=True, **options)
 

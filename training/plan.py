@@ -35,7 +35,7 @@ from common.settings import Settings, add_flags, flag
 from config import LlamaConfig
 from llama import Llama, RMSNorm, ScaledDotProductAttention
 from optimizer import AdamW
-from rope import rotary_table
+from rope import rotary_table_once
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
 from training.step import mixed_precision
@@ -261,12 +261,12 @@ def without_memory() -> Iterator[None]:
     They are PyTorch's fake tensors: on the meta device, but taken for tensors on a CPU, so that
     autocast and the choice of kernels work.
     """
-    rotary_table.cache_clear()  # a real table cannot be used here, nor one from here elsewhere
+    rotary_table_once.cache_clear()  # a real table cannot be used here, nor one from here elsewhere
     try:
         with FakeTensorMode(), NoInitialWeights():
             yield
     finally:
-        rotary_table.cache_clear()
+        rotary_table_once.cache_clear()
 
 
 class LiveBytes(TorchDispatchMode):
