@@ -29,8 +29,8 @@ from benchmarks.ways import WAYS, loader_for, make_parser, print_settings
 from checkpoints.pt import read_checkpoint
 from classifier import LlamaEmbeddingClassifier
 from optimizer import AdamW
+from tasks.epoch import ClassificationLoss, train_epoch
 from tasks.evaluation import model_eval
-from tasks.finetune import ClassificationLoss, train_epoch
 from tasks.saving import ClassifierConfig
 from text.labelled import encode_labelled, fit_context, read_labelled
 from tokenizer import Tokenizer

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.finetune import DEVICE, Way
 from benchmarks.ways import WAYS, make_parser, print_settings
-from tasks.finetune import train_epoch
+from tasks.epoch import train_epoch
 from text.labelled import read_labelled
 from training.checkpointing import checkpoint_activations
 from training.cpu import keep_freed_memory

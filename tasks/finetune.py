@@ -2,35 +2,30 @@
 
 import argparse
 import contextlib
-import itertools
 import json
 import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 import methods
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from common.errors import InputError, in_gibibytes, missing_file
 from common.files import fingerprint
-from common.progress import Bar, Pace
+from common.progress import Pace
 from common.settings import flag
-from methods.recipe import Loss, Method, Recipe
+from methods.recipe import Method, Recipe
 from optimizer import AdamW
+from tasks.epoch import ClassificationLoss, LossOfModel, train_epoch
 from tasks.evaluation import (
     append_metrics,
     check_metrics_file,
-    inputs_of,
     model_eval,
     report_results,
 )
@@ -43,20 +38,19 @@ from tasks.resuming import (
     Recorder,
     add_records,
     claimed,
-    generator_states,
-    restore_generators,
 )
 from tasks.saving import (
     ClassifierConfig,
-    SavedRun,
     count_parameters,
-    frozen_digest,
+    load_classifier,
     load_trained,
+    names_beside,
     read_saved,
+    same_label_names,
     saved_model,
     write_saved,
 )
-from tasks.settings import ClassifySettings, TaskSettings, TrainSettings, dataset_of
+from tasks.settings import ClassifySettings, TrainSettings, dataset_of
 from text.labelled import (
     Example,
     check_labels,
@@ -70,8 +64,8 @@ from tokenizer import Tokenizer
 from training import distributed
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
-from training.step import check_dtype, check_finite, compile_layers, mixed_precision, update
-from utils import peak_memory, pick_device, to_device
+from training.step import check_dtype, compile_layers, mixed_precision
+from utils import peak_memory, pick_device
 
 # Of a saved run, what `--load` takes from it: what can be changed, and what cannot.
 CHANGEABLE = ("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path")
@@ -510,121 +504,10 @@ def loader_for(
     )
 
 
-@dataclass(frozen=True)
-class ClassificationLoss(Loss):
-    """Negative log-likelihood of the labels, summed and divided by the nominal batch size."""
-
-    batch_size: int
-    device: torch.device
-    dtype: str
-
-    def log_probs(
-        self, batch: dict, model: Callable, offset: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        offsets = {} if offset is None else {"offset": offset}
-        with mixed_precision(self.device, self.dtype):
-            return model(*inputs_of(batch, self.device), **offsets)
-
-    def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
-        log_probs = self.log_probs(batch, model)
-        labels = to_device(batch["labels"], self.device)
-        return F.nll_loss(log_probs, labels, reduction="sum") / self.batch_size
-
-
-class LossOfModel(nn.Module):
-    """The loss of a batch, with the model inside, as those want it who add up gradients.
-
-    Args:
-        loss: of a batch and a model.
-    """
-
-    def __init__(self, loss: Callable[[dict, nn.Module], torch.Tensor], model: nn.Module):
-        super().__init__()
-        self.loss, self.model = loss, model
-
-    def forward(self, batch: dict) -> torch.Tensor:
-        """The loss of this process's share of a batch, a scalar."""
-        names = [name for name, value in batch.items() if isinstance(value, torch.Tensor)]
-        rows, counts = distributed.share(*(batch[name] for name in names))
-        loss = self.loss(dict(zip(names, rows, strict=True)), self.model)
-        return loss if counts else 0 * loss
-
-
 def shard_classifier(model: nn.Module, dtype: str) -> bool:
     """Let each process hold a part of a classifier; tells whether there are several."""
     accelerate(model)
     return distributed.shard(model, model.llama.layers, dtype)
-
-
-def train_epoch(
-    model: nn.Module,
-    loader: DataLoader,
-    optimizer: Optimizer,
-    loss: Callable[[dict, nn.Module], torch.Tensor],
-    epoch: int,
-    grad_accum: int = 1,
-    after_step: Sequence[Callable[[nn.Module, int], None]] = (),
-    *,
-    spread: nn.Module | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    keep: Callable[[], None] | None = None,
-    pace: Pace | None = None,
-) -> float:
-    """One pass over the loader; returns the mean loss of its batches.
-
-    Args:
-        grad_accum: batches per step of the optimizer. The last step of an epoch may have fewer; its
-            gradient is then smaller in proportion.
-        after_step: called with the model and the number of steps taken in all epochs.
-        spread: the `LossOfModel` of loss and model in several processes.
-        seed: of what these draw apart.
-        progress: of the training; the pass goes on behind the steps that it has losses of.
-        keep: called after each step, when its loss is there.
-        pace: of the whole training, for the time left.
-
-    Raises:
-        InputError: the loss is not finite; on a CPU the weights are left as they were before that
-            step.
-    """
-    spread = LossOfModel(loss, model) if spread is None else spread
-    device = next(model.parameters()).device
-    progress = Progress() if progress is None else progress
-    model.train()
-    n_steps, n_taken = math.ceil(len(loader) / grad_accum), len(progress.losses)
-    if n_taken == 0:
-        progress.at_start = generator_states(device)
-    else:
-        restore_generators(progress.at_start, device)
-    bar = Bar(loader, desc=f"train-{epoch}")
-    batches = iter(bar)
-    for _ in itertools.islice(batches, n_taken * grad_accum):  # their order is drawn again
-        pass
-    if n_taken > 0:
-        restore_generators(progress.now, device)
-    for step in range(n_taken, n_steps):
-        group = list(itertools.islice(batches, grad_accum))
-        with distributed.own_draws(seed, epoch * n_steps + step, device):
-            losses = losses_of(group, spread, grad_accum)
-            loss = update(model, losses, optimizer, f"epoch {epoch}, step {step}")
-        progress.losses.append(loss)
-        if pace is not None:
-            pace.took("step")
-            bar.tell(loss.item() if device.type == "cpu" else None, pace.seconds_left)
-        for call in after_step:
-            call(model, epoch * n_steps + step + 1)
-        if keep is not None:
-            keep()
-    losses = torch.stack(progress.losses)
-    check_finite(losses, f"epoch {epoch}")
-    return sum(grad_accum * loss for loss in losses.tolist()) / len(loader)
-
-
-def losses_of(batches: list[dict], spread: nn.Module, grad_accum: int) -> Iterator[torch.Tensor]:
-    """The loss of each batch, as a share of their mean."""
-    for i, batch in enumerate(batches, start=1):
-        distributed.add_up_now(spread, i == len(batches))
-        yield spread(batch) / grad_accum
 
 
 def test(args: argparse.Namespace) -> None:
@@ -672,47 +555,4 @@ def evaluate_saved(settings: FinetuneSettings) -> list[dict[str, Any]]:
     return report_results(settings, loaders, evaluate, device, labels)
 
 
-def names_beside(dev: str, num_labels: int) -> list[str]:
-    """The labels' names, from the mapping that lies beside data/x-dev.txt, else their numbers."""
-    path = Path(dev).with_name(f"{dataset_of(dev, 'dev')}-label-mapping.json")
-    if path.is_file() and len(names := load_label_names(path)) == num_labels:
-        return names
-    return [str(label) for label in range(num_labels)]
-
-
 test.__test__ = False  # not a test of pytest's, whatever its name
-
-
-def load_classifier(saved: SavedRun, config: ClassifierConfig, tokenizer: Tokenizer) -> nn.Module:
-    """The classifier that a run saved.
-
-    Args:
-        config: the run's, with the checkpoint that it began with.
-
-    Raises:
-        InputError: it began with other weights.
-    """
-    model = methods.build_classifier(config, saved.methods, tokenizer)
-    load_trained(model, saved.weights, saved.path)
-    if saved.frozen not in (None, frozen_digest(model)):
-        raise InputError(
-            f"{saved.path}: trained on other weights than {config.pretrained_model_path}; "
-            "name them with --pretrained-model-path"
-        )
-    for method in saved.methods:
-        method.merge(model)
-    accelerate(model)
-    return model
-
-
-def same_label_names(settings: TaskSettings, config: ClassifierConfig) -> list[str]:
-    """The names in `settings.label_names`.
-
-    Raises:
-        InputError: there are more or fewer than labels, or the model was trained with others.
-    """
-    names = load_label_names(settings.label_names)
-    if len(names) != config.num_labels or config.label_names not in (None, names):
-        known = config.label_names or f"{config.num_labels} labels"
-        raise InputError(f"{settings.label_names}: {settings.load} was trained with {known}")
-    return names

@@ -21,9 +21,9 @@ from common.files import atomic_write, check_outputs
 from common.progress import Bar
 from common.settings import flag
 from tasks.evaluation import inputs_of
-from tasks.finetune import FinetuneSettings, load_classifier, same_label_names
+from tasks.finetune import FinetuneSettings
 from tasks.prompt import Asking, AskingSettings
-from tasks.saving import read_saved
+from tasks.saving import load_classifier, read_saved, same_label_names
 from tasks.settings import DEMO_MODEL
 from text.labelled import Example, SortedBatchSampler, load_label_names, make_loader
 from text.prompts import frame

@@ -16,10 +16,13 @@ from checkpoints.layout import is_dense, is_finite
 from checkpoints.pt import read_checkpoint, write_checkpoint
 from common.errors import InputError
 from common.settings import Settings, plain
-from methods import former_names, switched_on
+from methods import build_classifier, former_names, switched_on
 from methods.recipe import Method
-from text.labelled import MOST_LABELS
+from tasks.settings import TaskSettings, dataset_of
+from text.labelled import MOST_LABELS, load_label_names
+from tokenizer import Tokenizer
 from training import distributed
+from training.cpu import accelerate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,3 +186,46 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return trained, sum(p.numel() for p in parameters)
+
+
+def load_classifier(saved: SavedRun, config: ClassifierConfig, tokenizer: Tokenizer) -> nn.Module:
+    """The classifier that a run saved.
+
+    Args:
+        config: the run's, with the checkpoint that it began with.
+
+    Raises:
+        InputError: it began with other weights.
+    """
+    model = build_classifier(config, saved.methods, tokenizer)
+    load_trained(model, saved.weights, saved.path)
+    if saved.frozen not in (None, frozen_digest(model)):
+        raise InputError(
+            f"{saved.path}: trained on other weights than {config.pretrained_model_path}; "
+            "name them with --pretrained-model-path"
+        )
+    for method in saved.methods:
+        method.merge(model)
+    accelerate(model)
+    return model
+
+
+def same_label_names(settings: TaskSettings, config: ClassifierConfig) -> list[str]:
+    """The names in `settings.label_names`.
+
+    Raises:
+        InputError: there are more or fewer than labels, or the model was trained with others.
+    """
+    names = load_label_names(settings.label_names)
+    if len(names) != config.num_labels or config.label_names not in (None, names):
+        known = config.label_names or f"{config.num_labels} labels"
+        raise InputError(f"{settings.label_names}: {settings.load} was trained with {known}")
+    return names
+
+
+def names_beside(dev: str, num_labels: int) -> list[str]:
+    """The labels' names, from the mapping that lies beside data/x-dev.txt, else their numbers."""
+    path = Path(dev).with_name(f"{dataset_of(dev, 'dev')}-label-mapping.json")
+    if path.is_file() and len(names := load_label_names(path)) == num_labels:
+        return names
+    return [str(label) for label in range(num_labels)]

@@ -9,7 +9,7 @@ import methods
 from base_llama import named_weights
 from methods.recipe import Recipe
 from optimizer import AdamW
-from tasks.finetune import ClassificationLoss, train_epoch
+from tasks.epoch import ClassificationLoss, train_epoch
 
 CPU = torch.device("cpu")
 NAMES = ["bad", "fair enough", "good"]

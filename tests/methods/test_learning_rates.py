@@ -5,7 +5,7 @@ from methods_kit import BATCH, make_recipe
 
 from methods.learning_rates import groups_by_depth
 from optimizer import AdamW
-from tasks.finetune import train_epoch
+from tasks.epoch import train_epoch
 from training.step import learning_rate
 
 pytest_plugins = ["methods_fixtures"]

@@ -9,7 +9,7 @@ from methods_kit import BATCH, make_recipe, predictions, snapshot, train
 
 from methods.smart import SmartLoss, symmetric_divergence
 from optimizer import AdamW
-from tasks.finetune import train_epoch
+from tasks.epoch import train_epoch
 
 pytest_plugins = ["methods_fixtures"]
 

@@ -10,8 +10,8 @@ import text.labelled
 from base_llama import state_of
 from classifier import LlamaEmbeddingClassifier
 from optimizer import AdamW
+from tasks.epoch import ClassificationLoss, train_epoch
 from tasks.evaluation import model_eval
-from tasks.finetune import ClassificationLoss, train_epoch
 from text.labelled import SortedBatchSampler, make_loader
 from training.checkpointing import checkpoint_activations
 from training.step import mixed_precision

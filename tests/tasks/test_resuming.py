@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, SENTENCES
 
+import tasks.epoch
 import tasks.finetune
 from checkpoints.pt import read_checkpoint
 from tasks.resuming import Claim, Keeper, Progress
@@ -121,7 +122,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(data, run_cli, monkeypat
     for name in sorted(files()):
         if name.endswith("output.txt"):
             Path(name).rename(f"whole-{name}")
-    update, stop_at, steps = tasks.finetune.update, [3], []
+    update, stop_at, steps = tasks.epoch.update, [3], []
 
     def stopping(*args):
         steps.append(1)
@@ -133,7 +134,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(data, run_cli, monkeypat
         steps.clear()
         stop_at[0] = at
         with monkeypatch.context() as patch:
-            patch.setattr(tasks.finetune, "update", stopping)
+            patch.setattr(tasks.epoch, "update", stopping)
             code = run_cli(*flags, "--save_every", "2")[0]
         if code == 0:  # few steps are all
             break

@@ -12,7 +12,7 @@ from torch import nn
 from classifier import LlamaEmbeddingClassifier
 from methods.lora import LoRA
 from optimizer import AdamW
-from tasks.finetune import ClassificationLoss, LossOfModel, losses_of
+from tasks.epoch import ClassificationLoss, LossOfModel, losses_of
 from tasks.scores import NextTokenScores
 from training.checkpointing import checkpoint_activations
 from training.cpu import accelerate
