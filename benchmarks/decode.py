@@ -23,6 +23,7 @@ and small operations.
 """
 
 import argparse
+import os
 import platform
 import time
 from collections import defaultdict
@@ -156,6 +157,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.llama2c is not None:
         torch.set_num_threads(args.threads[-1])
+        os.environ["NUMBA_NUM_THREADS"] = str(args.threads[-1])  # read when it is imported
         from benchmarks.llama2c import race
 
         path = args.pretrained_model_path

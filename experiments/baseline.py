@@ -5,9 +5,8 @@
 
 It is fitted on train; the strength of the regularization is the one that is best on dev. With
 `--unlabelled`, a text of documents between lines `<|endoftext|>`, it has read what a language model
-may read that is pre-trained on the same: inverse document frequencies are those of the documents,
-and beside the words stand the coordinates of a truncated SVD of the documents' TF-IDF (latent
-semantic analysis).
+may read that is pre-trained on the same: they count in the inverse document frequencies, and beside
+the words stand the coordinates of a truncated SVD of their TF-IDF (latent semantic analysis).
 """
 
 import time
@@ -22,10 +21,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from common.errors import InputError, missing_file
+from common.errors import InputError
 from common.program import ArgumentParser, run_script
+from experiments.corpus import read_documents
 from text.labelled import few_shot, read_labelled
-from text.plain import DOCUMENT_SEPARATOR
 from tokenizer import Tokenizer
 
 CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization
@@ -39,6 +38,9 @@ class SvdFeatures:
     Args:
         train: the labelled sentences, whose words and pairs count.
         unlabelled: documents for the inverse document frequencies and the SVD.
+
+    Raises:
+        InputError: too few words are in `MIN_DOCUMENTS` of the documents or more.
     """
 
     def __init__(self, train: Sequence[str], unlabelled: Sequence[str]):
@@ -50,7 +52,10 @@ class SvdFeatures:
             TruncatedSVD(N_COMPONENTS, random_state=0),
             Normalizer(copy=False),
         )
-        self.svd.fit(unlabelled)
+        try:
+            self.svd.fit(unlabelled)
+        except ValueError as error:
+            raise InputError(f"the unlabelled texts are too few: {error}") from error
 
     def transform(self, sentences: Sequence[str]) -> scipy.sparse.csr_matrix:
         """Sentences to a row of features each."""
@@ -64,7 +69,7 @@ def baseline(
     shots: int | None = None,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
-    unlabelled: Sequence[str] = (),
+    unlabelled: Sequence[str] | None = None,
 ) -> dict:
     """Fit on train, choose `C` on dev.
 
@@ -73,7 +78,7 @@ def baseline(
         shots: how many sentences of each label are drawn from train with the seed, as `--shots`
             does; None takes all.
         tokenizer: count its pieces in place of words.
-        unlabelled: see `SvdFeatures`; without any, the words and pairs of words of train.
+        unlabelled: see `SvdFeatures`; None is for the words and pairs of words of train alone.
 
     Returns:
         `dev` and `test`, each with its `accuracy`; `seconds`; `trained_parameters`; `C`.
@@ -91,7 +96,7 @@ def baseline(
         for split, sentences in texts.items():
             ids = (tokenizer.encode(sentence, bos=False, eos=False) for sentence in sentences)
             texts[split] = [" ".join(map(str, pieces)) for pieces in ids]
-    if unlabelled:
+    if unlabelled is not None:
         vectorizer = SvdFeatures(texts["train"], unlabelled)
     else:
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), **WORDS).fit(texts["train"])
@@ -107,18 +112,6 @@ def baseline(
     }
 
 
-def read_documents(path: Path) -> list[str]:
-    """The documents of a text.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    if not path.is_file():
-        raise missing_file(path)
-    documents = path.read_text(encoding="utf-8").split(DOCUMENT_SEPARATOR)
-    return [document for document in documents if document.strip()]
-
-
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
@@ -127,9 +120,9 @@ def main() -> None:
     help = "a text that it has read before, documents between lines <|endoftext|>"
     parser.add_argument("--unlabelled", type=Path, metavar="FILE", help=help)
     args = parser.parse_args()
-    if args.unlabelled is not None and args.tokenizer_path is not None:
+    unlabelled = None if args.unlabelled is None else read_documents(args.unlabelled)
+    if unlabelled is not None and args.tokenizer_path is not None:
         raise InputError("--unlabelled does not go with --tokenizer-path; leave one out")
-    unlabelled = read_documents(args.unlabelled) if args.unlabelled is not None else ()
     tokenizer = args.tokenizer_path and Tokenizer(tokenizer_model=args.tokenizer_path)
     result = baseline(args.data, tokenizer=tokenizer, unlabelled=unlabelled)
     print(

@@ -33,7 +33,7 @@ from common.files import atomic_write
 from common.program import ArgumentParser, run_script
 from text.plain import DOCUMENT_SEPARATOR
 
-REPEAT = {  # how often the demo model's text has each source
+REPEAT = {  # how often the text has each source
     "tinystories": 4.0,
     "fables_tinyfabulist": 2.0,
     "storybooks_asp_pb": 3.0,
@@ -69,19 +69,21 @@ class Source:
 
 
 def read_documents(path: Path) -> list[str]:
-    """The documents of an xz-compressed text.
+    """The documents of a text, xz-compressed if its name ends in .xz.
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: it is not xz-compressed UTF-8.
+        InputError: it is not UTF-8, or not xz-compressed.
     """
     if not path.is_file():
         raise missing_file(path)
     try:
-        with lzma.open(path, "rt", encoding="utf-8") as file:
+        opened = lzma.open if path.suffix == ".xz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
             text = file.read()
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not an xz-compressed UTF-8 text; fetch it anew") from error
+        kind = "an xz-compressed" if path.suffix == ".xz" else "a"
+        raise InputError(f"{path}: not {kind} UTF-8 text; fetch it anew") from error
     documents = (document.strip() for document in text.split(DOCUMENT_SEPARATOR))
     return [document for document in documents if document]
 

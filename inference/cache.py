@@ -13,7 +13,7 @@ class KVCache:
 
     Args:
         max_len: number of positions to make room for.
-        data: of another cache of this shape, to work on; None makes room anew.
+        data, lengths: of another cache of this shape, to work on; None is an empty one.
 
     Attributes:
         lengths: number of tokens of each row. Setting one lower forgets the row's last tokens.
@@ -34,10 +34,11 @@ class KVCache:
         max_len: int,
         device: torch.device | str = "cpu",
         data: torch.Tensor | None = None,
+        lengths: list[int] | torch.Tensor | None = None,
     ):
         n_kv_heads = config.n_kv_heads or config.n_heads
         shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
-        self.lengths = [0] * batch_size
+        self.lengths = [0] * batch_size if lengths is None else lengths
         if data is None:
             data = torch.zeros(config.n_layers, 2, *shape, device=device)
         self.data = data

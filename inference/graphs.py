@@ -30,7 +30,7 @@ class StaticCache(KVCache):
 
     def __init__(self, config: LlamaConfig, data: torch.Tensor, lengths: torch.Tensor):
         batch_size, max_len = data.shape[2], data.shape[4]
-        super().__init__(config, batch_size, max_len, data=data)
+        super().__init__(config, batch_size, max_len, data=data, lengths=lengths)
         self.start, self.stop = lengths, max_len
 
     def begin(self, n: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-COLDEST = 1e-6  # below it, quotients of logits overflow
+COLDEST = 1e-30  # below it, quotients of logits may overflow
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ class Texts:
                 return
 
 
-def generator_of(settings: GenerateSettings) -> TextGenerator:
+def generator_of(settings: GenerateSettings, *, may_limit_threads: bool = False) -> TextGenerator:
     """The model and the tokenizer that the flags name."""
     compile = settings.compile
     if compile and not settings.use_gpu and (settings.num_samples or 1) > 1:
@@ -300,7 +300,7 @@ def generator_of(settings: GenerateSettings) -> TextGenerator:
         dtype=settings.dtype,
         use_gpu=settings.use_gpu,
         compile=compile,
-        may_limit_threads=True,
+        may_limit_threads=may_limit_threads,
     )
     generator.tokenizer.max_len = settings.max_sentence_len
     return generator
@@ -407,7 +407,6 @@ def converse(generator: TextGenerator, settings: GenerateSettings) -> None:
     """Continue each line of the input. Ctrl-C ends a text, and behind none, as Ctrl-D, all."""
     is_terminal = sys.stdin.isatty()
     sys.stdin.reconfigure(errors="surrogateescape")  # a bad line is refused, and the next may not
-    warnings.simplefilter("always")  # each text has its own
     if is_terminal:
         print("Ctrl-C ends a text, Ctrl-D leaves", file=sys.stderr)
     while True:
@@ -459,7 +458,7 @@ def generate(args: argparse.Namespace) -> None:
     settings = GenerateSettings.from_args(args)
     settings.check()
     if settings.interactive:
-        converse(generator_of(settings), settings)
+        converse(generator_of(settings, may_limit_threads=True), settings)
         return
     outputs = {
         0.0: settings.generated_sentence_low_temp_out,
@@ -471,7 +470,7 @@ def generate(args: argparse.Namespace) -> None:
     if settings.tokenizer_path is not None:
         inputs.append(settings.tokenizer_path)
     check_outputs(outputs.values(), inputs)
-    generator = generator_of(settings)
+    generator = generator_of(settings, may_limit_threads=True)
     for temperature, outfile in outputs.items():
         write(generator, settings, outfile, temperature)
 

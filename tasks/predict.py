@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -188,9 +189,11 @@ def predict(args: argparse.Namespace) -> None:
     if settings.input is not None and not Path(settings.input).is_file():
         raise missing_file(settings.input)
     if settings.output is not None:
-        reads = [settings.input or "/dev/stdin", settings.load, settings.pretrained_model_path]
+        reads = [settings.input, settings.load, settings.pretrained_model_path]
         reads += [settings.label_names, settings.tokenizer_path or TOKENIZER_MODEL]
         check_outputs([settings.output], [path for path in reads if path is not None])
+        if settings.input is None and is_standard_input(settings.output):
+            raise InputError(f"{settings.output}: would overwrite the input; name another file")
     label = Prompted(settings) if settings.load is None else Finetuned(settings)
     with contextlib.ExitStack() as stack:
         is_file = settings.input is not None
@@ -213,15 +216,24 @@ def predict(args: argparse.Namespace) -> None:
                 labels = label(sentences)
             for warning in caught:
                 place = f"lines {n_lines + 1} to {n_lines + len(lines)}"
-                warnings.warn(f"{place}: {warning.message}", stacklevel=2)
+                warnings.warn(f"{place}: {warning.message}", warning.category, stacklevel=2)
             for result in labels:
                 write(result)
             n_lines += len(lines)
             bar.update(len(lines))
 
 
+def is_standard_input(path: str) -> bool:
+    """Whether standard input comes from this file."""
+    return os.path.exists(path) and os.path.samestat(os.fstat(sys.stdin.fileno()), os.stat(path))
+
+
 def lines_of(source: RawIOBase) -> Iterator[list[bytes]]:
-    """The lines of a file that is not buffered: after each read those that are complete."""
+    """The lines of a file that is not buffered: after each read those that are complete.
+
+    Raises:
+        InputError: it does not wait for what is not there yet.
+    """
     rest = bytearray()
     while data := source.read(1 << 16):  # what is there, and only if nothing is, it waits
         *lines, last = data.split(b"\n")
@@ -230,6 +242,8 @@ def lines_of(source: RawIOBase) -> Iterator[list[bytes]]:
             rest.clear()
             yield lines
         rest += last
+    if data is None:
+        raise InputError("the input does not block; pass it through a pipe, as in `cat | …`")
     if rest:
         yield [bytes(rest)]
 

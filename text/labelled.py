@@ -326,8 +326,8 @@ class SortedBatchSampler(Sampler[list[int]]):
 
     def restored(self, results: Sequence[Any]) -> list[Any]:
         """What came in the order of the batches, in that of the rows."""
-        places = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return [results[place] for place in places]
+        by_row = dict(zip(self.order, results, strict=True))
+        return [by_row[row] for row in range(len(self.order))]
 
 
 def cut(rows: list[int], size: int) -> list[list[int]]:

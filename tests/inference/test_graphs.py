@@ -27,6 +27,21 @@ def test_tokens_are_those_of_the_plain_step(n_kv_heads, prompts):
         assert tokens_of(graph, prompts) == tokens_of(plain, prompts)
 
 
+def test_rows_that_end_are_not_compiled_for_each_number_of_rows():
+    """More of them than Dynamo would compile a function for."""
+    prompts = [[1, 5 + i] for i in range(12)]
+    torch._dynamo.reset()
+    graph = GraphLlama(make_llama(causal=True), "float32", backend="eager")
+    ended: set[int] = set()
+    steps = []
+    for step in decode(graph, prompts, 12, Sampling(0.0), (), ended):
+        steps.append(step)
+        ended.add(len(ended))
+    assert [sum(token is not None for token in step) for step in steps] == list(range(12, 0, -1))
+    alone = decode(pack(make_llama(causal=True)), prompts[-1:], 12, Sampling(0.0), ())
+    assert [step[-1] for step in steps] == [token for (token,) in alone]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_on_cuda_too(dtype):

@@ -269,7 +269,7 @@ def test_a_small_model_takes_one_thread(project, monkeypatch, limit, environment
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_compiled_step_writes_the_same_texts(project, monkeypatch, dtype):
+def test_the_compiled_step_writes_the_same_texts(project, dtype):
     """The demo model's too, whose weights are float16."""
     pytest.importorskip("numba")
     for checkpoint in ("model.pt", DEMO / "model.pt"):
