@@ -15,12 +15,15 @@ import torch
 from conftest import ROOT, SENTENCES, make_llama, save_llama
 from sklearn.metrics import confusion_matrix, f1_score
 
+import inference.one_row
 import run_llama
+import tasks.epoch
 import tasks.finetune
 import tasks.generate
 import tasks.prompt
 import tasks.settings
 from checkpoints.pt import read_checkpoint
+from inference.packing import pack
 from llama import Llama
 from tasks.evaluation import model_eval
 from text.prompts import TEMPLATE, frame
@@ -107,8 +110,13 @@ def test_generation_reads_the_flags(project, run_cli):
 def test_models_are_packed_where_it_changes_nothing_or_was_asked_for(project, run_cli, monkeypatch):
     """The default mode stays the assignment's, to the digit."""
     packed = []
-    for module in (tasks.generate, tasks.prompt):
-        monkeypatch.setattr(module, "pack", lambda llama, dtype: packed.append(dtype))
+
+    def recorded(llama, dtype):
+        packed.append(dtype)
+        return pack(llama, dtype)
+
+    for module in (inference.one_row, tasks.generate, tasks.prompt):
+        monkeypatch.setattr(module, "pack", recorded)
     for option in ("generate", "prompt"):
         length = ["--max_new_tokens", "2"] if option == "generate" else []
         for flags, expected in (
@@ -229,8 +237,8 @@ def test_train_need_not_be_evaluated(project, run_cli):
 
 def test_training_flags_reach_the_training(project, run_cli, monkeypatch):
     groups, layers, dtypes = [], [], []
-    finetune = tasks.finetune
-    update, checkpoint, evaluate = finetune.update, finetune.checkpoint_activations, model_eval
+    finetune, epoch = tasks.finetune, tasks.epoch
+    update, checkpoint, evaluate = epoch.update, finetune.checkpoint_activations, model_eval
 
     def recorded(model, losses, *args, **kwargs):
         losses = list(losses)
@@ -241,7 +249,7 @@ def test_training_flags_reach_the_training(project, run_cli, monkeypatch):
         dtypes.append(torch.is_autocast_enabled("cpu"))
         return evaluate(*args)
 
-    monkeypatch.setattr(finetune, "update", recorded)
+    monkeypatch.setattr(epoch, "update", recorded)
     monkeypatch.setattr(finetune, "model_eval", evaluated)
     monkeypatch.setattr(
         finetune, "checkpoint_activations", lambda x: layers.append(len(x)) or checkpoint(x)
