@@ -4,7 +4,7 @@
 
 Tokens per second of one row at temperature 0, for models of random weights, with one thread and
 with one for each processor; then the same while another process keeps a processor busy. Threads
-wait for each other some 40 times in a step. Where one of them has no processor, all wait for it.
+wait for each other after every product. Where one of them has no processor, all wait for it.
 """
 
 import json

@@ -86,10 +86,6 @@ def check(record: dict[str, Any], where: str) -> None:
     Raises:
         InputError: it is not what a training writes.
     """
-
-    def is_number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-
     wanted: list[Any] = []
     if "step" in record and "train" in record:
         parts = [record[part] for part in ("train", "validation") if part in record]
@@ -100,17 +96,25 @@ def check(record: dict[str, Any], where: str) -> None:
         wanted = [record["epoch"], record.get("train_loss"), record.get("dev_accuracy")]
         if record.get("train_accuracy") is not None:
             wanted.append(record["train_accuracy"])
-    is_good = all(map(is_number, wanted))
-    if "confusion_matrix" in record:
-        matrix, labels = record["confusion_matrix"], record.get("labels")
-        is_good &= isinstance(labels, list) and isinstance(matrix, list) and bool(labels)
-        is_good = is_good and all(
-            isinstance(row, list) and len(row) == len(labels) and all(map(is_number, row))
-            for row in matrix
-        )
-        is_good = is_good and len(matrix) == len(labels)
-    if not is_good:
+    has_matrix = "confusion_matrix" not in record or is_square(
+        record["confusion_matrix"], record.get("labels")
+    )
+    if not (has_matrix and all(map(is_number, wanted))):
         raise InputError(f"{where}: not what a training writes")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_square(matrix: Any, labels: Any) -> bool:
+    """Whether a matrix has a row and a column of numbers for each of some labels."""
+    if not (isinstance(matrix, list) and isinstance(labels, list) and labels):
+        return False
+    return len(matrix) == len(labels) and all(
+        isinstance(row, list) and len(row) == len(labels) and all(map(is_number, row))
+        for row in matrix
+    )
 
 
 def subplots(n: int, **options: Any) -> tuple["Figure", "Sequence[Axes]"]:

@@ -82,7 +82,7 @@ class Labeller:
     """A classifier with what it makes of sentences.
 
     Args:
-        settings: of them `batch_size` is used.
+        batch_size: rows of a batch.
         names: of the labels, where they are known.
         model: takes what `tasks.evaluation.inputs_of` gives, to scores `(batch, num_labels)`.
         dtype: of the products, where it is not that of packed weights.
@@ -91,7 +91,7 @@ class Labeller:
 
     def __init__(
         self,
-        settings: PredictSettings,
+        batch_size: int,
         names: list[str] | None,
         model: nn.Module,
         tokenizer: Tokenizer,
@@ -101,7 +101,7 @@ class Labeller:
         dtype: str = "float32",
         with_lengths: bool = False,
     ):
-        self.settings, self.names = settings, names
+        self.batch_size, self.names = batch_size, names
         self.model, self.tokenizer, self.device = model.eval(), tokenizer, device
         self.causal, self.dtype, self.with_lengths = causal, dtype, with_lengths
 
@@ -118,7 +118,7 @@ class Labeller:
         ]
         loader = make_loader(
             self.rows(data),
-            self.settings.batch_size,
+            self.batch_size,
             self.tokenizer.pad_id,
             causal=self.causal,
             with_lengths=self.with_lengths,
@@ -147,7 +147,7 @@ class Prompted(Labeller):
         frame(settings.prompt_template, names)
         self.asking = asking = Asking(settings, names)
         model, tokenizer, device = asking.model, asking.tokenizer, asking.device
-        super().__init__(settings, names, model, tokenizer, device, causal=asking.causal)
+        super().__init__(settings.batch_size, names, model, tokenizer, device, causal=asking.causal)
 
     def rows(self, data: list[Example]) -> list[Example]:
         (rows,) = self.asking.rows(data)
@@ -168,7 +168,7 @@ class Finetuned(Labeller):
         tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
         model = load_classifier(saved, config, tokenizer).to(device)
         super().__init__(
-            settings,
+            settings.batch_size,
             config.label_names,
             model,
             tokenizer,
