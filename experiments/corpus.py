@@ -2,6 +2,7 @@
 
     .venv/bin/python -m experiments.corpus CORPORA OUTPUT
     .venv/bin/python -m experiments.corpus CORPORA OUTPUT --repeat tinystories=1 books_general=0.5
+    .venv/bin/python -m experiments.corpus CORPORA OUTPUT --easiest --repeat books_general=0.1
 
 CORPORA has a `NAME.txt.xz` for each source: UTF-8, documents between lines `<|endoftext|>`.
 
@@ -13,6 +14,8 @@ CORPORA has a `NAME.txt.xz` for each source: UTF-8, documents between lines `<|e
   characters, as `experiments.bits_per_byte` reads no more.
 * A section that shares 20 runs of twelve words with them is not trained on: some tales are in two
   sources.
+* A fraction of a source is chosen by hash. With `--easiest` it is the sections that have the fewest
+  rare words: those that are not among the 8,000 most frequent ones of all sources.
 
 OUTPUT gets `train.txt`, which ends with the validation passages; `held-out-NAME.txt` for each
 source; and `sources.txt`, all sections once, trained on or not, for `experiments.written`. What
@@ -24,6 +27,7 @@ import lzma
 import random
 import re
 from argparse import RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +51,7 @@ HELD_OUT, VALIDATION = 0.03, 0.01  # shares of a source's documents
 SECTION, PASSAGE = 6000, 700  # characters, reached at the end of a line
 MAX_PASSAGES = 200  # held out of one source
 RUN, MAX_RUNS = 12, 20  # words in a run; as many shared runs make a copy
+N_FREQUENT = 8000  # words that are not rare
 OFFENSIVE = Path(__file__).parent / "offensive-words.sha256"
 
 
@@ -175,9 +180,30 @@ def take_out_copies(sources: Iterable[Source]) -> None:
         source.train = kept
 
 
-def repeated(sections: Iterable[str], times: float) -> list[str]:
-    """Every section as often as asked for; a fraction is a share of them, chosen by hash."""
-    return [s for s in sections for _ in range(int(times) + (place_of(s) < times % 1))]
+def repeated(sections: Sequence[str], times: float, first: bool = False) -> list[str]:
+    """Every section as often as asked for; a fraction is a share of them, by hash or the first."""
+    places = [i / len(sections) if first else place_of(s) for i, s in enumerate(sections)]
+    return [
+        section
+        for section, place in zip(sections, places, strict=True)
+        for _ in range(int(times) + (place < times % 1))
+    ]
+
+
+def easiest_first(sources: Iterable[Source]) -> None:
+    """Sort what is trained on by its share of rare words, in each source."""
+    sources = list(sources)
+    counts = Counter(
+        word for source in sources for section in source.train for word in words_of(section)
+    )
+    frequent = {word for word, _ in counts.most_common(N_FREQUENT)}
+
+    def rare_share(section: str) -> float:
+        words = words_of(section)
+        return sum(word not in frequent for word in words) / max(len(words), 1)
+
+    for source in sources:
+        source.train.sort(key=rare_share)
 
 
 def evenly(parts: Sequence[str], n: int) -> list[str]:
@@ -205,6 +231,9 @@ def main() -> None:
     parser.add_argument(
         "--repeat", nargs="*", default=[], metavar="NAME=TIMES", help="another mixture; 0 drops one"
     )
+    parser.add_argument(
+        "--easiest", action="store_true", help="fractions are of the sections with few rare words"
+    )
     args = parser.parse_args()
     times = REPEAT | dict(map(parse_repeat, args.repeat))
     offensive = OffensiveWords()
@@ -212,6 +241,8 @@ def main() -> None:
         name: divide(read_documents(args.corpora / f"{name}.txt.xz"), offensive) for name in times
     }
     take_out_copies(sources.values())
+    if args.easiest:
+        easiest_first(sources.values())
     args.output.mkdir(parents=True, exist_ok=True)
     train, validation, everything = [], [], []
     print("source, documents: sections trained on, times; offensive; copies | passages held out")
@@ -219,7 +250,7 @@ def main() -> None:
         held_out = evenly(source.held_out, MAX_PASSAGES)
         with atomic_write(args.output / f"held-out-{name}.txt") as file:
             file.write(joined(held_out))
-        train += repeated(source.train, times[name])
+        train += repeated(source.train, times[name], first=args.easiest)
         validation += evenly(source.validation, MAX_PASSAGES)
         everything += source.train + source.copies + source.offensive
         everything += source.validation + source.held_out

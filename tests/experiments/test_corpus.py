@@ -83,6 +83,16 @@ def test_a_fraction_is_a_share_of_the_sections():
     assert corpus.repeated(sections, 0) == []
 
 
+def test_the_easiest_sections_have_the_fewest_rare_words(monkeypatch):
+    monkeypatch.setattr(corpus, "N_FREQUENT", 2)
+    sections = ["a cat sat", "a cat a cat", "zebras yodel", "a cat, a cat sat"]
+    source = corpus.Source(train=list(sections))
+    corpus.easiest_first([source])
+    assert source.train == [sections[i] for i in (1, 3, 0, 2)]
+    assert corpus.repeated(source.train, 0.5, first=True) == source.train[:2]
+    assert corpus.repeated(source.train, 1.25, first=True) == [source.train[0], *source.train]
+
+
 @pytest.fixture
 def corpora(tmp_path):
     """A folder with every source, each of 60 short documents of its own."""
