@@ -140,10 +140,10 @@ class OffensiveWords:
         return [word for word in words if word in self]
 
 
-def runs_of(text: str) -> Iterator[int]:
-    """A hash of each run of twelve words."""
+def runs_of(text: str, length: int = RUN) -> Iterator[int]:
+    """A hash of each run of so many words."""
     words = words_of(text)
-    return (hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1))
+    return (hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1))
 
 
 def divide(documents: Sequence[str], offensive: OffensiveWords) -> Source:

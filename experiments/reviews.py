@@ -1,9 +1,17 @@
 """Film reviews without labels in one text, on which pre-training is continued: a reader of reviews.
 
     .venv/bin/python -m pip install -r benchmarks/requirements.txt
-    .venv/bin/python -m experiments.reviews CORPORA/imdb.txt.xz CORPORA/cornell_polarity2.txt.xz \\
+    .venv/bin/python -m experiments.reviews aclImdb_v1.tar.gz review_polarity.tar.gz \\
         --out reviews.txt
-    .venv/bin/python -m experiments.reviews CORPORA/imdb.txt.xz --megabytes 10 --out reviews10.txt
+    .venv/bin/python -m experiments.reviews aclImdb_v1.tar.gz --megabytes 10 --out reviews10.txt
+
+The archives are those that ai.stanford.edu/~amaas/data/sentiment (Maas et al. 2011) and
+www.cs.cornell.edu/people/pabo/movie-review-data (polarity 2.0) give. Of a .tar.gz every .txt file
+in a folder `pos`, `neg` or `unsup` is a review, and labels are not looked at. Other files are texts
+as `experiments.corpus` reads them.
+
+CFIMDB's reviews are of IMDB too. A review that shares ten words in a row with dev or test of SST-5
+or CFIMDB is left out, and counted.
 
 SST-5 and CFIMDB are tokenized as the Penn Treebank is: "is n't", " ." So half of the reviews, drawn
 at random, are too, half of these with the Treebank's quotes and brackets as in SST-5, and half
@@ -11,17 +19,63 @@ with plain ones as in CFIMDB. What is tokenized already, in lower case, stays as
 are shuffled; a smaller text is the beginning of a larger one.
 """
 
+import html
 import random
 import re
+import tarfile
+import zlib
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterable
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, missing_file
 from common.files import atomic_write, check_outputs
 from common.program import ArgumentParser, run_script
-from experiments.corpus import joined, read_documents
+from experiments.corpus import joined, read_documents, runs_of
+from experiments.task_text import CFIMDB, SST
+from text.labelled import read_labelled
 
+RUN = 10  # words in a row, which a review may not share with what is evaluated
+IN_ARCHIVE = re.compile(r"(?:^|/)(?:pos|neg|unsup)/[^/]+\.txt$")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
+
+
+def read_reviews(path: Path) -> list[str]:
+    """The reviews of an archive or a text, without HTML, each of them once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is damaged, or an archive without reviews.
+    """
+    if not path.name.endswith((".tar.gz", ".tgz")):
+        return read_documents(path)
+    if not path.is_file():
+        raise missing_file(path)
+    reviews = {}  # keeps their order
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile() and IN_ARCHIVE.search(member.name):
+                    text = archive.extractfile(member).read().decode(errors="replace")
+                    text = html.unescape(re.sub(r"(?:<br ?/?>\s*)+", "\n", text)).strip()
+                    reviews[text] = None
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: not a whole .tar.gz file; fetch it anew") from error
+    if not reviews:
+        raise InputError(f"{path}: no .txt file in a folder pos, neg or unsup")
+    return list(reviews)
+
+
+def without_evaluated(reviews: Iterable[str]) -> list[str]:
+    """Those that share no `RUN` words in a row with dev or test of SST-5 and CFIMDB."""
+    evaluated = {
+        run
+        for data in (SST, CFIMDB)
+        for split in ("dev", "test")
+        for _, sentence in read_labelled(f"{data}-{split}.txt")
+        for run in runs_of(sentence, RUN)
+    }
+    return [text for text in reviews if evaluated.isdisjoint(runs_of(text, RUN))]
 
 
 def as_treebank(text: str, brackets: bool) -> str:
@@ -71,14 +125,16 @@ def make_text(documents: list[str], megabytes: float | None, seed: int = 0) -> l
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("corpora", type=Path, nargs="+", help="xz-compressed texts of reviews")
+    parser.add_argument("corpora", type=Path, nargs="+", help="archives or texts of reviews")
     parser.add_argument("--megabytes", type=float, help="about so much of them; by default all")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.megabytes is not None and not args.megabytes > 0:
         raise InputError(f"--megabytes {args.megabytes}: must be greater than 0")
     check_outputs([args.out], args.corpora)
-    documents = [document for path in args.corpora for document in read_documents(path)]
+    documents = [review for path in args.corpora for review in read_reviews(path)]
+    n_documents = len(documents)
+    documents = without_evaluated(documents)
     try:
         kept = make_text(documents, args.megabytes)
     except ImportError as error:
@@ -87,6 +143,7 @@ def main() -> None:
         ) from error
     with atomic_write(args.out) as file:
         file.write(joined(kept))
+    print(f"{n_documents - len(documents)} of {n_documents:,} share words with dev or test")
     print(f"{args.out}: {len(kept):,} reviews, {args.out.stat().st_size / 1e6:.1f} MB")
 
 

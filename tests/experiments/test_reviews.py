@@ -1,8 +1,13 @@
 """The text of reviews on which pre-training is continued."""
 
+import io
+import tarfile
+
 import pytest
 
-from experiments.reviews import as_treebank, is_tokenized, make_text
+from common.errors import InputError
+from experiments import reviews
+from experiments.reviews import as_treebank, is_tokenized, make_text, read_reviews
 
 pytest.importorskip("nltk")
 
@@ -32,3 +37,41 @@ def test_half_are_tokenized_and_a_smaller_text_begins_a_larger_one():
     assert all(70 < sum(kind) < 130 for kind in kinds)
     small = make_text(documents, 0.01)
     assert small == whole[: len(small)] and 10_000 <= sum(map(len, small)) < 10_200
+
+
+def archive_of(path, files: dict[str, str]):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def test_an_archive_has_its_reviews_once_and_without_html(tmp_path):
+    files = {
+        "aclImdb/README": "Large Movie Review Dataset",
+        "aclImdb/train/urls_pos.txt": "http://example.org",
+        "aclImdb/train/pos/0_9.txt": "Good.<br /><br />Caf\u00e9 &amp; bar.",
+        "aclImdb/train/unsup/0_0.txt": "Good.<br /><br />Caf\u00e9 &amp; bar.",
+        "txt_sentoken/neg/cv000.txt": "bad , \n really .\n",
+    }
+    path = archive_of(tmp_path / "reviews.tar.gz", files)
+    assert read_reviews(path) == ["Good.\nCaf\u00e9 & bar.", "bad , \n really ."]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"reviews.tar.gz: not a whole \.tar\.gz file"):
+        read_reviews(path)
+    with pytest.raises(InputError, match=r"no \.txt file in a folder pos"):
+        read_reviews(archive_of(tmp_path / "other.tgz", {"a.txt": "a"}))
+
+
+def test_what_is_evaluated_is_not_read(tmp_path, monkeypatch):
+    words = [f"w{chr(97 + i)}" for i in range(20)]
+    for name in ("sst", "cfimdb"):
+        monkeypatch.setattr(reviews, name.upper(), str(tmp_path / name))
+        for split in ("dev", "test"):
+            (tmp_path / f"{name}-{split}.txt").write_text("0 ||| nothing\n")
+    (tmp_path / "cfimdb-test.txt").write_text(f"0 ||| {' '.join(words)}\n")
+    copy, nearly = " ".join(words[5:15]), " ".join(words[5:14])
+    assert reviews.without_evaluated([f"It says {copy.title()}!", nearly]) == [nearly]
