@@ -15,7 +15,8 @@ CORPORA has a `NAME.txt.xz` for each source: UTF-8, documents between lines `<|e
 * A section that shares 20 runs of twelve words with them is not trained on: some tales are in two
   sources.
 * A fraction of a source is chosen by hash. With `--easiest` it is the sections that have the fewest
-  rare words: those that are not among the 8,000 most frequent ones of all sources.
+  rare words: those that are not among the 8,000 most frequent ones of all sources. The same share
+  of the validation passages is taken then, so that what validates is like what is read.
 
 OUTPUT gets `train.txt`, which ends with the validation passages; `held-out-NAME.txt` for each
 source; and `sources.txt`, all sections once, trained on or not, for `experiments.written`. What
@@ -24,6 +25,7 @@ went where is printed, and so is the `--split` of `train.txt` for `--option pret
 
 import hashlib
 import lzma
+import math
 import random
 import re
 from argparse import RawDescriptionHelpFormatter
@@ -191,7 +193,7 @@ def repeated(sections: Sequence[str], times: float, first: bool = False) -> list
 
 
 def easiest_first(sources: Iterable[Source]) -> None:
-    """Sort what is trained on by its share of rare words, in each source."""
+    """Sort what is trained on and what validates by its share of rare words, in each source."""
     sources = list(sources)
     counts = Counter(
         word for source in sources for section in source.train for word in words_of(section)
@@ -204,6 +206,7 @@ def easiest_first(sources: Iterable[Source]) -> None:
 
     for source in sources:
         source.train.sort(key=rare_share)
+        source.validation.sort(key=rare_share)
 
 
 def evenly(parts: Sequence[str], n: int) -> list[str]:
@@ -251,7 +254,10 @@ def main() -> None:
         with atomic_write(args.output / f"held-out-{name}.txt") as file:
             file.write(joined(held_out))
         train += repeated(source.train, times[name], first=args.easiest)
-        validation += evenly(source.validation, MAX_PASSAGES)
+        share = min(times[name], 1) if args.easiest else 1
+        validation += evenly(
+            source.validation[: math.ceil(share * len(source.validation))], MAX_PASSAGES
+        )
         everything += source.train + source.copies + source.offensive
         everything += source.validation + source.held_out
         parts = (source.train, source.offensive, source.copies)

@@ -2,6 +2,7 @@
 
 import hashlib
 import lzma
+import math
 import re
 import sys
 
@@ -130,6 +131,19 @@ def test_training_ends_where_validation_begins(corpora, monkeypatch, capsys):
         assert sorted(texts) == sorted(expected[part])
     assert not any("books_general" in text for text in parts["train"])
     assert len(read_stories(corpora / "sources.txt")) == 60 * len(corpus.REPEAT)
+
+
+def test_what_validates_is_as_easy_as_what_is_read(corpora, monkeypatch):
+    monkeypatch.setattr(corpus, "VALIDATION", 0.2)
+    source = corpus.divide(
+        corpus.read_documents(corpora / "fairytaleqa.txt.xz"), corpus.OffensiveWords()
+    )
+    for share in (0, 0.3, 2):
+        make(monkeypatch, corpora, corpora, "--easiest", "--repeat", f"fairytaleqa={share}")
+        texts = [t for t in read_stories(corpora / "train.txt") if t.startswith("fairytaleqa")]
+        expected = math.ceil(share * len(source.train))
+        expected += math.ceil(min(share, 1) * len(source.validation))
+        assert len(texts) == expected
 
 
 @pytest.mark.parametrize("repeat", ["imdb=1", "tinystories", "tinystories=-1", "tinystories=two"])
