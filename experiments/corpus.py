@@ -182,6 +182,12 @@ def take_out_copies(sources: Iterable[Source]) -> None:
         source.train = kept
 
 
+def new_share(source: Source, known: frozenset[str]) -> float:
+    """The share of a source's held-out words that are not known."""
+    words = [word for passage in source.held_out for word in words_of(passage)]
+    return sum(word not in known for word in words) / max(len(words), 1)
+
+
 def repeated(sections: Sequence[str], times: float, first: bool = False) -> list[str]:
     """Every section as often as asked for; a fraction is a share of them, by hash or the first."""
     places = [i / len(sections) if first else place_of(s) for i, s in enumerate(sections)]
@@ -248,7 +254,16 @@ def main() -> None:
         easiest_first(sources.values())
     args.output.mkdir(parents=True, exist_ok=True)
     train, validation, everything = [], [], []
-    print("source, documents: sections trained on, times; offensive; copies | passages held out")
+    known = frozenset(
+        word
+        for source in sources.values()
+        for section in source.train + source.copies + source.offensive + source.validation
+        for word in words_of(section)
+    )
+    print(
+        "source, documents: sections trained on, times; offensive; copies | passages held out, "
+        "their words that are nowhere else"
+    )
     for name, source in sources.items():
         held_out = evenly(source.held_out, MAX_PASSAGES)
         with atomic_write(args.output / f"held-out-{name}.txt") as file:
@@ -263,7 +278,8 @@ def main() -> None:
         parts = (source.train, source.offensive, source.copies)
         counts = [f"{len(part):,} ({sum(map(len, part)) / 1e6:.2f} MB)" for part in parts]
         counts[0] += f" x {times[name]:g}"
-        print(f"{name}, {source.n_documents:,}: {'; '.join(counts)} | {len(held_out)}")
+        new = f"{new_share(source, known):.2%}"
+        print(f"{name}, {source.n_documents:,}: {'; '.join(counts)} | {len(held_out)}, {new}")
     random.Random(0).shuffle(train)
     random.Random(0).shuffle(validation)
     with atomic_write(args.output / "train.txt") as file:

@@ -76,6 +76,12 @@ def test_copies_of_what_is_held_out_are_not_trained_on():
     assert other.train == [f"{stock_phrase} in a new story"]
 
 
+def test_words_that_are_nowhere_else():
+    source = corpus.Source(held_out=["A cat, a dog.", "A gnu."])
+    assert corpus.new_share(source, frozenset(("a", "cat"))) == 2 / 6
+    assert corpus.new_share(corpus.Source(), frozenset()) == 0
+
+
 def test_a_fraction_is_a_share_of_the_sections():
     sections = [f"Story {i}." for i in range(2000)]
     half = corpus.repeated(sections, 0.5)
