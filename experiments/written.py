@@ -87,6 +87,9 @@ def main() -> None:
         texts += continuations(llama, tokenizer, PROMPTS)
     for prompt, text in zip(PROMPTS * args.seeds, texts[: args.show], strict=False):
         print(f"--- {prompt}{text}")
+    for i, prompt in enumerate(PROMPTS):
+        n_words, unknown = count(texts[i :: len(PROMPTS)], words)
+        print(f"{prompt}: {unknown.total()} of {n_words:,} words are in no source text")
     n_words, unknown = count(texts, words)
     print(f"{len(texts)} texts, {n_words:,} words")
     print(f"in no source text: {unknown.total()} ({unknown.total() / n_words:.2%})")

@@ -33,8 +33,9 @@ class NextTokenScores:
         bos_id: int,
         n_targets: torch.Tensor | None = None,
     ):
-        logits, targets = logits.flatten(0, 1), targets.flatten()
-        losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+        # A CPU finds the likeliest faster in float32 than in bfloat16.
+        logits, targets = logits.flatten(0, 1).float(), targets.flatten()
+        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
         is_target = targets != IGNORED
         self.loss = losses.sum() / (is_target.sum() if n_targets is None else n_targets)
         is_counted = is_target & (targets != bos_id)

@@ -41,8 +41,8 @@ def read(split: str) -> tuple[list[int], list[str]]:
 
 
 def test_the_model_is_small_causal_and_grouped(llama, demo_tokenizer):
-    assert (DEMO / "model.pt").stat().st_size < 12_000_000
-    assert 2e6 < sum(p.numel() for p in llama.parameters()) < 5e6
+    assert (DEMO / "model.pt").stat().st_size < 16_000_000
+    assert 5e6 < sum(p.numel() for p in llama.parameters()) < 7.5e6
     assert llama.config.causal and llama.config.n_kv_heads < llama.config.n_heads
     assert llama.vocab_size == demo_tokenizer.n_words
     stored = read_checkpoint(DEMO / "model.pt")["model"].values()
@@ -51,7 +51,7 @@ def test_the_model_is_small_causal_and_grouped(llama, demo_tokenizer):
 
 def test_it_predicts_unseen_stories(llama, demo_tokenizer, real_assets):
     stories = read_stories(real_assets("tinystories") / "dev.txt")
-    assert bits_per_byte(llama, demo_tokenizer, stories) < 0.88
+    assert bits_per_byte(llama, demo_tokenizer, stories) < 0.72
 
 
 def test_the_sanity_values_are_an_independent_forward_pass(llama):

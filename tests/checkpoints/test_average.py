@@ -1,0 +1,81 @@
+"""The average of checkpoints: what it is, and what is refused."""
+
+import sys
+
+import pytest
+import torch
+
+from checkpoints import average, pt
+from checkpoints.layout import EMBEDDING, HEAD, checked, shapes_of
+from common.program import run_script
+from config import LlamaConfig
+
+SHAPE = {
+    "dim": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "multiple_of": 4,
+    "max_seq_len": 16,
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a checkpoint of one value everywhere, and a tokenizer beside it."""
+
+    def write(name, value, vocab_size=16, tokenizer=b"pieces", dtype=torch.float16):
+        path = tmp_path / name / "model.pt"
+        path.parent.mkdir()
+        config = LlamaConfig(vocab_size=vocab_size, causal=True, **SHAPE)
+        tensors = {n: torch.full(s, value, dtype=dtype) for n, s in shapes_of(config).items()}
+        pt.save(checked(config, tensors, path), path)
+        path.with_name("tokenizer.model").write_bytes(tokenizer)
+        return str(path)
+
+    return write
+
+
+def run(monkeypatch, *flags) -> None:
+    monkeypatch.setattr(sys, "argv", ["average", *map(str, flags)])
+    run_script(average.main)
+
+
+@pytest.mark.parametrize(("weights", "expected"), [([], 2.0), (["--weights", 3, 1], 1.5)])
+def test_the_average_has_the_shares_asked_for(write, tmp_path, monkeypatch, weights, expected):
+    out = tmp_path / "out/model.pt"
+    out.parent.mkdir()
+    run(monkeypatch, write("a", 1.0), write("b", 3.0, dtype=torch.float32), "--out", out, *weights)
+    made = pt.load(out)
+    assert made.config.causal and made.config.dim == 8
+    for tensor in made.tensors.values():
+        assert tensor.dtype == torch.float16
+        assert torch.equal(tensor, torch.full_like(tensor, expected))
+    assert made.tensors[EMBEDDING] is made.tensors[HEAD]
+    assert out.with_name("tokenizer.model").read_bytes() == b"pieces"
+
+
+@pytest.mark.parametrize(
+    ("other", "flags", "message"),
+    [
+        ({"vocab_size": 17}, [], "not a model of the kind of"),
+        ({"tokenizer": b"others"}, [], "another tokenizer beside it"),
+        ({}, ["--weights", "1"], "--weights: 1 for 2 checkpoints"),
+        ({}, ["--weights", "1", "-1"], "--weights: their sum is 0"),
+    ],
+)
+def test_what_has_no_average_is_refused(
+    write, tmp_path, monkeypatch, capsys, other, flags, message
+):
+    paths = write("a", 1.0), write("b", 3.0, **other)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *paths, "--out", tmp_path / "model.pt", *flags)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_no_checkpoint_is_overwritten(write, monkeypatch, capsys):
+    paths = write("a", 1.0), write("b", 3.0)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *paths, "--out", paths[1])
+    assert torch.equal(pt.load(paths[1]).tensors["norm.weight"], torch.full((8,), 3.0).half())
