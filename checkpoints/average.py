@@ -22,56 +22,76 @@ from common.errors import InputError
 from common.files import atomic_write
 from common.program import ArgumentParser, run_script
 
+ALIKE = ("dim", "n_layers", "n_heads", "ffn_dim", "vocab_size", "max_seq_len")
+ALIKE += ("layer_norm_eps", "rope_theta", "causal", "tie_embeddings")
+
 
 def average(checkpoints: Sequence[Checkpoint], weights: Sequence[float]) -> Checkpoint:
-    """The weighted mean of the tensors, computed in float32.
+    """The weighted mean of the tensors, computed in float32, in the first one's precision.
 
     Args:
         weights: one for each checkpoint; they add up to 1.
 
     Raises:
-        InputError: the models are not of one kind.
+        InputError: the models are not of one kind, or a value is too large for that precision.
     """
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        if pt.model_args_of(other.config) != pt.model_args_of(first.config):
-            raise InputError(f"{other.source}: not a model of the kind of {first.source}")
+        see_alike(first, other)
     tensors = {}
     for name, tensor in first.tensors.items():
         mean = torch.zeros(tensor.shape)
         for checkpoint, weight in zip(checkpoints, weights, strict=True):
             mean += weight * checkpoint.tensors[name].float()
         tensors[name] = mean.to(tensor.dtype)
+        if not tensors[name].isfinite().all():
+            raise InputError(f"the mean of {name} has values too large for {tensor.dtype}")
     if first.config.tie_embeddings:
         tensors[EMBEDDING] = tensors[HEAD]
     return first._replace(tensors=tensors)
 
 
-def see_tokenizers(sources: Sequence[str]) -> Path | None:
-    """The tokenizer beside the first checkpoint.
+def see_alike(first: Checkpoint, other: Checkpoint) -> None:
+    """See that two models compute the same but for their weights.
 
     Raises:
-        InputError: that beside another one differs.
+        InputError: a setting differs.
     """
-    first, *others = [tokenizer_beside(source) for source in sources]
-    for source, other in zip(sources[1:], others, strict=True):
-        if first and other and first.read_bytes() != other.read_bytes():
-            raise InputError(f"{source}: another tokenizer beside it than beside {sources[0]}")
-    return first
+    a, b = first.config, other.config
+    settings = {name: (getattr(a, name), getattr(b, name)) for name in ALIKE}
+    settings["n_kv_heads"] = (a.n_kv_heads or a.n_heads, b.n_kv_heads or b.n_heads)
+    for name, (expected, found) in settings.items():
+        if found != expected:
+            raise InputError(
+                f"{other.source}: its {name} is {found}, {first.source} has {expected}"
+            )
+
+
+def see_tokenizers(sources: Sequence[str]) -> Path | None:
+    """The tokenizer beside the checkpoints, or None where none has one.
+
+    Raises:
+        InputError: two differ.
+    """
+    beside = [path for path in map(tokenizer_beside, sources) if path is not None]
+    for path in beside[1:]:
+        if path.read_bytes() != beside[0].read_bytes():
+            raise InputError(f"{path}: another tokenizer than {beside[0]}")
+    return beside[0] if beside else None
 
 
 def normalized(weights: Sequence[float] | None, n: int) -> list[float]:
     """Weights that add up to 1; None gives all the same.
 
     Raises:
-        InputError: there are not `n`, or they have no positive sum.
+        InputError: there are not `n`, one is negative, or they have no finite sum over 0.
     """
     weights = [1.0] * n if weights is None else list(weights)
     if len(weights) != n:
         raise InputError(f"--weights: {len(weights)} for {n} checkpoints")
     total = sum(weights)
-    if not 0 < total < math.inf:
-        raise InputError(f"--weights: their sum is {total:g}; it must be over 0")
+    if not (min(weights) >= 0 and 0 < total < math.inf):
+        raise InputError("--weights: need numbers of 0 or more, with a finite sum over 0")
     return [weight / total for weight in weights]
 
 

@@ -16,7 +16,7 @@ CORPORA has a `NAME.txt.xz` for each source: UTF-8, documents between lines `<|e
   sources.
 * A fraction of a source is chosen by hash. With `--easiest` it is the sections that have the fewest
   rare words: those that are not among the 8,000 most frequent ones of all sources. The same share
-  of the validation passages is taken then, so that what validates is like what is read.
+  of the validation passages is taken then, those with the fewest rare words too.
 
 OUTPUT gets `train.txt`, which ends with the validation passages; `held-out-NAME.txt` for each
 source; and `sources.txt`, all sections once, trained on or not, for `experiments.written`. What
@@ -142,9 +142,8 @@ class OffensiveWords:
         return [word for word in words if word in self]
 
 
-def runs_of(text: str, length: int = RUN) -> Iterator[int]:
+def runs_of(words: Sequence[str], length: int = RUN) -> Iterator[int]:
     """A hash of each run of so many words."""
-    words = words_of(text)
     return (hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1))
 
 
@@ -172,19 +171,19 @@ def take_out_copies(sources: Iterable[Source]) -> None:
         run
         for source in sources
         for passage in source.held_out + source.validation
-        for run in runs_of(passage)
+        for run in runs_of(words_of(passage))
     }
     for source in sources:
         kept = []
         for section in source.train:
-            is_copy = sum(run in unseen for run in runs_of(section)) >= MAX_RUNS
+            is_copy = sum(run in unseen for run in runs_of(words_of(section))) >= MAX_RUNS
             (source.copies if is_copy else kept).append(section)
         source.train = kept
 
 
-def new_share(source: Source, known: frozenset[str]) -> float:
-    """The share of a source's held-out words that are not known."""
-    words = [word for passage in source.held_out for word in words_of(passage)]
+def new_share(passages: Iterable[str], known: frozenset[str]) -> float:
+    """The share of the words of some passages that are not known."""
+    words = [word for passage in passages for word in words_of(passage)]
     return sum(word not in known for word in words) / max(len(words), 1)
 
 
@@ -208,7 +207,7 @@ def easiest_first(sources: Iterable[Source]) -> None:
 
     def rare_share(section: str) -> float:
         words = words_of(section)
-        return sum(word not in frequent for word in words) / max(len(words), 1)
+        return sum(word not in frequent for word in words) / len(words) if words else 1.0
 
     for source in sources:
         source.train.sort(key=rare_share)
@@ -238,7 +237,12 @@ def main() -> None:
     parser.add_argument("corpora", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument(
-        "--repeat", nargs="*", default=[], metavar="NAME=TIMES", help="another mixture; 0 drops one"
+        "--repeat",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="NAME=TIMES",
+        help="another mixture; of a source with 0 nothing is trained on",
     )
     parser.add_argument(
         "--easiest", action="store_true", help="fractions are of the sections with few rare words"
@@ -278,7 +282,7 @@ def main() -> None:
         parts = (source.train, source.offensive, source.copies)
         counts = [f"{len(part):,} ({sum(map(len, part)) / 1e6:.2f} MB)" for part in parts]
         counts[0] += f" x {times[name]:g}"
-        new = f"{new_share(source, known):.2%}"
+        new = f"{new_share(held_out, known):.2%}"
         print(f"{name}, {source.n_documents:,}: {'; '.join(counts)} | {len(held_out)}, {new}")
     random.Random(0).shuffle(train)
     random.Random(0).shuffle(validation)
@@ -295,7 +299,7 @@ def parse_repeat(text: str) -> tuple[str, float]:
     """`NAME=TIMES` as a pair."""
     name, _, times = text.partition("=")
     try:
-        if name in REPEAT and float(times) >= 0:
+        if name in REPEAT and 0 <= float(times) < math.inf:
             return name, float(times)
     except ValueError:
         pass

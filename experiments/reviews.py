@@ -11,7 +11,8 @@ in a folder `pos`, `neg` or `unsup` is a review, and labels are not looked at. O
 as `experiments.corpus` reads them.
 
 CFIMDB's reviews are of IMDB too. A review that shares ten words in a row with dev or test of SST-5
-or CFIMDB is left out, and counted.
+or CFIMDB is left out, and counted. So both have to be in `data/`. Sentences of fewer words cannot
+be found that way.
 
 SST-5 and CFIMDB are tokenized as the Penn Treebank is: "is n't", " ." So half of the reviews, drawn
 at random, are too, half of these with the Treebank's quotes and brackets as in SST-5, and half
@@ -19,6 +20,7 @@ with plain ones as in CFIMDB. What is tokenized already, in lower case, stays as
 are shuffled; a smaller text is the beginning of a larger one.
 """
 
+import gzip
 import html
 import random
 import re
@@ -31,7 +33,7 @@ from pathlib import Path
 from common.errors import InputError, missing_file
 from common.files import atomic_write, check_outputs
 from common.program import ArgumentParser, run_script
-from experiments.corpus import joined, read_documents, runs_of
+from experiments.corpus import joined, read_documents, runs_of, words_of
 from experiments.task_text import CFIMDB, SST
 from text.labelled import read_labelled
 
@@ -41,7 +43,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
 
 
 def read_reviews(path: Path) -> list[str]:
-    """The reviews of an archive or a text, without HTML, each of them once.
+    """The reviews of an archive, without HTML's line breaks and entities, or of a text.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -51,19 +53,26 @@ def read_reviews(path: Path) -> list[str]:
         return read_documents(path)
     if not path.is_file():
         raise missing_file(path)
-    reviews = {}  # keeps their order
+    reviews = []
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile() and IN_ARCHIVE.search(member.name):
                     text = archive.extractfile(member).read().decode(errors="replace")
-                    text = html.unescape(re.sub(r"(?:<br ?/?>\s*)+", "\n", text)).strip()
-                    reviews[text] = None
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+                    text = re.sub(r"(?:<br ?/?>\s*)+", "\n", text, flags=re.IGNORECASE)
+                    reviews.append(html.unescape(text).strip())
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: not a whole .tar.gz file; fetch it anew") from error
     if not reviews:
         raise InputError(f"{path}: no .txt file in a folder pos, neg or unsup")
-    return list(reviews)
+    return [text for text in reviews if text]
+
+
+def plain_words(text: str) -> list[str]:
+    """The words in lower case, the Treebank's "is n't" as one, and without its brackets."""
+    text = re.sub(r"-[lr][rcs]b-", " ", text.lower())
+    text = re.sub(r"(?<=[a-z]) (?=n't\b|'(?:s|m|d|ll|re|ve)\b)", "", text)
+    return words_of(text.replace("'", ""))
 
 
 def without_evaluated(reviews: Iterable[str]) -> list[str]:
@@ -73,9 +82,9 @@ def without_evaluated(reviews: Iterable[str]) -> list[str]:
         for data in (SST, CFIMDB)
         for split in ("dev", "test")
         for _, sentence in read_labelled(f"{data}-{split}.txt")
-        for run in runs_of(sentence, RUN)
+        for run in runs_of(plain_words(sentence), RUN)
     }
-    return [text for text in reviews if evaluated.isdisjoint(runs_of(text, RUN))]
+    return [text for text in reviews if evaluated.isdisjoint(runs_of(plain_words(text), RUN))]
 
 
 def as_treebank(text: str, brackets: bool) -> str:
@@ -133,6 +142,7 @@ def main() -> None:
         raise InputError(f"--megabytes {args.megabytes}: must be greater than 0")
     check_outputs([args.out], args.corpora)
     documents = [review for path in args.corpora for review in read_reviews(path)]
+    documents = list(dict.fromkeys(documents))  # each once
     n_documents = len(documents)
     documents = without_evaluated(documents)
     try:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
+from common.errors import InputError
 from common.program import ArgumentParser, run_script
 from experiments.bits_per_byte import load
-from experiments.corpus import OffensiveWords, words_of
+from experiments.corpus import OffensiveWords, read_documents, words_of
 from experiments.runs import DEMO
 from inference.decoding import decode
 from inference.packing import pack
@@ -78,7 +79,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--show", type=int, default=0, help="print so many of the texts")
     args = parser.parse_args()
-    words = frozenset(words_of(args.sources.read_text(encoding="utf-8")))
+    if args.seeds < 1:
+        raise InputError(f"--seeds {args.seeds}: need 1 or more")
+    words = frozenset(words_of("\n".join(read_documents(args.sources))))
     tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
     llama = pack(load(args.pretrained_model_path, causal=True), "float32")
     texts = []
@@ -89,7 +92,7 @@ def main() -> None:
         print(f"--- {prompt}{text}")
     for i, prompt in enumerate(PROMPTS):
         n_words, unknown = count(texts[i :: len(PROMPTS)], words)
-        print(f"{prompt}: {unknown.total()} of {n_words:,} words are in no source text")
+        print(f"{prompt!r}: {unknown.total()} of {n_words:,} words are in no source text")
     n_words, unknown = count(texts, words)
     print(f"{len(texts)} texts, {n_words:,} words")
     print(f"in no source text: {unknown.total()} ({unknown.total() / n_words:.2%})")

@@ -7,6 +7,7 @@ import torch
 
 from checkpoints import average, pt
 from checkpoints.layout import EMBEDDING, HEAD, checked, shapes_of
+from common.errors import InputError
 from common.program import run_script
 from config import LlamaConfig
 
@@ -55,13 +56,29 @@ def test_the_average_has_the_shares_asked_for(write, tmp_path, monkeypatch, weig
     assert out.with_name("tokenizer.model").read_bytes() == b"pieces"
 
 
+def test_each_tensor_has_its_own_mean():
+    """Head and embedding differ here."""
+    config = LlamaConfig(vocab_size=16, causal=True, **SHAPE)
+    draws = [{name: torch.randn(s) for name, s in shapes_of(config).items()} for _ in range(3)]
+    parts = [checked(LlamaConfig(vocab_size=16, causal=True, **SHAPE), d, "x") for d in draws]
+    made = average.average(parts, [0.5, 0.2, 0.3])
+    for name, tensor in made.tensors.items():
+        expected = 0.5 * draws[0][name] + 0.2 * draws[1][name] + 0.3 * draws[2][name]
+        torch.testing.assert_close(tensor, expected)
+    half = {name: tensor.half() for name, tensor in draws[0].items()}
+    parts[0] = checked(LlamaConfig(vocab_size=16, causal=True, **SHAPE), half, "x")
+    parts[1].tensors["norm.weight"][0] = 1e6
+    with pytest.raises(InputError, match=r"the mean of norm.weight has values too large"):
+        average.average(parts, [0.5, 0.2, 0.3])
+
+
 @pytest.mark.parametrize(
     ("other", "flags", "message"),
     [
-        ({"vocab_size": 17}, [], "not a model of the kind of"),
-        ({"tokenizer": b"others"}, [], "another tokenizer beside it"),
+        ({"vocab_size": 17}, [], "its vocab_size is 17, "),
+        ({"tokenizer": b"others"}, [], "another tokenizer than"),
         ({}, ["--weights", "1"], "--weights: 1 for 2 checkpoints"),
-        ({}, ["--weights", "1", "-1"], "--weights: their sum is 0"),
+        ({}, ["--weights", "2", "-1"], "--weights: need numbers of 0 or more"),
     ],
 )
 def test_what_has_no_average_is_refused(

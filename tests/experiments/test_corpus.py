@@ -77,9 +77,8 @@ def test_copies_of_what_is_held_out_are_not_trained_on():
 
 
 def test_words_that_are_nowhere_else():
-    source = corpus.Source(held_out=["A cat, a dog.", "A gnu."])
-    assert corpus.new_share(source, frozenset(("a", "cat"))) == 2 / 6
-    assert corpus.new_share(corpus.Source(), frozenset()) == 0
+    assert corpus.new_share(["A cat, a dog.", "A gnu."], frozenset(("a", "cat"))) == 2 / 6
+    assert corpus.new_share([], frozenset()) == 0
 
 
 def test_a_fraction_is_a_share_of_the_sections():
@@ -92,12 +91,13 @@ def test_a_fraction_is_a_share_of_the_sections():
 
 def test_the_easiest_sections_have_the_fewest_rare_words(monkeypatch):
     monkeypatch.setattr(corpus, "N_FREQUENT", 2)
-    sections = ["a cat sat", "a cat a cat", "zebras yodel", "a cat, a cat sat"]
-    source = corpus.Source(train=list(sections))
+    sections = ["* * * 1852", "a cat sat", "a cat a cat", "zebras yodel", "a cat, a cat sat"]
+    source = corpus.Source(train=list(sections), validation=["a zebra", "a cat"])
     corpus.easiest_first([source])
-    assert source.train == [sections[i] for i in (1, 3, 0, 2)]
-    assert corpus.repeated(source.train, 0.5, first=True) == source.train[:2]
-    assert corpus.repeated(source.train, 1.25, first=True) == [source.train[0], *source.train]
+    assert source.train == [sections[i] for i in (2, 4, 1, 0, 3)]
+    assert source.validation == ["a cat", "a zebra"]
+    assert corpus.repeated(source.train, 0.5, first=True) == source.train[:3]
+    assert corpus.repeated(source.train, 1.2, first=True) == [source.train[0], *source.train]
 
 
 @pytest.fixture
@@ -152,7 +152,9 @@ def test_what_validates_is_as_easy_as_what_is_read(corpora, monkeypatch):
         assert len(texts) == expected
 
 
-@pytest.mark.parametrize("repeat", ["imdb=1", "tinystories", "tinystories=-1", "tinystories=two"])
+@pytest.mark.parametrize(
+    "repeat", ["imdb=1", "tinystories", "tinystories=-1", "tinystories=inf", "tinystories=two"]
+)
 def test_a_mixture_that_cannot_be_is_refused(corpora, monkeypatch, capsys, repeat):
     with pytest.raises(SystemExit, match="2"):
         make(monkeypatch, corpora, corpora, "--repeat", repeat)

@@ -1,5 +1,6 @@
 """The text of reviews on which pre-training is continued."""
 
+import importlib.util
 import io
 import tarfile
 
@@ -9,11 +10,12 @@ from common.errors import InputError
 from experiments import reviews
 from experiments.reviews import as_treebank, is_tokenized, make_text, read_reviews
 
-pytest.importorskip("nltk")
+needs_nltk = pytest.mark.skipif(importlib.util.find_spec("nltk") is None, reason="needs NLTK")
 
 REVIEW = "I can't say (yet) that it's good. \"Big\" is and/or isn't. It cost $5, maybe?"
 
 
+@needs_nltk
 def test_tokens_are_those_of_the_two_data_sets():
     assert as_treebank(REVIEW, brackets=True) == (
         "I ca n't say -LRB- yet -RRB- that it 's good . `` Big '' is and\\/or is n't . "
@@ -30,6 +32,7 @@ def test_what_is_tokenized_stays():
     assert make_text([tokenized] * 20, None) == [tokenized] * 20
 
 
+@needs_nltk
 def test_half_are_tokenized_and_a_smaller_text_begins_a_larger_one():
     documents = [f"{REVIEW} This is number {i}." for i in range(400)]
     whole = make_text(documents, None)
@@ -48,16 +51,16 @@ def archive_of(path, files: dict[str, str]):
     return path
 
 
-def test_an_archive_has_its_reviews_once_and_without_html(tmp_path):
+def test_an_archive_has_its_reviews_without_html(tmp_path):
     files = {
         "aclImdb/README": "Large Movie Review Dataset",
         "aclImdb/train/urls_pos.txt": "http://example.org",
         "aclImdb/train/pos/0_9.txt": "Good.<br /><br />Caf\u00e9 &amp; bar.",
-        "aclImdb/train/unsup/0_0.txt": "Good.<br /><br />Caf\u00e9 &amp; bar.",
+        "aclImdb/train/unsup/0_0.txt": "Good.<BR>Caf\u00e9 &amp; bar.",
         "txt_sentoken/neg/cv000.txt": "bad , \n really .\n",
     }
     path = archive_of(tmp_path / "reviews.tar.gz", files)
-    assert read_reviews(path) == ["Good.\nCaf\u00e9 & bar.", "bad , \n really ."]
+    assert read_reviews(path) == [*["Good.\nCaf\u00e9 & bar."] * 2, "bad , \n really ."]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"reviews.tar.gz: not a whole \.tar\.gz file"):
@@ -66,12 +69,16 @@ def test_an_archive_has_its_reviews_once_and_without_html(tmp_path):
         read_reviews(archive_of(tmp_path / "other.tgz", {"a.txt": "a"}))
 
 
-def test_what_is_evaluated_is_not_read(tmp_path, monkeypatch):
-    words = [f"w{chr(97 + i)}" for i in range(20)]
+@pytest.mark.parametrize("kept", ["sst-dev", "sst-test", "cfimdb-dev", "cfimdb-test"])
+def test_what_is_evaluated_is_not_read(tmp_path, monkeypatch, kept):
+    sentence = "It does n't -LRB- really -RRB- say why they 're here ; nobody asked . So what"
     for name in ("sst", "cfimdb"):
         monkeypatch.setattr(reviews, name.upper(), str(tmp_path / name))
         for split in ("dev", "test"):
-            (tmp_path / f"{name}-{split}.txt").write_text("0 ||| nothing\n")
-    (tmp_path / "cfimdb-test.txt").write_text(f"0 ||| {' '.join(words)}\n")
-    copy, nearly = " ".join(words[5:15]), " ".join(words[5:14])
-    assert reviews.without_evaluated([f"It says {copy.title()}!", nearly]) == [nearly]
+            text = sentence if kept == f"{name}-{split}" else "nothing"
+            (tmp_path / f"{name}-{split}.txt").write_text(f"0 ||| {text}\n")
+    copy = (
+        "Does it? It doesn't (really) say why they're here; nobody asked. So, a film."  # ten words
+    )
+    nearly = "It doesn't (really) say why they're here; nobody knows. So what?"
+    assert reviews.without_evaluated([copy, nearly]) == [nearly]
