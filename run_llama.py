@@ -172,4 +172,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    with distributed.ending_at_once():
+        run_script(main)

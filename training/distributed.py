@@ -32,7 +32,8 @@ from common.errors import InputError, complain, complaint_of
 T = TypeVar("T")
 
 TIMEOUT = "MINLLAMA_TIMEOUT"  # environment variable: seconds to wait for another process
-ERROR, TOLD, FIRST = "error", "told", "first"  # keys of the store
+ERROR, TOLD, FIRST, LEFT = "error", "told", "first", "left"  # keys of the store
+PATIENCE = timedelta(seconds=3)  # of the first process, with those that are to leave before it
 OWN_SEED = 1_000_003  # a prime, so that no two steps and processes draw alike by accident
 
 
@@ -43,6 +44,7 @@ class _Together:
     """What the processes share beside torch's process group: the store that they met at."""
 
     store: dist.Store | None = None
+    is_one_of_several = False
     waits = itertools.count()  # names the waits for the first process, alike everywhere
 
 
@@ -61,6 +63,7 @@ def joined() -> Iterator[None]:
     if n_processes == 1:
         yield
         return
+    _Together.is_one_of_several = True
     rank, stderr = int(os.environ["RANK"]), sys.stderr
     with contextlib.ExitStack() as stack:
         if rank > 0:
@@ -77,9 +80,43 @@ def joined() -> Iterator[None]:
                 raise
             with contextlib.redirect_stderr(stderr):
                 _tell_once(message)
+            _leave(rank, n_processes)
             sys.exit(2)
     dist.destroy_process_group()
+    _leave(rank, n_processes)
     _Together.store = None
+
+
+def _leave(rank: int, n_processes: int) -> None:
+    """Let the first process, which has the store, be the last one that leaves it."""
+    if _Together.store is None:
+        return
+    with contextlib.suppress(dist.DistError):  # the others, or the first one, are gone
+        if rank > 0:
+            _Together.store.set(f"{LEFT}-{rank}", "")
+        else:
+            _Together.store.wait([f"{LEFT}-{i}" for i in range(1, n_processes)], PATIENCE)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Around a whole program: end a process that `torchrun` started without any destructors.
+
+    Those of PyTorch's threads abort such a process now and then, with code -6, when all its work
+    is done.
+    """
+    code = 0
+    try:
+        yield
+    except SystemExit as stop:
+        if not _Together.is_one_of_several or isinstance(stop.code, str):
+            raise
+        code = stop.code or 0
+    if _Together.is_one_of_several:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
 
 
 def _connect(rank: int, n_processes: int) -> None:
