@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 
 from checkpoints import pt
-from checkpoints.convert import check_target, tokenizer_for
+from checkpoints.convert import check_target, in_dtype, tokenizer_for, write_beside
 from checkpoints.formats import load, tokenizer_beside
-from checkpoints.layout import EMBEDDING, HEAD, Checkpoint
+from checkpoints.layout import HEAD, Checkpoint
 from common.errors import InputError
-from common.files import atomic_write
 from common.program import ArgumentParser, run_script
 
 ALIKE = ("dim", "n_layers", "n_heads", "ffn_dim", "vocab_size", "max_seq_len")
@@ -40,15 +39,10 @@ def average(checkpoints: Sequence[Checkpoint], weights: Sequence[float]) -> Chec
         see_alike(first, other)
     tensors = {}
     for name, tensor in first.tensors.items():
-        mean = torch.zeros(tensor.shape)
+        tensors[name] = torch.zeros(tensor.shape)
         for checkpoint, weight in zip(checkpoints, weights, strict=True):
-            mean += weight * checkpoint.tensors[name].float()
-        tensors[name] = mean.to(tensor.dtype)
-        if not tensors[name].isfinite().all():
-            raise InputError(f"the mean of {name} has values too large for {tensor.dtype}")
-    if first.config.tie_embeddings:
-        tensors[EMBEDDING] = tensors[HEAD]
-    return first._replace(tensors=tensors)
+            tensors[name] += weight * checkpoint.tensors[name].float()
+    return in_dtype(first._replace(tensors=tensors), first.tensors[HEAD].dtype)
 
 
 def see_alike(first: Checkpoint, other: Checkpoint) -> None:
@@ -108,9 +102,7 @@ def main() -> None:
         check_target(source, args.out, "pt", tokenizer_beside(source))
     beside = tokenizer_for(args.out, "pt", tokenizer)
     pt.save(average([load(source) for source in args.checkpoints], weights), args.out)
-    for path, content in beside.items():
-        with atomic_write(path, "wb") as file:
-            file.write(content)
+    write_beside(beside)
     print(f"wrote {args.out}")
 
 

@@ -55,7 +55,12 @@ def convert(source: str, target: str, to: str, dtype: str | None = None) -> None
             hf.save(checkpoint, target, tokenizer)
         else:
             pt.save(checkpoint, target)
-    for path, content in beside.items():
+    write_beside(beside)
+
+
+def write_beside(files: dict[Path, bytes]) -> None:
+    """Write what `tokenizer_for` returned."""
+    for path, content in files.items():
         with atomic_write(path, "wb") as file:
             file.write(content)
 

@@ -58,14 +58,24 @@ def read_reviews(path: Path) -> list[str]:
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile() and IN_ARCHIVE.search(member.name):
-                    text = archive.extractfile(member).read().decode(errors="replace")
-                    text = re.sub(r"(?:<br ?/?>\s*)+", "\n", text, flags=re.IGNORECASE)
-                    reviews.append(html.unescape(text).strip())
+                    reviews.append(without_html(archive.extractfile(member).read()))
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: not a whole .tar.gz file; fetch it anew") from error
+    reviews = [review for review in reviews if review]
     if not reviews:
-        raise InputError(f"{path}: no .txt file in a folder pos, neg or unsup")
-    return [text for text in reviews if text]
+        raise InputError(f"{path}: no .txt file with a text in a folder pos, neg or unsup")
+    return reviews
+
+
+def without_html(content: bytes) -> str:
+    """The text of UTF-8, or of Latin-1 where it is not that, with line ends and characters for
+    HTML's line breaks and entities.
+    """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    return html.unescape(re.sub(r"(?:<br ?/?>\s*)+", "\n", text, flags=re.IGNORECASE)).strip()
 
 
 def plain_words(text: str) -> list[str]:

@@ -44,7 +44,6 @@ class _Together:
     """What the processes share beside torch's process group: the store that they met at."""
 
     store: dist.Store | None = None
-    is_one_of_several = False
     waits = itertools.count()  # names the waits for the first process, alike everywhere
 
 
@@ -59,11 +58,10 @@ def joined() -> Iterator[None]:
     Raises:
         SystemExit: for such an error.
     """
-    n_processes = int(os.environ.get("WORLD_SIZE", 1))
+    n_processes = n_started()
     if n_processes == 1:
         yield
         return
-    _Together.is_one_of_several = True
     rank, stderr = int(os.environ["RANK"]), sys.stderr
     with contextlib.ExitStack() as stack:
         if rank > 0:
@@ -85,6 +83,11 @@ def joined() -> Iterator[None]:
     dist.destroy_process_group()
     _leave(rank, n_processes)
     _Together.store = None
+
+
+def n_started() -> int:
+    """How many processes `torchrun` started, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _leave(rank: int, n_processes: int) -> None:
@@ -109,10 +112,10 @@ def ending_at_once() -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:
-        if not _Together.is_one_of_several or isinstance(stop.code, str):
+        if n_started() == 1 or isinstance(stop.code, str):  # which Python prints
             raise
         code = stop.code or 0
-    if _Together.is_one_of_several:
+    if n_started() > 1:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             with contextlib.suppress(OSError):
                 stream.flush()

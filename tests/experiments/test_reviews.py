@@ -51,6 +51,11 @@ def archive_of(path, files: dict[str, str]):
     return path
 
 
+def test_a_review_that_is_not_utf_8_is_latin_1():
+    assert reviews.without_html("clich\u00e9".encode()) == "clich\u00e9"
+    assert reviews.without_html("clich\u00e9".encode("latin-1")) == "clich\u00e9"
+
+
 def test_an_archive_has_its_reviews_without_html(tmp_path):
     files = {
         "aclImdb/README": "Large Movie Review Dataset",
@@ -65,7 +70,7 @@ def test_an_archive_has_its_reviews_without_html(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"reviews.tar.gz: not a whole \.tar\.gz file"):
         read_reviews(path)
-    with pytest.raises(InputError, match=r"no \.txt file in a folder pos"):
+    with pytest.raises(InputError, match=r"no \.txt file with a text in a folder pos"):
         read_reviews(archive_of(tmp_path / "other.tgz", {"a.txt": "a"}))
 
 

@@ -207,6 +207,25 @@ def test_an_error_is_told_once_whichever_process_has_it(folder):
     )
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit()", 0), ("sys.exit(2)", 2)])
+def test_one_of_several_processes_ends_at_once_with_its_code(n, end, code):
+    """What Python would do at its end is left out, but for what is still to be written."""
+    program = f"""if True:
+        import atexit, sys
+        from training import distributed
+        atexit.register(print, "the end")
+        with distributed.ending_at_once():
+            print("done")
+            {end}
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": str(n)}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert result.returncode == code
+    assert result.stdout == ("done\nthe end\n" if n == 1 else "done\n")
+
+
 def test_the_launcher_ends_with_the_exit_code_and_one_line(folder):
     command = [sys.executable, "-m", "training.distributed", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port()), str(ROOT / "run_llama.py"), *TEXT]
