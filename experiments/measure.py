@@ -6,62 +6,119 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, median, median_low
+from statistics import median, median_low
 
-from common.files import atomic_write
+from filelock import FileLock
+
+from common.errors import InputError
+from common.files import atomic_write, fingerprint
 from experiments.baseline import baseline
-from experiments.rows import (
-    BASELINE,
-    METHODS,
-    PROMPTS,
-    REFERENCE,
-    ROWS,
-    with_label_words,
-)
+from experiments.corpus import read_documents
+from experiments.rows import BASELINES, METHODS, PROMPTED, REFERENCE, ROWS, with_label_words
 from experiments.runs import DEMO, RESULTS, accuracies, classify, recorded, run_llama
 from experiments.task_text import SST, task_text
 from text.labelled import read_labelled
 
 RECORDS = RESULTS / "methods.jsonl"
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)
-N_BEST = 3  # of the methods run on CFIMDB
 N_ROUNDS = 2
 TIMED_LINES, TIMED_STRIDE = {"train": 1500, "dev": 100, "test": 100}, 5
 TIMED_STEPS = 20  # of pre-training
+READER_STEPS = {3: 100, 10: 335, 30: 1005, 60: 2000}  # by megabytes: each is read about once
 
-record = functools.partial(recorded, RECORDS)
+
+def record(identity: dict, measure: Callable[[], dict]) -> dict:
+    """As `recorded`, of this demo model: what was measured with another one is measured anew."""
+    return recorded(RECORDS, identity | {"demo": fingerprint(DEMO)}, measure)
 
 
-def pretrain_on_tasks(corpus: str, steps: int, folder: Path | None = None) -> Path:
-    """Continue the demo model's pre-training on the sentences of both trains, shuffled.
+@functools.cache
+def reader(megabytes: int) -> Path:
+    """The model that has read so many megabytes of reviews, made if need be; 0 is the demo model.
+
+    Raises:
+        InputError: their text is not there.
+    """
+    if megabytes == 0:
+        return DEMO
+    return pretrain_further(
+        DEMO,
+        review_text(megabytes),
+        RESULTS / f"reader-{megabytes}",
+        split=[0.996, 0.004, 0],
+        steps=READER_STEPS[megabytes],
+        warmup_steps=100,
+        eval_every=100,
+        eval_batches=10,
+    )
+
+
+def review_text(megabytes: int) -> Path:
+    """The text of so many megabytes of reviews, which `experiments.reviews` writes.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = RESULTS / f"reader-{megabytes}.txt"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: not there; `python -m experiments.reviews ARCHIVE … --megabytes {megabytes} "
+            f"--out {path}` writes it (see docs/pretraining.md)"
+        )
+    return path
+
+
+def pretrain_on_tasks(
+    corpus: str, steps: int, reviews: int = 0, folder: Path | None = None
+) -> Path:
+    """Continue a model's pre-training on the sentences of both trains, shuffled.
 
     Args:
         corpus: "sentences", or "labelled" where they end in their labels.
+        reviews: which `reader` it continues from.
         folder: where the run is kept; None is for one of its own.
 
     Returns:
         the checkpoint.
     """
-    folder = folder or RESULTS / f"{corpus}-{steps}"
+    name = f"{corpus}-{steps}" + (f"-reader-{reviews}" if reviews else "")
+    folder = folder or RESULTS / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     text = folder.with_suffix(".txt")
     with atomic_write(text) as file:
         file.writelines(task_text(corpus == "labelled"))
+    return pretrain_further(
+        reader(reviews),
+        text,
+        folder,
+        split=[0.9, 0.05, 0.05],
+        max_seq_len=256,
+        batch_size=32,
+        steps=steps,
+        dropout=0.1,
+        attention_dropout=0,
+    )
+
+
+def pretrain_further(model: Path, text: Path, folder: Path, **flags: object) -> Path:
+    """Run `--option pretrain` from a model, or what is left of that run.
+
+    Another report that wants the same run waits.
+
+    Returns:
+        the checkpoint.
+    """
     flags = {
         "option": "pretrain",
-        "pretrained-model-path": DEMO,
+        "pretrained-model-path": model,
         "text": text,
         "output_dir": folder,
-        "split": [0.9, 0.05, 0.05],
-        "max_seq_len": 256,
-        "batch_size": 32,
-        "steps": steps,
-        "dropout": 0.1,
-        "attention_dropout": 0,
         "dtype": "bfloat16",
-    }
-    subprocess.run(run_llama(flags), stdout=subprocess.DEVNULL, check=True)
+    } | flags
+    with FileLock(folder.with_suffix(".lock")):
+        subprocess.run(run_llama(flags), stdout=subprocess.DEVNULL, check=True)
     return folder / "model.pt"
 
 
@@ -75,14 +132,18 @@ def pretraining_steps(name: str, value: object) -> int:
 
 def run_row(name: str, data: str, value: object, seed: int) -> dict:
     """One run of a row; what `classify` returns."""
-    flags = ROWS[name].settings(data, value, seed)
+    row = ROWS[name]
+    flags = row.settings(data, value, seed)
     identity = {"name": name, "data": Path(data).name, "flags": flags}
     steps = pretraining_steps(name, value)
     if steps:
         identity["steps"] = steps
+    if row.reviews:
+        identity["reviews"] = row.reviews
 
     def measure() -> dict:
-        return classify(data, flags, pretrain_on_tasks(ROWS[name].corpus, steps) if steps else DEMO)
+        model = pretrain_on_tasks(row.corpus, steps, row.reviews) if steps else reader(row.reviews)
+        return classify(data, flags, model)
 
     return record(identity, measure)
 
@@ -90,11 +151,11 @@ def run_row(name: str, data: str, value: object, seed: int) -> dict:
 def tuned_value(name: str) -> tuple[object, dict]:
     """The best value of a row's hyperparameter on SST-5's dev, and the accuracy of each.
 
-    Where there is one value only, nothing runs, and its accuracy is None.
+    Where that value was found before, nothing runs, and the accuracies are None.
     """
-    values = ROWS[name].values
-    if len(values) == 1:
-        return values[0], {values[0]: None}
+    values, kept = ROWS[name].values, ROWS[name].kept
+    if kept is not None:
+        return kept, dict.fromkeys(values)
     runs = {value: run_row(name, SST, value, TUNING_SEED) for value in values}
     found = {value: sum(accuracies([run], "dev")) for value, run in runs.items()}
     return max(found, key=found.get), found
@@ -112,23 +173,28 @@ def measured(name: str, what: str) -> int | None:
     return median_low(values) if values else None
 
 
-def best_methods() -> list[str]:
-    """Those with the highest mean on SST-5's dev."""
-    means = {name: mean(accuracies(final_runs(name, SST), "dev") or [0]) for name in METHODS}
-    return sorted(means, key=means.get, reverse=True)[:N_BEST]
+def run_baseline(name: str, data: str, seed: int = 0) -> dict:
+    """What `baseline` returns for one of `BASELINES`."""
+    row = BASELINES[name]
+    identity = {"name": name, "data": Path(data).name, "shots": row.shots, "seed": seed}
+    if row.reviews:
+        identity["reviews"] = row.reviews
+
+    def measure() -> dict:
+        unlabelled = read_documents(review_text(row.reviews)) if row.reviews else None
+        return baseline(data, row.shots, seed, unlabelled=unlabelled)
+
+    return record(identity, measure)
 
 
-def run_baseline(data: str, shots: int | None = None, seed: int = 0) -> dict:
-    """What `baseline` returns."""
-    identity = {"name": BASELINE, "data": Path(data).name, "shots": shots, "seed": seed}
-    return record(identity, lambda: baseline(data, shots, seed))
-
-
-def run_prompt(label: str, data: str) -> dict:
-    """What `classify` returns for one of `PROMPTS`."""
-    flags = with_label_words(PROMPTS[label], data)
-    identity = {"name": label, "data": Path(data).name, "flags": flags}
-    return record(identity, lambda: classify(data, flags, option="prompt"))
+def run_prompted(name: str, data: str) -> dict:
+    """What `classify` returns for one of `PROMPTED`."""
+    row = PROMPTED[name]
+    flags = with_label_words(row.flags, data)
+    identity = {"name": name, "data": Path(data).name, "flags": flags}
+    if row.reviews:
+        identity["reviews"] = row.reviews
+    return record(identity, lambda: classify(data, flags, reader(row.reviews), option="prompt"))
 
 
 def write_timed_part(folder: str) -> str:
@@ -160,7 +226,7 @@ def timed_round(number: int) -> dict:
             for name, value in tuned.items():
                 run = classify(data, ROWS[name].settings(SST, value, number) | {"epochs": 1})
                 seconds[name] = run.get("train_seconds")
-            pretrain_on_tasks("sentences", TIMED_STEPS, Path(folder, "run"))
+            pretrain_on_tasks("sentences", TIMED_STEPS, folder=Path(folder, "run"))
             lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
         total = max(json.loads(line).get("seconds", 0.0) for line in lines)
         n_train = len(read_labelled(f"{SST}-train.txt"))

@@ -3,15 +3,23 @@
     .venv/bin/python -m pip install -r benchmarks/requirements.txt
     .venv/bin/python -m experiments.report
 
-A row's one hyperparameter is tuned on SST-5's dev with one seed, if it has several values. Then
-three other seeds run. The reference rows and those that are best on SST-5's dev run on CFIMDB too,
-with the same value. For the time, all rows but those of few sentences take turns in training on a
-part of SST-5, twice; that needs an idle machine. Every run is a process. All can be killed: what
-`experiments/results/methods.jsonl` has does not run again, only checkpoints that it needs are made
-again. `--only PART` runs the rows with that in their name, on SST-5, and prints no table.
+Some rows' one hyperparameter is tuned on SST-5's dev with one seed; the others keep a value. Then
+three other seeds run, of some rows on CFIMDB too, with the same value. For the time, the methods
+take turns in training on a part of SST-5, twice; that needs an idle machine. Every run is a
+process. All can be killed: what `experiments/results/methods.jsonl` has does not run again, only
+checkpoints that it needs are made again. `--rows NAME …` makes the table of these rows alone,
+without times and without the picture.
+
+    .venv/bin/python -m experiments.report --rows plain "reader plain" "reader mean"
+
+The rows whose names begin with "reader" are of a model, and of TF-IDF, that have read film reviews
+without labels. docs/pretraining.md says how their text is made.
 """
 
+import itertools
+import sys
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterable
 from statistics import median, median_low
 
 from common.errors import InputError
@@ -20,15 +28,14 @@ from experiments.baseline import CS
 from experiments.measure import (
     RECORDS,
     SEEDS,
-    best_methods,
     final_runs,
     measured,
     relative_times,
     run_baseline,
-    run_prompt,
+    run_prompted,
     tuned_value,
 )
-from experiments.rows import BASELINE, FEW_SHOT, METHODS, PROMPTS, REFERENCE, ROWS, SHOTS
+from experiments.rows import BASELINES, METHODS, PROMPTED, REFERENCE, ROWS, TABLE
 from experiments.runs import RESULTS, accuracies, end_on_sigterm, spread
 from experiments.task_text import CFIMDB, SST
 from tasks.evaluation import check_metrics_file
@@ -37,42 +44,21 @@ HEADER = ["", "best of", "SST-5 dev", "SST-5 test", "CFIMDB dev", "trained", "ti
 PICTURE = RESULTS / "methods.svg"
 
 
-def run_rows(names: list[str]) -> None:
-    """Run what is missing on SST-5, and print a line for each row."""
-    for name in names:
-        value, found = tuned_value(name)
-        print(f"{name}: {spread(final_runs(name, SST), 'dev')} with {value} of {found}", flush=True)
-
-
-def make_table() -> list[list[str]]:
-    """The cells, row by row; what is missing runs."""
-    on_cfimdb = [*REFERENCE, *best_methods()]
-    times = relative_times()
-
-    def cells(name: str) -> list[str]:
-        return trained_cells(name, times.get(name), name in on_cfimdb)
-
-    return [
-        *(cells(name) for name in REFERENCE),
-        baseline_cells(BASELINE, [run_baseline(SST)], [run_baseline(CFIMDB)]),
-        *(cells(name) for name in METHODS),
-        *(cells(name) for name in FEW_SHOT),
-        baseline_cells(
-            f"64 sentences a label: {BASELINE}",
-            [run_baseline(SST, SHOTS["shots"], seed) for seed in SEEDS],
-        ),
-        *(prompted_cells(label) for label in PROMPTS),
-    ]
-
-
-def trained_cells(name: str, time: float | None, on_cfimdb: bool) -> list[str]:
-    """A row of the table: what is fine-tuned.
+def cells_of(name: str, time: float | None = None) -> list[str]:
+    """A row of the table; what is missing runs.
 
     Args:
         time: of its training, as a multiple of plain's, where it is known.
-        on_cfimdb: whether it runs there too.
     """
+    if name in ROWS:
+        return trained_cells(name, time)
+    return baseline_cells(name) if name in BASELINES else prompted_cells(name)
+
+
+def trained_cells(name: str, time: float | None) -> list[str]:
+    """What is fine-tuned."""
     row, runs = ROWS[name], final_runs(name, SST)
+    cfimdb = final_runs(name, CFIMDB) if row.on_cfimdb is not None else []
     trained, memory = measured(name, "trained_parameters"), measured(name, "peak_memory_bytes")
     best, found = tuned_value(name)
     values = ", ".join(f"**{v}**" if v == best and len(found) > 1 else f"{v}" for v in found)
@@ -81,54 +67,55 @@ def trained_cells(name: str, time: float | None, on_cfimdb: bool) -> list[str]:
         f"`{row.tuned}` {values}",
         spread(runs, "dev"),
         spread(runs, "test"),
-        spread(final_runs(name, CFIMDB), "dev") if on_cfimdb else "",
+        spread(cfimdb, "dev"),
         f"{trained:,}" if trained else "",
         "" if time is None else f"{time:.1f}",
         f"{memory / 2**30:.1f}" if memory else "",
     ]
 
 
-def baseline_cells(label: str, sst: list[dict], cfimdb: list[dict] | None = None) -> list[str]:
-    """A row of the table: what a sceptic would use."""
+def baseline_cells(name: str) -> list[str]:
+    """TF-IDF, which chooses its `C` by dev."""
+    row = BASELINES[name]
+    sst = [run_baseline(name, SST, seed) for seed in (SEEDS if row.shots else [0])]
+    cfimdb = [] if row.shots else [run_baseline(name, CFIMDB)]
     return [
-        label,
+        row.label,
         f"`C` {', '.join(map(str, CS))}",
         spread(sst, "dev"),
         spread(sst, "test"),
-        spread(cfimdb, "dev") if cfimdb else "",
+        spread(cfimdb, "dev"),
         f"{median_low(run['trained_parameters'] for run in sst):,}",
         f"{median(run['seconds'] for run in sst):.0f} s",
         "",
     ]
 
 
-def prompted_cells(label: str) -> list[str]:
-    """A row of the table: prompting, which trains nothing."""
-    sst, cfimdb = run_prompt(label, SST), run_prompt(label, CFIMDB)
+def prompted_cells(name: str) -> list[str]:
+    """Prompting, which trains nothing."""
+    sst, cfimdb = run_prompted(name, SST), run_prompted(name, CFIMDB)
     parts = (sst["dev"], sst["test"], cfimdb["dev"])
-    return [label, "", *(f"{part['accuracy']:.3f}" for part in parts), "0", "", ""]
+    return [PROMPTED[name].label, "", *(f"{part['accuracy']:.3f}" for part in parts), "0", "", ""]
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    help = "tune and run only rows with this in their name, on SST-5; print no table"
-    parser.add_argument("--only", metavar="PART", default="", help=help)
-    only = parser.parse_args().only
-    names = [name for name in ROWS if only in name]
-    if not names:
-        parser.error(f"--only {only}: expected a part of one of {', '.join(ROWS)}")
+    help = "make the table of these rows alone, without times and picture"
+    parser.add_argument("--rows", metavar="NAME", nargs="+", choices=TABLE, help=help)
+    only = parser.parse_args().rows
     check_metrics_file(RECORDS)
     end_on_sigterm()
     if only:
-        run_rows(names)
+        print_table(cells_of(name) for name in only)
         return
     try:
         from experiments.picture import draw  # needs matplotlib; the runs do not
     except ImportError as error:
         raise InputError(f"{error}; benchmarks/requirements.txt has what is needed") from error
-    run_rows(names)
-    for cells in (HEADER, ["---"] * len(HEADER), *make_table()):
-        print(f"| {' | '.join(cells)} |")
+    for name in TABLE:
+        print(*cells_of(name)[:5], sep=" | ", file=sys.stderr, flush=True)
+    times = relative_times()
+    print_table(cells_of(name, times.get(name)) for name in TABLE)
     points = {
         ROWS[name].label: (
             measured(name, "trained_parameters"),
@@ -136,7 +123,14 @@ def main() -> None:
         )
         for name in REFERENCE | METHODS
     }
-    draw(points, (BASELINE, run_baseline(SST)["dev"]["accuracy"]), PICTURE)
+    baseline = BASELINES["tf-idf"].label, run_baseline("tf-idf", SST)["dev"]["accuracy"]
+    draw(points, baseline, PICTURE)
+
+
+def print_table(rows: Iterable[list[str]]) -> None:
+    """In Markdown, as they come."""
+    for cells in itertools.chain((HEADER, ["---"] * len(HEADER)), rows):
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

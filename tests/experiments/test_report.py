@@ -88,6 +88,16 @@ def test_a_divergence_is_a_result_that_counts_as_none(command):
     assert runs.spread([diverged], "dev") == "(1 diverged)"
 
 
+def test_a_measurement_is_of_one_demo_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RECORDS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(measure, "DEMO", tmp_path / "model.pt")
+    made = []
+    for weights in (b"one", b"two", b"two"):
+        measure.DEMO.write_bytes(weights)
+        measure.record({"name": "a"}, lambda: {"made": made.append(1)})
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("name", rows.ROWS)
 def test_a_row_takes_what_belongs_to_its_data(name):
     row = rows.ROWS[name]
@@ -96,6 +106,8 @@ def test_a_row_takes_what_belongs_to_its_data(name):
         assert settings["seed"] == 7
         assert settings["batch_size"] == row.flags.get("batch_size", {5: 80, 2: 10}[n_labels])
         assert row.tuned == "steps" or settings[row.tuned] == row.values[0]
+        assert row.kept is None or row.kept in row.values
+        assert row.reviews in (0, *measure.READER_STEPS)
         assert ("label-names" in settings) == ("prompt_based" in settings)
         assert settings.get("dtype") == (
             None if (name, data) == ("default", task_text.SST) else "bfloat16"
@@ -105,83 +117,112 @@ def test_a_row_takes_what_belongs_to_its_data(name):
             assert len(words) == n_labels
 
 
-def test_the_cells_of_the_table_are_of_the_right_runs(tmp_path, monkeypatch):
-    """Some of which diverge; the rounds of timing become slower."""
+def classify_by_seed(data, flags, model=runs.DEMO, option="finetune"):
+    """Stands in for a run: seed 1337 finds 1e-4 best, and other seeds differ in their accuracy."""
+    seed = flags.get("seed", 0)
+    if flags.get("tune") == "head" and seed in (0, 3):  # a timed round, a final run
+        return {"diverged": True}
+    seconds = 1000.0  # is not what the table shows
+    if data == "part of sst":
+        assert flags["epochs"] == 1
+        seconds = (seed + 1) * ({0: 40, 1: 20}[seed] if "mixout" in flags else 10)
+    accuracy = {1337: 0.3 + 0.05 * (flags.get("lr") == 1e-4), 1: 0.5, 2: 0.6, 3: 0.7}.get(seed, 0.2)
+    accuracy += 0.1 * flags.get("mixout", 0) + 0.2 * (Path(data).name == "cfimdb")
+    accuracy += {"reader-60": 0.02, "labelled-500-reader-60": 0.01}.get(model.name, 0)
+    return {
+        "dev": {"accuracy": accuracy},
+        "test": {"accuracy": accuracy - 0.1},
+        "peak_memory_bytes": 2**30,
+        "train_seconds": seconds,
+        "trained_parameters": FEW if flags.get("tune") == "head" else FULL,
+    }
+
+
+@pytest.fixture
+def measured_at_once(tmp_path, monkeypatch):
+    """What `measure` calls does nothing but give results."""
     rounds = itertools.count(1)
 
-    def pretrain_on_tasks(corpus, steps, folder=None):
+    def pretrain_on_tasks(corpus, steps, reviews=0, folder=None):
         if folder is not None:
             folder.mkdir()
             lines = '{"seconds": %.1f}\n{"test": {}}\n' % (10 * next(rounds))
             (folder / "metrics.jsonl").write_text(lines)
-        return Path(f"{corpus}-{steps}")
+        return Path(f"{corpus}-{steps}-reader-{reviews}")
 
-    def classify(data, flags, model=runs.DEMO, option="finetune"):
-        seed = flags.get("seed", 0)
-        if flags.get("tune") == "head" and seed in (0, 3):  # a timed round, a final run
-            return {"diverged": True}
-        seconds = 1000.0  # is not what the table shows
-        if data == "part of sst":
-            assert flags["epochs"] == 1
-            seconds = (seed + 1) * ({0: 40, 1: 20}[seed] if "mixout" in flags else 10)
-        best = model.name == "sentences-500" or flags.get("lr") == 1e-3
-        accuracy = {1337: 0.3 + 0.05 * best, 1: 0.5, 2: 0.6, 3: 0.7}.get(seed, 0.25)
-        accuracy += 0.1 * flags.get("mixout", 0) + 0.2 * (Path(data).name == "cfimdb")
-        return {
-            "dev": {"accuracy": accuracy},
-            "test": {"accuracy": accuracy - 0.1},
-            "peak_memory_bytes": 2**30,
-            "train_seconds": seconds,
-            "trained_parameters": FEW if flags.get("tune") == "head" else FULL,
-        }
+    def baseline(data, shots, seed, unlabelled=None):
+        accuracies = {"dev": {"accuracy": 0.4}, "test": {"accuracy": 0.41}}
+        return accuracies | {"trained_parameters": 100, "seconds": 3.0, "C": 1.0}
 
+    monkeypatch.setattr(measure, "RECORDS", tmp_path / "methods.jsonl")
     monkeypatch.setattr(measure, "pretrain_on_tasks", pretrain_on_tasks)
-    monkeypatch.setattr(measure, "classify", classify)
-    monkeypatch.setattr(
-        measure,
-        "baseline",
-        lambda data, shots, seed: {
-            "dev": {"accuracy": 0.4},
-            "test": {"accuracy": 0.41},
-            "trained_parameters": 100,
-            "seconds": 3.0,
-            "C": 1.0,
-        },
-    )
+    monkeypatch.setattr(measure, "reader", lambda reviews: Path(f"reader-{reviews}"))
+    monkeypatch.setattr(measure, "review_text", lambda reviews: tmp_path / "reviews.txt")
+    (tmp_path / "reviews.txt").write_text("A film .\n")
+    monkeypatch.setattr(measure, "classify", classify_by_seed)
+    monkeypatch.setattr(measure, "baseline", baseline)
     monkeypatch.setattr(measure, "read_labelled", lambda path: [(0, "")] * 3000)
     monkeypatch.setattr(measure, "write_timed_part", lambda folder: "part of sst")
-    monkeypatch.setattr(
-        measure, "record", lambda *args: runs.recorded(tmp_path / "methods.jsonl", *args)
-    )
-    table = {cells[0]: cells[1:] for cells in report.make_table()}
-    label = {name: row.label for name, row in rows.ROWS.items()}
+
+
+def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
+    """Some of which diverge; the rounds of timing become slower."""
+    times = measure.relative_times()
+    table = {name: report.cells_of(name, times.get(name))[1:] for name in rows.TABLE}
     assert all(len(cells) + 1 == len(report.HEADER) for cells in table.values())
-    plain = table[label["plain"]]
-    assert plain[:3] == ["`lr` 0.0002, 0.0005, **0.001**", "0.600 ± 0.100", "0.500 ± 0.100"]
+    plain = table["plain"]
+    assert plain[:3] == ["`lr` 0.0002, **0.0005**, 0.001", "0.600 ± 0.100", "0.500 ± 0.100"]
     assert plain[3:] == ["0.800 ± 0.100", f"{FULL:,}", "1.0", "1.0"]
-    # 500 steps of 10 / 20 seconds, and 5 epochs of 3000 sentences, of which 1500 take 10 seconds
-    assert table[label["continued"]][0] == "`steps` 250, **500**, 1000"
-    assert table[label["continued"]][5] == f"{(250 + 100) / 100:.1f}"
-    # those, and 1 epoch
-    assert table[label["short"]][5] == f"{(250 + 20) / 100:.1f}"
-    assert table[label["mixout"]][5] == "3.0"
-    assert table[label["smart"]][0] == "`smart` 0.3"  # not tuned
-    assert table[label["mixout"]][3] == "0.860 ± 0.100"  # among the best on SST-5
-    assert table[label["head"]][1] == "0.550 ± 0.071 (1 diverged)"
-    assert table[label["head"]][4:6] == [f"{FEW:,}", "1.0"]
-    assert sum(bool(table[label[name]][3]) for name in rows.METHODS) == measure.N_BEST
-    assert table[rows.BASELINE][1:] == ["0.400", "0.410", "0.400", "100", "3 s", ""]
+    # 250 steps of 10 / 20 seconds, and 5 epochs of 3000 sentences, of which 1500 take 10 seconds
+    assert table["continued"][0] == "`steps` **250**, 500, 1000"
+    assert table["continued"][5] == f"{(125 + 100) / 100:.1f}"
+    assert table["short"][5] == f"{(125 + 40) / 100:.1f}"  # those, and 2 epochs
+    assert table["mixout"][5] == "3.0"
+    assert table["smart"][0] == "`smart` 0.3"
+    assert table["head"][1] == "0.550 ± 0.071 (1 diverged)"
+    assert table["head"][4:6] == [f"{FEW:,}", "1.0"]
+    assert table["tf-idf"][1:] == ["0.400", "0.410", "0.400", "100", "3 s", ""]
+    # the reader's
+    assert table["reader plain"][0] == "`lr` **0.0001**, 0.0002, 0.0005"
+    assert table["reader plain"][1:4] == ["0.620 ± 0.100", "0.520 ± 0.100", "0.820 ± 0.100"]
+    assert table["reader labelled mean"][1] == "0.610 ± 0.100"
+    assert table["zero-shot"][1:4] == ["0.200", "0.100", "0.400"]
+    assert table["reader zero-shot"][1:4] == ["0.220", "0.120", "0.420"]
 
 
-def test_the_table_needs_no_run_that_is_not_recorded(monkeypatch):
+def test_rows_by_name_are_a_table_of_their_own(measured_at_once, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report", "--rows", "reader zero-shot pmi", "few tf-idf"])
+    report.main()
+    header, line, *table = capsys.readouterr().out.splitlines()
+    assert header.startswith("|  | best of |") and line.startswith("| --- |")
+    assert [row.split(" | ")[0].strip("| ") for row in table] == [
+        "the reader: zero-shot, “It was”, PMI",
+        "64 sentences a label: TF-IDF, logistic regression",
+    ]
+
+
+def test_a_reader_without_its_text_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    measure.reader.cache_clear()
+    with pytest.raises(InputError, match=r"experiments\.reviews ARCHIVE … --megabytes 60"):
+        measure.reader(60)
+
+
+def test_the_documented_tables_are_what_is_recorded(monkeypatch):
+    """All that is recorded is of this demo model, and docs/methods.md shows it as it is."""
+
     def run(*args, **settings):
         raise AssertionError(f"would run {args} {settings}")
 
-    for name in ("classify", "baseline", "pretrain_on_tasks"):
+    for name in ("classify", "baseline", "pretrain_on_tasks", "reader"):
         monkeypatch.setattr(measure, name, run)
-    table = report.make_table()
-    assert len(table) == len(rows.ROWS) + 2 + len(rows.PROMPTS)  # and two baselines
-    assert all(cells[2] and cells[3] for cells in table)
+    records = [json.loads(line) for line in measure.RECORDS.read_text().splitlines()]
+    assert {record["demo"] for record in records} <= {measure.fingerprint(runs.DEMO)}
+    names = {record["name"] for record in records if record["name"] in rows.TABLE}
+    lines = (runs.ROOT / "docs/methods.md").read_text().splitlines()
+    for name in names:
+        cells = report.cells_of(name)
+        assert any(line.startswith(f"| {' | '.join(cells[:5])} |") for line in lines), name
 
 
 def test_what_is_timed_comes_from_all_of_the_files(tmp_path, monkeypatch):
