@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,71 +27,79 @@ TUNING_SEED, SEEDS = 1337, (1, 2, 3)
 N_ROUNDS = 2
 TIMED_LINES, TIMED_STRIDE = {"train": 1500, "dev": 100, "test": 100}, 5
 TIMED_STEPS = 20  # of pre-training
-READER_STEPS = {3: 100, 10: 335, 30: 1005, 60: 2000}  # by megabytes: each is read about once
 
 
 def record(identity: dict, measure: Callable[[], dict]) -> dict:
-    """As `recorded`, of this demo model: what was measured with another one is measured anew."""
+    """`recorded` in `RECORDS`, for the present demo model.
+
+    What it is known by says neither how the reader was trained nor on which text. Where these
+    change, remove the lines.
+    """
     return recorded(RECORDS, identity | {"demo": fingerprint(DEMO)}, measure)
 
 
 @functools.cache
-def reader(megabytes: int) -> Path:
-    """The model that has read so many megabytes of reviews, made if need be; 0 is the demo model.
+def reader(reviews_mb: int) -> Path:
+    """The model that has read so many megabytes of reviews once, made if need be; 0 is the demo's.
 
     Raises:
-        InputError: their text is not there.
+        NoReviews: their text is not there.
     """
-    if megabytes == 0:
+    if reviews_mb == 0:
         return DEMO
+    steps = reviews_mb * 100 // 3
     return pretrain_further(
         DEMO,
-        review_text(megabytes),
-        RESULTS / f"reader-{megabytes}",
+        review_text(reviews_mb),
+        RESULTS / f"reader-{reviews_mb}",
         split=[0.996, 0.004, 0],
-        steps=READER_STEPS[megabytes],
-        warmup_steps=100,
+        steps=steps,
+        warmup_steps=min(100, steps // 10),
         eval_every=100,
         eval_batches=10,
     )
 
 
-def review_text(megabytes: int) -> Path:
+class NoReviews(InputError):
+    """The text of reviews is not there."""
+
+
+def review_text(reviews_mb: int) -> Path:
     """The text of so many megabytes of reviews, which `experiments.reviews` writes.
 
     Raises:
-        InputError: it is not there.
+        NoReviews: it is not there.
     """
-    path = RESULTS / f"reader-{megabytes}.txt"
+    path = RESULTS / f"reader-{reviews_mb}.txt"
     if not path.is_file():
-        raise InputError(
-            f"{path}: not there; `python -m experiments.reviews ARCHIVE … --megabytes {megabytes} "
+        raise NoReviews(
+            f"{path}: not there; `python -m experiments.reviews ARCHIVE … --megabytes {reviews_mb} "
             f"--out {path}` writes it (see docs/pretraining.md)"
         )
     return path
 
 
 def pretrain_on_tasks(
-    corpus: str, steps: int, reviews: int = 0, folder: Path | None = None
+    corpus: str, steps: int, reviews_mb: int = 0, folder: Path | None = None
 ) -> Path:
     """Continue a model's pre-training on the sentences of both trains, shuffled.
 
     Args:
         corpus: "sentences", or "labelled" where they end in their labels.
-        reviews: which `reader` it continues from.
+        reviews_mb: which `reader` it continues from.
         folder: where the run is kept; None is for one of its own.
 
     Returns:
         the checkpoint.
     """
-    name = f"{corpus}-{steps}" + (f"-reader-{reviews}" if reviews else "")
+    name = f"{corpus}-{steps}" + (f"-reader-{reviews_mb}" if reviews_mb else "")
     folder = folder or RESULTS / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     text = folder.with_suffix(".txt")
     with atomic_write(text) as file:
         file.writelines(task_text(corpus == "labelled"))
     return pretrain_further(
-        reader(reviews),
+        reader(reviews_mb),
         text,
         folder,
         split=[0.9, 0.05, 0.05],
@@ -109,6 +118,9 @@ def pretrain_further(model: Path, text: Path, folder: Path, **flags: object) -> 
 
     Returns:
         the checkpoint.
+
+    Raises:
+        InputError: the folder holds another run, or is in use.
     """
     flags = {
         "option": "pretrain",
@@ -117,8 +129,12 @@ def pretrain_further(model: Path, text: Path, folder: Path, **flags: object) -> 
         "output_dir": folder,
         "dtype": "bfloat16",
     } | flags
+    print(f"pre-training: {folder}", file=sys.stderr, flush=True)
     with FileLock(folder.with_suffix(".lock")):
-        subprocess.run(run_llama(flags), stdout=subprocess.DEVNULL, check=True)
+        done = subprocess.run(run_llama(flags), stdout=subprocess.DEVNULL)
+    if done.returncode == 2:
+        raise InputError(f"{folder}: not pre-trained; see above")
+    done.check_returncode()
     return folder / "model.pt"
 
 
@@ -127,43 +143,38 @@ def pretraining_steps(name: str, value: object) -> int:
     row = ROWS[name]
     if row.corpus is None:
         return 0
-    return value if row.steps_of is None else tuned_value(row.steps_of)[0]
+    return value if row.steps_of is None else tuned_value(row.steps_of)
 
 
 def run_row(name: str, data: str, value: object, seed: int) -> dict:
     """One run of a row; what `classify` returns."""
     row = ROWS[name]
     flags = row.settings(data, value, seed)
-    identity = {"name": name, "data": Path(data).name, "flags": flags}
     steps = pretraining_steps(name, value)
-    if steps:
-        identity["steps"] = steps
-    if row.reviews:
-        identity["reviews"] = row.reviews
+    identity = {"name": name, "data": Path(data).name, "flags": flags}
+    identity |= {"steps": steps, "reviews_mb": row.reviews_mb}
 
     def measure() -> dict:
-        model = pretrain_on_tasks(row.corpus, steps, row.reviews) if steps else reader(row.reviews)
+        if steps:
+            model = pretrain_on_tasks(row.corpus, steps, row.reviews_mb)
+        else:
+            model = reader(row.reviews_mb)
         return classify(data, flags, model)
 
     return record(identity, measure)
 
 
-def tuned_value(name: str) -> tuple[object, dict]:
-    """The best value of a row's hyperparameter on SST-5's dev, and the accuracy of each.
-
-    Where that value was found before, nothing runs, and the accuracies are None.
-    """
-    values, kept = ROWS[name].values, ROWS[name].kept
-    if kept is not None:
-        return kept, dict.fromkeys(values)
-    runs = {value: run_row(name, SST, value, TUNING_SEED) for value in values}
-    found = {value: sum(accuracies([run], "dev")) for value, run in runs.items()}
-    return max(found, key=found.get), found
+def tuned_value(name: str) -> object:
+    """The value of a row's hyperparameter that is kept, or that is best on SST-5's dev."""
+    if ROWS[name].kept is not None:
+        return ROWS[name].kept
+    runs = {value: run_row(name, SST, value, TUNING_SEED) for value in ROWS[name].values}
+    return max(runs, key=lambda value: sum(accuracies([runs[value]], "dev")))
 
 
 def final_runs(name: str, data: str) -> list[dict]:
     """A row's runs with all seeds."""
-    value, _ = tuned_value(name)
+    value = tuned_value(name)
     return [run_row(name, data, value, seed) for seed in SEEDS]
 
 
@@ -177,11 +188,10 @@ def run_baseline(name: str, data: str, seed: int = 0) -> dict:
     """What `baseline` returns for one of `BASELINES`."""
     row = BASELINES[name]
     identity = {"name": name, "data": Path(data).name, "shots": row.shots, "seed": seed}
-    if row.reviews:
-        identity["reviews"] = row.reviews
+    identity["reviews_mb"] = row.reviews_mb
 
     def measure() -> dict:
-        unlabelled = read_documents(review_text(row.reviews)) if row.reviews else None
+        unlabelled = read_documents(review_text(row.reviews_mb)) if row.reviews_mb else None
         return baseline(data, row.shots, seed, unlabelled=unlabelled)
 
     return record(identity, measure)
@@ -192,9 +202,8 @@ def run_prompted(name: str, data: str) -> dict:
     row = PROMPTED[name]
     flags = with_label_words(row.flags, data)
     identity = {"name": name, "data": Path(data).name, "flags": flags}
-    if row.reviews:
-        identity["reviews"] = row.reviews
-    return record(identity, lambda: classify(data, flags, reader(row.reviews), option="prompt"))
+    identity["reviews_mb"] = row.reviews_mb
+    return record(identity, lambda: classify(data, flags, reader(row.reviews_mb), option="prompt"))
 
 
 def write_timed_part(folder: str) -> str:
@@ -217,7 +226,7 @@ def timed_round(number: int) -> dict:
     Returns:
         `seconds` by row, None if it diverged, and of "step"; `n_train`, the sentences of SST-5.
     """
-    tuned = {name: tuned_value(name)[0] for name in REFERENCE | METHODS}
+    tuned = {name: tuned_value(name) for name in REFERENCE | METHODS}
 
     def measure() -> dict:
         seconds = {}
@@ -246,7 +255,7 @@ def relative_times() -> dict[str, float]:
         timed = timed_round(number)
         seconds, totals = timed["seconds"], {}
         for name in REFERENCE | METHODS:
-            value, _ = tuned_value(name)
+            value = tuned_value(name)
             if seconds[name] is not None:
                 epochs = ROWS[name].settings(SST, value, number)["epochs"]
                 totals[name] = seconds[name] * epochs * timed["n_train"] / TIMED_LINES["train"]

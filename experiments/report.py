@@ -3,24 +3,26 @@
     .venv/bin/python -m pip install -r benchmarks/requirements.txt
     .venv/bin/python -m experiments.report
 
-Some rows' one hyperparameter is tuned on SST-5's dev with one seed; the others keep a value. Then
-three other seeds run, of some rows on CFIMDB too, with the same value. For the time, the methods
-take turns in training on a part of SST-5, twice; that needs an idle machine. Every run is a
-process. All can be killed: what `experiments/results/methods.jsonl` has does not run again, only
-checkpoints that it needs are made again. `--rows NAME …` makes the table of these rows alone,
-without times and without the picture.
+Each row has one hyperparameter. In some rows it is tuned on SST-5's dev with one seed; the others
+take a fixed value. Then each row runs with three other seeds. Some rows run on CFIMDB too, with the
+same value. For the time, the methods take turns in training on a part of SST-5, twice; that needs
+an idle machine. Every run is a process. Ctrl-C or `kill` ends the report with the run under way:
+what `experiments/results/methods.jsonl` has does not run again, only checkpoints that it needs are
+made again. `--rows NAME …` makes the table of these rows alone, without times and without the
+picture.
 
     .venv/bin/python -m experiments.report --rows plain "reader plain" "reader mean"
 
 The rows whose names begin with "reader" are of a model, and of TF-IDF, that have read film reviews
-without labels. docs/pretraining.md says how their text is made.
+without labels. docs/pretraining.md says how their text is made. Where it is absent, and a row is
+not recorded, that row is left out.
 """
 
 import itertools
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterable
-from statistics import median, median_low
+from collections.abc import Iterable, Iterator
+from statistics import median_low
 
 from common.errors import InputError
 from common.program import ArgumentParser, run_script
@@ -28,6 +30,7 @@ from experiments.baseline import CS
 from experiments.measure import (
     RECORDS,
     SEEDS,
+    NoReviews,
     final_runs,
     measured,
     relative_times,
@@ -40,7 +43,16 @@ from experiments.runs import RESULTS, accuracies, end_on_sigterm, spread
 from experiments.task_text import CFIMDB, SST
 from tasks.evaluation import check_metrics_file
 
-HEADER = ["", "best of", "SST-5 dev", "SST-5 test", "CFIMDB dev", "trained", "time / plain", "GiB"]
+HEADER = [
+    "",
+    "value, or best of",
+    "SST-5 dev",
+    "SST-5 test",
+    "CFIMDB dev",
+    "trained",
+    "time / plain",
+    "GiB",
+]
 PICTURE = RESULTS / "methods.svg"
 
 
@@ -58,10 +70,11 @@ def cells_of(name: str, time: float | None = None) -> list[str]:
 def trained_cells(name: str, time: float | None) -> list[str]:
     """What is fine-tuned."""
     row, runs = ROWS[name], final_runs(name, SST)
-    cfimdb = final_runs(name, CFIMDB) if row.on_cfimdb is not None else []
+    cfimdb = final_runs(name, CFIMDB) if row.on_cfimdb else []
     trained, memory = measured(name, "trained_parameters"), measured(name, "peak_memory_bytes")
-    best, found = tuned_value(name)
-    values = ", ".join(f"**{v}**" if v == best and len(found) > 1 else f"{v}" for v in found)
+    best = tuned_value(name)
+    tried = [best] if row.kept is not None else row.values
+    values = ", ".join(f"**{v}**" if v == best and len(tried) > 1 else f"{v}" for v in tried)
     return [
         row.label,
         f"`{row.tuned}` {values}",
@@ -86,7 +99,7 @@ def baseline_cells(name: str) -> list[str]:
         spread(sst, "test"),
         spread(cfimdb, "dev"),
         f"{median_low(run['trained_parameters'] for run in sst):,}",
-        f"{median(run['seconds'] for run in sst):.0f} s",
+        "",
         "",
     ]
 
@@ -100,22 +113,21 @@ def prompted_cells(name: str) -> list[str]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    help = "make the table of these rows alone, without times and picture"
+    help = f"only the table of these rows, without times; of {', '.join(TABLE)}"
     parser.add_argument("--rows", metavar="NAME", nargs="+", choices=TABLE, help=help)
-    only = parser.parse_args().rows
+    names = parser.parse_args().rows
     check_metrics_file(RECORDS)
     end_on_sigterm()
-    if only:
-        print_table(cells_of(name) for name in only)
+    if names:
+        print_table(cells_of(name) for name in names)
         return
     try:
         from experiments.picture import draw  # needs matplotlib; the runs do not
     except ImportError as error:
         raise InputError(f"{error}; benchmarks/requirements.txt has what is needed") from error
-    for name in TABLE:
-        print(*cells_of(name)[:5], sep=" | ", file=sys.stderr, flush=True)
+    names = list(run_rows())
     times = relative_times()
-    print_table(cells_of(name, times.get(name)) for name in TABLE)
+    print_table(cells_of(name, times.get(name)) for name in names)
     points = {
         ROWS[name].label: (
             measured(name, "trained_parameters"),
@@ -125,6 +137,21 @@ def main() -> None:
     }
     baseline = BASELINES["tf-idf"].label, run_baseline("tf-idf", SST)["dev"]["accuracy"]
     draw(points, baseline, PICTURE)
+
+
+def run_rows() -> Iterator[str]:
+    """Run what is missing, before anything is timed, and print each row.
+
+    Returns:
+        the names of the rows that there are.
+    """
+    for name in TABLE:
+        try:
+            print(*cells_of(name)[:5], sep=" | ", file=sys.stderr, flush=True)
+        except NoReviews as error:
+            print(f"{name}: left out; {error}", file=sys.stderr, flush=True)
+        else:
+            yield name
 
 
 def print_table(rows: Iterable[list[str]]) -> None:

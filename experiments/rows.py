@@ -1,10 +1,11 @@
 """What the report compares: the rows of its table, in order, each with a name.
 
-A row that trains has one hyperparameter that is tuned. Most keep the value that was best with the
-demo model of version 0.1.0, on SST-5's dev with one seed, of those that are listed.
+A row that trains has one hyperparameter that is tuned. Most rows take the value that was best with
+the demo model of version 0.1.0 on SST-5's dev, of those that are listed. The reader's rows without
+a tuning of their own take that of the same method with the demo model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from experiments.task_text import CFIMDB, LABEL_WORDS, SST, TEMPLATE
 
@@ -12,7 +13,7 @@ EPOCHS, BATCH_SIZES = 5, {SST: 80, CFIMDB: 10}
 RATES = (2e-4, 5e-4, 1e-3)
 LOW_RATES = (1e-4, 2e-4, 5e-4)
 HIGH_RATES = (1e-3, 2e-3, 5e-3)
-CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}  # the rate that is plain's best
+CAUSAL = {"causal": True, "dtype": "bfloat16", "lr": 5e-4}  # plain's rate
 SHOTS = CAUSAL | {"shots": 64, "batch_size": 8}
 MEAN = {"pooling": "mean"}
 LINEAR = {"lr_schedule": "linear", "warmup": 0.1}
@@ -31,12 +32,13 @@ class Row:
         flags: of all its runs, as `runs.run_llama` takes them.
         tuned: the flag that is tuned, or "steps" of continued pre-training.
         values: what is tried for it.
-        kept: the one of them that was found before; None if it is to be found.
+        kept: the one of them that is taken without tuning; None if it is to be found.
         corpus: the text on which pre-training is continued before, "sentences" or "labelled"; None
             for no such pre-training.
         steps_of: the row whose best number of steps that pre-training takes.
-        on_cfimdb: flags that are added there; None if it does not run there.
-        reviews: megabytes of unlabelled reviews that its model has read; 0 is the demo model.
+        on_cfimdb: whether it runs there too.
+        cfimdb_flags: flags that are added there.
+        reviews_mb: megabytes of unlabelled reviews that its model has read; 0 is the demo model.
     """
 
     label: str
@@ -46,13 +48,14 @@ class Row:
     kept: object | None = None
     corpus: str | None = None
     steps_of: str | None = None
-    on_cfimdb: dict[str, object] | None = None
-    reviews: int = 0
+    on_cfimdb: bool = False
+    cfimdb_flags: dict[str, object] = field(default_factory=dict)
+    reviews_mb: int = 0
 
     def settings(self, data: str, value: object, seed: int) -> dict:
         """All flags of a run, with the tuned one at a value."""
         own = {} if self.tuned == "steps" else {self.tuned: value}
-        own |= (self.on_cfimdb or {}) if data == CFIMDB else {}
+        own |= self.cfimdb_flags if data == CFIMDB else {}
         common = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS}
         return with_label_words(common | self.flags | own | {"seed": seed}, data)
 
@@ -63,13 +66,13 @@ class Baseline:
 
     Attributes:
         label: what the table calls it.
-        shots: sentences of each label that it sees; None is for all, and for CFIMDB's too.
-        reviews: megabytes of unlabelled reviews that it has read; see `baseline`.
+        shots: sentences of each label that it sees. None: all of them, and it runs on CFIMDB too.
+        reviews_mb: megabytes of unlabelled reviews that it has read; see `baseline`.
     """
 
     label: str
     shots: int | None = None
-    reviews: int = 0
+    reviews_mb: int = 0
 
 
 @dataclass
@@ -79,12 +82,12 @@ class Prompted:
     Attributes:
         label: what the table calls it.
         flags: as `runs.run_llama` takes them.
-        reviews: see `Row`.
+        reviews_mb: see `Row`.
     """
 
     label: str
     flags: dict[str, object]
-    reviews: int = 0
+    reviews_mb: int = 0
 
 
 REFERENCE = {
@@ -94,15 +97,16 @@ REFERENCE = {
         "lr",
         RATES,
         kept=2e-4,
-        on_cfimdb={"dtype": "bfloat16"},
+        on_cfimdb=True,
+        cfimdb_flags={"dtype": "bfloat16"},
     ),
-    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", RATES, kept=5e-4, on_cfimdb={}),
+    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", RATES, kept=5e-4, on_cfimdb=True),
 }
 METHODS = {
     "continued": Row(
         "continued pre-training", CAUSAL, "steps", (250, 500, 1000), kept=250, corpus="sentences"
     ),
-    "mean": Row("mean pooling", CAUSAL | MEAN, "lr", RATES, kept=2e-4, on_cfimdb={}),
+    "mean": Row("mean pooling", CAUSAL | MEAN, "lr", RATES, kept=2e-4, on_cfimdb=True),
     "names": Row(
         "the head begins as the labels' names", CAUSAL | {"wise_ft": [1]}, "lr", RATES, kept=1e-3
     ),
@@ -137,7 +141,7 @@ METHODS = {
         kept=1e-4,
         corpus="labelled",
         steps_of="labelled",
-        on_cfimdb={},
+        on_cfimdb=True,
     ),
     "short": Row(
         "continued pre-training, mean pooling, linear decay",
@@ -147,20 +151,20 @@ METHODS = {
         kept=2,
         corpus="sentences",
         steps_of="continued",
-        on_cfimdb={},
+        on_cfimdb=True,
     ),
 }
 READER = {
     "reader plain": Row(
-        "the reader: plain", CAUSAL, "lr", LOW_RATES, on_cfimdb={}, reviews=MEGABYTES
+        "the reader: plain", CAUSAL, "lr", LOW_RATES, on_cfimdb=True, reviews_mb=MEGABYTES
     ),
     "reader mean": Row(
         "the reader: mean pooling",
         CAUSAL | MEAN,
         "lr",
         LOW_RATES,
-        on_cfimdb={},
-        reviews=MEGABYTES,
+        on_cfimdb=True,
+        reviews_mb=MEGABYTES,
     ),
     "reader lora": Row(
         "the reader: LoRA",
@@ -168,10 +172,10 @@ READER = {
         "lr",
         HIGH_RATES,
         kept=2e-3,
-        reviews=MEGABYTES,
+        reviews_mb=MEGABYTES,
     ),
     "reader prompt": Row(
-        "the reader: prompt-based", CAUSAL | PROMPT, "lr", RATES, kept=2e-4, reviews=MEGABYTES
+        "the reader: prompt-based", CAUSAL | PROMPT, "lr", RATES, kept=2e-4, reviews_mb=MEGABYTES
     ),
     "reader labelled mean": Row(
         f"the reader: {LABELLED_MEAN}",
@@ -181,8 +185,8 @@ READER = {
         kept=1e-4,
         corpus="labelled",
         steps_of="labelled",
-        on_cfimdb={},
-        reviews=MEGABYTES,
+        on_cfimdb=True,
+        reviews_mb=MEGABYTES,
     ),
 }
 FEW_SHOT = {
@@ -197,7 +201,7 @@ FEW_SHOT = {
         "lr",
         RATES,
         kept=2e-4,
-        reviews=MEGABYTES,
+        reviews_mb=MEGABYTES,
     ),
 }
 ROWS = REFERENCE | METHODS | READER | FEW_SHOT
@@ -205,23 +209,25 @@ ROWS = REFERENCE | METHODS | READER | FEW_SHOT
 TF_IDF = "TF-IDF, logistic regression"
 BASELINES = {
     "tf-idf": Baseline(TF_IDF),
-    "reader tf-idf": Baseline(f"{TF_IDF}, and a truncated SVD of the reviews", reviews=MEGABYTES),
+    "reader tf-idf": Baseline(
+        f"{TF_IDF}, and a truncated SVD of the reviews", reviews_mb=MEGABYTES
+    ),
     "few tf-idf": Baseline(f"64 sentences a label: {TF_IDF}", SHOTS["shots"]),
 }
-ASKED = {"causal": True, "batch_size": 10}
-WITH_OURS = ASKED | {"prompt_template": TEMPLATE}
-WAYS_TO_ASK = {
-    "zero-shot": ("zero-shot, the assignment's prompt", ASKED),
-    "zero-shot ours": ("zero-shot, “It was”", WITH_OURS),
+ASK = {"causal": True, "batch_size": 10}
+ASK_OURS = ASK | {"prompt_template": TEMPLATE}
+PROMPTS = {
+    "zero-shot": ("zero-shot, the assignment's prompt", ASK),
+    "zero-shot ours": ("zero-shot, “It was”", ASK_OURS),
     "zero-shot calibrated": (
         "zero-shot, “It was”, contextual calibration",
-        WITH_OURS | {"calibrate": "contextual"},
+        ASK_OURS | {"calibrate": "contextual"},
     ),
-    "zero-shot pmi": ("zero-shot, “It was”, PMI", WITH_OURS | {"calibrate": "pmi"}),
+    "zero-shot pmi": ("zero-shot, “It was”, PMI", ASK_OURS | {"calibrate": "pmi"}),
 }
-PROMPTED = {name: Prompted(label, flags) for name, (label, flags) in WAYS_TO_ASK.items()} | {
+PROMPTED = {name: Prompted(label, flags) for name, (label, flags) in PROMPTS.items()} | {
     f"reader {name}": Prompted(f"the reader: {label}", flags, MEGABYTES)
-    for name, (label, flags) in WAYS_TO_ASK.items()
+    for name, (label, flags) in PROMPTS.items()
 }
 TABLE: dict[str, Row | Baseline | Prompted] = {
     **REFERENCE,

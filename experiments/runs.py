@@ -41,7 +41,7 @@ def recorded(results: Path, identity: dict, measure: Callable[[], dict]) -> dict
     """Look up in a file of JSON lines what was measured before; else measure, and append it.
 
     An interrupted series of measurements can be started again: only the one that was under way is
-    lost. Where data, a checkpoint or the code have changed, remove the lines.
+    lost. Where something has changed that `identity` does not say, remove the lines.
 
     Args:
         identity: what the measurement is known by.

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,7 +108,6 @@ def test_a_row_takes_what_belongs_to_its_data(name):
         assert settings["batch_size"] == row.flags.get("batch_size", {5: 80, 2: 10}[n_labels])
         assert row.tuned == "steps" or settings[row.tuned] == row.values[0]
         assert row.kept is None or row.kept in row.values
-        assert row.reviews in (0, *measure.READER_STEPS)
         assert ("label-names" in settings) == ("prompt_based" in settings)
         assert settings.get("dtype") == (
             None if (name, data) == ("default", task_text.SST) else "bfloat16"
@@ -128,7 +128,7 @@ def classify_by_seed(data, flags, model=runs.DEMO, option="finetune"):
         seconds = (seed + 1) * ({0: 40, 1: 20}[seed] if "mixout" in flags else 10)
     accuracy = {1337: 0.3 + 0.05 * (flags.get("lr") == 1e-4), 1: 0.5, 2: 0.6, 3: 0.7}.get(seed, 0.2)
     accuracy += 0.1 * flags.get("mixout", 0) + 0.2 * (Path(data).name == "cfimdb")
-    accuracy += {"reader-60": 0.02, "labelled-500-reader-60": 0.01}.get(model.name, 0)
+    accuracy += {"reader": 0.02, "labelled-500-reader": 0.01}.get(model.name, 0)
     return {
         "dev": {"accuracy": accuracy},
         "test": {"accuracy": accuracy - 0.1},
@@ -143,21 +143,23 @@ def measured_at_once(tmp_path, monkeypatch):
     """What `measure` calls does nothing but give results."""
     rounds = itertools.count(1)
 
-    def pretrain_on_tasks(corpus, steps, reviews=0, folder=None):
+    def pretrain_on_tasks(corpus, steps, reviews_mb=0, folder=None):
         if folder is not None:
             folder.mkdir()
             lines = '{"seconds": %.1f}\n{"test": {}}\n' % (10 * next(rounds))
             (folder / "metrics.jsonl").write_text(lines)
-        return Path(f"{corpus}-{steps}-reader-{reviews}")
+        return Path(f"{corpus}-{steps}-reader" if reviews_mb == rows.MEGABYTES else "no reader")
 
     def baseline(data, shots, seed, unlabelled=None):
-        accuracies = {"dev": {"accuracy": 0.4}, "test": {"accuracy": 0.41}}
-        return accuracies | {"trained_parameters": 100, "seconds": 3.0, "C": 1.0}
+        accuracy = 0.4 - 0.1 * (shots == 64) + 0.03 * (unlabelled == ["A film ."])
+        accuracies = {"dev": {"accuracy": accuracy}, "test": {"accuracy": accuracy + 0.01}}
+        return accuracies | {"trained_parameters": 100, "C": 1.0}
 
     monkeypatch.setattr(measure, "RECORDS", tmp_path / "methods.jsonl")
     monkeypatch.setattr(measure, "pretrain_on_tasks", pretrain_on_tasks)
-    monkeypatch.setattr(measure, "reader", lambda reviews: Path(f"reader-{reviews}"))
-    monkeypatch.setattr(measure, "review_text", lambda reviews: tmp_path / "reviews.txt")
+    readers = {0: Path("demo"), rows.MEGABYTES: Path("reader")}
+    monkeypatch.setattr(measure, "reader", lambda reviews_mb: readers[reviews_mb])
+    monkeypatch.setattr(measure, "review_text", lambda reviews_mb: tmp_path / "reviews.txt")
     (tmp_path / "reviews.txt").write_text("A film .\n")
     monkeypatch.setattr(measure, "classify", classify_by_seed)
     monkeypatch.setattr(measure, "baseline", baseline)
@@ -171,17 +173,19 @@ def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
     table = {name: report.cells_of(name, times.get(name))[1:] for name in rows.TABLE}
     assert all(len(cells) + 1 == len(report.HEADER) for cells in table.values())
     plain = table["plain"]
-    assert plain[:3] == ["`lr` 0.0002, **0.0005**, 0.001", "0.600 ± 0.100", "0.500 ± 0.100"]
+    assert plain[:3] == ["`lr` 0.0005", "0.600 ± 0.100", "0.500 ± 0.100"]
     assert plain[3:] == ["0.800 ± 0.100", f"{FULL:,}", "1.0", "1.0"]
     # 250 steps of 10 / 20 seconds, and 5 epochs of 3000 sentences, of which 1500 take 10 seconds
-    assert table["continued"][0] == "`steps` **250**, 500, 1000"
+    assert table["continued"][0] == "`steps` 250"
     assert table["continued"][5] == f"{(125 + 100) / 100:.1f}"
     assert table["short"][5] == f"{(125 + 40) / 100:.1f}"  # those, and 2 epochs
     assert table["mixout"][5] == "3.0"
     assert table["smart"][0] == "`smart` 0.3"
     assert table["head"][1] == "0.550 ± 0.071 (1 diverged)"
     assert table["head"][4:6] == [f"{FEW:,}", "1.0"]
-    assert table["tf-idf"][1:] == ["0.400", "0.410", "0.400", "100", "3 s", ""]
+    assert table["tf-idf"][1:] == ["0.400", "0.410", "0.400", "100", "", ""]
+    assert table["few tf-idf"][1:4] == ["0.300 ± 0.000", "0.310 ± 0.000", ""]
+    assert table["reader tf-idf"][1:4] == ["0.430", "0.440", "0.430"]
     # the reader's
     assert table["reader plain"][0] == "`lr` **0.0001**, 0.0002, 0.0005"
     assert table["reader plain"][1:4] == ["0.620 ± 0.100", "0.520 ± 0.100", "0.820 ± 0.100"]
@@ -194,18 +198,56 @@ def test_rows_by_name_are_a_table_of_their_own(measured_at_once, monkeypatch, ca
     monkeypatch.setattr("sys.argv", ["report", "--rows", "reader zero-shot pmi", "few tf-idf"])
     report.main()
     header, line, *table = capsys.readouterr().out.splitlines()
-    assert header.startswith("|  | best of |") and line.startswith("| --- |")
+    assert header.startswith("|  | value, or best of |") and line.startswith("| --- |")
     assert [row.split(" | ")[0].strip("| ") for row in table] == [
         "the reader: zero-shot, “It was”, PMI",
         "64 sentences a label: TF-IDF, logistic regression",
     ]
 
 
-def test_a_reader_without_its_text_says_how_to_make_it(tmp_path, monkeypatch):
+def test_the_reader_goes_on_from_the_demo_model_and_the_tasks_from_the_reader(
+    tmp_path, monkeypatch
+):
+    commands = []
+
+    def run(command, **_):
+        commands.append([str(part) for part in command])
+        return subprocess.CompletedProcess(command, 0)
+
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(measure.subprocess, "run", run)
+    monkeypatch.setattr(measure, "task_text", lambda labelled: ["1 ||| A joy .\n"] * labelled)
     measure.reader.cache_clear()
-    with pytest.raises(InputError, match=r"experiments\.reviews ARCHIVE … --megabytes 60"):
-        measure.reader(60)
+    (tmp_path / "reader-60.txt").write_text("A film .\n")
+    model = measure.pretrain_on_tasks("labelled", 500, 60)
+    measure.reader.cache_clear()
+    assert model == tmp_path / "labelled-500-reader-60/model.pt"
+    flags = ["--pretrained-model-path", "--text", "--output_dir", "--steps"]
+    given = [[command[command.index(flag) + 1] for flag in flags] for command in commands]
+    reader, text = tmp_path / "reader-60", tmp_path / "labelled-500-reader-60.txt"
+    assert given == [
+        [str(runs.DEMO), f"{reader}.txt", str(reader), "2000"],
+        [f"{reader}/model.pt", str(text), str(text.with_suffix("")), "500"],
+    ]
+    assert text.read_text() == "1 ||| A joy .\n"
+
+
+def test_a_reader_without_its_text_is_left_out_and_says_how_to_make_it(
+    measured_at_once, monkeypatch, capsys
+):
+    def reader(reviews_mb):
+        return runs.DEMO if reviews_mb == 0 else measure.review_text(reviews_mb)
+
+    def review_text(reviews_mb):
+        raise measure.NoReviews("reader-60.txt: not there")
+
+    monkeypatch.setattr(measure, "reader", reader)
+    monkeypatch.setattr(measure, "review_text", review_text)
+    names = list(report.run_rows())
+    assert {name for name in rows.TABLE if name not in names} == {
+        name for name in rows.TABLE if rows.TABLE[name].reviews_mb and "labelled" not in name
+    }
+    assert "reader plain: left out; reader-60.txt: not there" in capsys.readouterr().err
 
 
 def test_the_documented_tables_are_what_is_recorded(monkeypatch):
@@ -217,12 +259,13 @@ def test_the_documented_tables_are_what_is_recorded(monkeypatch):
     for name in ("classify", "baseline", "pretrain_on_tasks", "reader"):
         monkeypatch.setattr(measure, name, run)
     records = [json.loads(line) for line in measure.RECORDS.read_text().splitlines()]
-    assert {record["demo"] for record in records} <= {measure.fingerprint(runs.DEMO)}
-    names = {record["name"] for record in records if record["name"] in rows.TABLE}
+    assert {record["demo"] for record in records} == {measure.fingerprint(runs.DEMO)}
+    names = {record["name"] for record in records} - {"times"}
     lines = (runs.ROOT / "docs/methods.md").read_text().splitlines()
     for name in names:
-        cells = report.cells_of(name)
-        assert any(line.startswith(f"| {' | '.join(cells[:5])} |") for line in lines), name
+        label, _, *accuracies, trained, _, _ = report.cells_of(name)
+        shown = [line.strip("| ").split(" | ") for line in lines if line.startswith(f"| {label} |")]
+        assert any([*cells[2:5], cells[5]] == [*accuracies, trained] for cells in shown), name
 
 
 def test_what_is_timed_comes_from_all_of_the_files(tmp_path, monkeypatch):
