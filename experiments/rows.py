@@ -155,9 +155,7 @@ METHODS = {
     ),
 }
 READER = {
-    "reader plain": Row(
-        "the reader: plain", CAUSAL, "lr", LOW_RATES, on_cfimdb=True, reviews_mb=MEGABYTES
-    ),
+    "reader plain": Row("the reader: plain", CAUSAL, "lr", LOW_RATES, reviews_mb=MEGABYTES),
     "reader mean": Row(
         "the reader: mean pooling",
         CAUSAL | MEAN,
