@@ -5,7 +5,7 @@ the demo model of version 0.1.0 on SST-5's dev, of those that are listed. The re
 a tuning of their own take that of the same method with the demo model.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from experiments.task_text import CFIMDB, LABEL_WORDS, SST, TEMPLATE
 
@@ -19,7 +19,6 @@ MEAN = {"pooling": "mean"}
 LINEAR = {"lr_schedule": "linear", "warmup": 0.1}
 PROMPT = {"prompt_based": True, "prompt_template": TEMPLATE}
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
-LABELLED_MEAN = "continued pre-training with the labels, mean pooling"
 MEGABYTES = 60  # of reviews that the reader has read
 
 
@@ -134,7 +133,7 @@ METHODS = {
         corpus="labelled",
     ),
     "labelled mean": Row(
-        LABELLED_MEAN,
+        "continued pre-training with the labels, mean pooling",
         CAUSAL | MEAN,
         "lr",
         LOW_RATES,
@@ -156,36 +155,18 @@ METHODS = {
 }
 READER = {
     "reader plain": Row("the reader: plain", CAUSAL, "lr", LOW_RATES, reviews_mb=MEGABYTES),
-    "reader mean": Row(
-        "the reader: mean pooling",
-        CAUSAL | MEAN,
-        "lr",
-        LOW_RATES,
-        on_cfimdb=True,
+    "reader mean": replace(
+        METHODS["mean"],
+        label="the reader: mean pooling",
+        values=LOW_RATES,
+        kept=None,
         reviews_mb=MEGABYTES,
     ),
-    "reader lora": Row(
-        "the reader: LoRA",
-        CAUSAL | {"tune": "lora"},
-        "lr",
-        HIGH_RATES,
-        kept=2e-3,
-        reviews_mb=MEGABYTES,
-    ),
-    "reader prompt": Row(
-        "the reader: prompt-based", CAUSAL | PROMPT, "lr", RATES, kept=2e-4, reviews_mb=MEGABYTES
-    ),
-    "reader labelled mean": Row(
-        f"the reader: {LABELLED_MEAN}",
-        CAUSAL | MEAN,
-        "lr",
-        LOW_RATES,
-        kept=1e-4,
-        corpus="labelled",
-        steps_of="labelled",
-        on_cfimdb=True,
-        reviews_mb=MEGABYTES,
-    ),
+} | {
+    f"reader {name}": replace(
+        METHODS[name], label=f"the reader: {METHODS[name].label}", reviews_mb=MEGABYTES
+    )
+    for name in ("lora", "prompt", "labelled mean")
 }
 FEW_SHOT = {
     "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES, kept=2e-4),
