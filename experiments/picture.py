@@ -1,16 +1,20 @@
-"""The picture that `experiments/report.py` draws."""
+"""The pictures that `experiments/report.py` draws."""
 
 from pathlib import Path
 from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from common.files import atomic_write
 
 STYLE = {"fmt": "o", "markersize": 4, "linewidth": 0.8, "capsize": 2, "color": "C0"}
+plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file
 
 
-def draw(rows: dict[str, tuple[int, list[float]]], line: tuple[str, float], path: Path) -> None:
+def draw_methods(
+    rows: dict[str, tuple[int, list[float]]], line: tuple[str, float], path: Path
+) -> None:
     """Accuracy and trained parameters; below, by accuracy, the rows that train (almost) all.
 
     Args:
@@ -18,7 +22,6 @@ def draw(rows: dict[str, tuple[int, list[float]]], line: tuple[str, float], path
         line: a label and the accuracy at which a line is drawn.
         path: an SVG file.
     """
-    plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file
     rows = {label: row for label, row in rows.items() if row[1]}
     everything = max(trained for trained, _ in rows.values())
     figure, (upper, lower) = plt.subplots(
@@ -38,6 +41,34 @@ def draw(rows: dict[str, tuple[int, list[float]]], line: tuple[str, float], path
     upper.margins(y=0.3)
     upper.legend()
     lower.set(ylabel=f"all of the {everything:,}", xlabel="accuracy on SST-5's dev")
+    save(figure, path)
+
+
+def draw_curve(
+    points: dict[int, dict[str, list[float]]], lines: dict[str, float], path: Path
+) -> None:
+    """Accuracy by the amount of text that was read before.
+
+    Args:
+        points: accuracies by split, by megabytes.
+        lines: an accuracy by split at which a dashed line is drawn: TF-IDF's.
+        path: an SVG file.
+    """
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for i, (split, line) in enumerate(lines.items()):
+        values = [point[split] for point in points.values()]
+        style = STYLE | {"fmt": "o-", "color": f"C{i}"}
+        deviations = [stdev(v) if len(v) > 1 else 0 for v in values]
+        axes.errorbar(
+            list(map(str, points)), list(map(mean, values)), yerr=deviations, label=split, **style
+        )
+        axes.axhline(line, linestyle="--", color=f"C{i}", label=f"TF-IDF, {split}")
+    axes.set(xlabel="MB of film reviews read before", ylabel="accuracy on SST-5")
+    axes.legend()
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""What the methods are worth: the demo model on SST-5 and CFIMDB, in one table and one picture.
+"""What the methods are worth: the demo model on SST-5 and CFIMDB, in one table and two pictures.
 
     .venv/bin/python -m pip install -r benchmarks/requirements.txt
     .venv/bin/python -m experiments.report
@@ -9,13 +9,14 @@ same value. For the time, the methods take turns in training on a part of SST-5,
 an idle machine. Every run is a process. Ctrl-C or `kill` ends the report with the run under way:
 what `experiments/results/methods.jsonl` has does not run again, only checkpoints that it needs are
 made again. `--rows NAME …` makes the table of these rows alone, without times and without the
-picture.
+picture of the methods.
 
     .venv/bin/python -m experiments.report --rows plain "reader plain" "reader mean"
 
 The rows whose names begin with "reader" are of a model, and of TF-IDF, that have read film reviews
 without labels. docs/pretraining.md says how their text is made. Where it is absent, and a row is
-not recorded, that row is left out.
+not recorded, that row is left out. The second picture shows what more reviews are worth. It is
+drawn where the rows of readers of all sizes are in the table.
 """
 
 import itertools
@@ -38,7 +39,7 @@ from experiments.measure import (
     run_prompted,
     tuned_value,
 )
-from experiments.rows import BASELINES, METHODS, PROMPTED, REFERENCE, ROWS, TABLE
+from experiments.rows import BASELINES, CURVE, METHODS, PROMPTED, REFERENCE, ROWS, TABLE
 from experiments.runs import RESULTS, accuracies, end_on_sigterm, spread
 from experiments.task_text import CFIMDB, SST
 from tasks.evaluation import check_metrics_file
@@ -53,7 +54,8 @@ HEADER = [
     "time / plain",
     "GiB",
 ]
-PICTURE = RESULTS / "methods.svg"
+SPLITS = ("dev", "test")
+PICTURE, CURVE_PICTURE = RESULTS / "methods.svg", RESULTS / "reader.svg"
 
 
 def cells_of(name: str, time: float | None = None) -> list[str]:
@@ -118,16 +120,34 @@ def main() -> None:
     names = parser.parse_args().rows
     check_metrics_file(RECORDS)
     end_on_sigterm()
-    if names:
+    if names is None or set(names).issuperset(CURVE):
+        check_matplotlib()
+    if names is None:
+        names = list(run_rows())
+        times = relative_times()
+        print_table(cells_of(name, times.get(name)) for name in names)
+        draw_methods()
+    else:
         print_table(cells_of(name) for name in names)
-        return
+    if set(names).issuperset(CURVE):
+        draw_curve()
+
+
+def check_matplotlib() -> None:
+    """It is not needed by the runs, only at the end.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
-        from experiments.picture import draw  # needs matplotlib; the runs do not
+        import experiments.picture  # noqa: F401
     except ImportError as error:
         raise InputError(f"{error}; benchmarks/requirements.txt has what is needed") from error
-    names = list(run_rows())
-    times = relative_times()
-    print_table(cells_of(name, times.get(name)) for name in names)
+
+
+def draw_methods() -> None:
+    from experiments import picture
+
     points = {
         ROWS[name].label: (
             measured(name, "trained_parameters"),
@@ -136,7 +156,18 @@ def main() -> None:
         for name in REFERENCE | METHODS
     }
     baseline = BASELINES["tf-idf"].label, run_baseline("tf-idf", SST)["dev"]["accuracy"]
-    draw(points, baseline, PICTURE)
+    picture.draw_methods(points, baseline, PICTURE)
+
+
+def draw_curve() -> None:
+    from experiments import picture
+
+    points, baseline = {}, run_baseline("tf-idf", SST)
+    for name in CURVE:
+        runs = final_runs(name, SST)
+        points[ROWS[name].reviews_mb] = {split: accuracies(runs, split) for split in SPLITS}
+    lines = {split: baseline[split]["accuracy"] for split in SPLITS}
+    picture.draw_curve(points, lines, CURVE_PICTURE)
 
 
 def run_rows() -> Iterator[str]:

@@ -20,6 +20,7 @@ LINEAR = {"lr_schedule": "linear", "warmup": 0.1}
 PROMPT = {"prompt_based": True, "prompt_template": TEMPLATE}
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 MEGABYTES = 60  # of reviews that the reader has read
+FEWER_MEGABYTES = (3, 10, 30)
 
 
 @dataclass
@@ -168,6 +169,13 @@ READER = {
     )
     for name in ("lora", "prompt", "labelled mean")
 }
+FEWER = {
+    f"reader {n} MB": replace(
+        READER["reader prompt"], label=f"a reader of {n} MB: prompt-based", reviews_mb=n
+    )
+    for n in FEWER_MEGABYTES
+}
+CURVE = ["prompt", *FEWER, "reader prompt"]  # by the amount of text
 FEW_SHOT = {
     "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES, kept=2e-4),
     "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", RATES, kept=2e-4),
@@ -183,7 +191,7 @@ FEW_SHOT = {
         reviews_mb=MEGABYTES,
     ),
 }
-ROWS = REFERENCE | METHODS | READER | FEW_SHOT
+ROWS = REFERENCE | METHODS | READER | FEWER | FEW_SHOT
 
 TF_IDF = "TF-IDF, logistic regression"
 BASELINES = {
@@ -214,6 +222,7 @@ TABLE: dict[str, Row | Baseline | Prompted] = {
     **METHODS,
     "reader tf-idf": BASELINES["reader tf-idf"],
     **READER,
+    **FEWER,
     **FEW_SHOT,
     "few tf-idf": BASELINES["few tf-idf"],
     **PROMPTED,
