@@ -179,9 +179,7 @@ CURVE = ["prompt", *FEWER, "reader prompt"]  # by the amount of text
 FEW_SHOT = {
     "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES, kept=2e-4),
     "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", RATES, kept=2e-4),
-    "few lora": Row(
-        "64 sentences a label: LoRA", SHOTS | {"tune": "lora"}, "lr", HIGH_RATES, kept=5e-3
-    ),
+    "few lora": Row("64 sentences a label: LoRA", SHOTS | {"tune": "lora"}, "lr", HIGH_RATES),
     "reader few prompt": Row(
         "64 sentences a label: the reader, prompt-based",
         SHOTS | PROMPT,
