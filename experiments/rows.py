@@ -100,13 +100,13 @@ REFERENCE = {
         on_cfimdb=True,
         cfimdb_flags={"dtype": "bfloat16"},
     ),
-    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", RATES, kept=5e-4, on_cfimdb=True),
+    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", LOW_RATES, on_cfimdb=True),
 }
 METHODS = {
     "continued": Row(
         "continued pre-training", CAUSAL, "steps", (250, 500, 1000), kept=250, corpus="sentences"
     ),
-    "mean": Row("mean pooling", CAUSAL | MEAN, "lr", RATES, kept=2e-4, on_cfimdb=True),
+    "mean": Row("mean pooling", CAUSAL | MEAN, "lr", LOW_RATES, on_cfimdb=True),
     "names": Row(
         "the head begins as the labels' names", CAUSAL | {"wise_ft": [1]}, "lr", RATES, kept=1e-3
     ),
@@ -156,18 +156,11 @@ METHODS = {
 }
 READER = {
     "reader plain": Row("the reader: plain", CAUSAL, "lr", LOW_RATES, reviews_mb=MEGABYTES),
-    "reader mean": replace(
-        METHODS["mean"],
-        label="the reader: mean pooling",
-        values=LOW_RATES,
-        kept=None,
-        reviews_mb=MEGABYTES,
-    ),
 } | {
     f"reader {name}": replace(
         METHODS[name], label=f"the reader: {METHODS[name].label}", reviews_mb=MEGABYTES
     )
-    for name in ("lora", "prompt", "labelled mean")
+    for name in ("mean", "lora", "prompt", "labelled mean")
 }
 FEWER = {
     f"reader {n} MB": replace(
