@@ -100,7 +100,7 @@ REFERENCE = {
         on_cfimdb=True,
         cfimdb_flags={"dtype": "bfloat16"},
     ),
-    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", LOW_RATES, on_cfimdb=True),
+    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", LOW_RATES),
 }
 METHODS = {
     "continued": Row(
