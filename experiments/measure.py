@@ -79,10 +79,11 @@ def review_text(reviews_mb: int) -> Path:
     return path
 
 
+@functools.cache
 def pretrain_on_tasks(
     corpus: str, steps: int, reviews_mb: int = 0, folder: Path | None = None
 ) -> Path:
-    """Continue a model's pre-training on the sentences of both trains, shuffled.
+    """Continue a model's pre-training on the sentences of both trains, shuffled, once.
 
     Args:
         corpus: "sentences", or "labelled" where they end in their labels.

@@ -50,10 +50,11 @@ def draw_curve(
     """Accuracy by the amount of text that was read before.
 
     Args:
-        points: accuracies by split, by megabytes.
+        points: accuracies by split, by megabytes; those without accuracies are left out.
         lines: an accuracy by split at which a dashed line is drawn: TF-IDF's.
         path: an SVG file.
     """
+    points = {megabytes: point for megabytes, point in points.items() if all(point.values())}
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for i, (split, line) in enumerate(lines.items()):
         values = [point[split] for point in points.values()]

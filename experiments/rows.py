@@ -173,15 +173,12 @@ FEW_SHOT = {
     "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES, kept=2e-4),
     "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", RATES, kept=2e-4),
     "few lora": Row("64 sentences a label: LoRA", SHOTS | {"tune": "lora"}, "lr", HIGH_RATES),
-    "reader few prompt": Row(
-        "64 sentences a label: the reader, prompt-based",
-        SHOTS | PROMPT,
-        "lr",
-        RATES,
-        kept=2e-4,
-        reviews_mb=MEGABYTES,
-    ),
 }
+FEW_SHOT["reader few prompt"] = replace(
+    FEW_SHOT["few prompt"],
+    label="64 sentences a label: the reader, prompt-based",
+    reviews_mb=MEGABYTES,
+)
 ROWS = REFERENCE | METHODS | READER | FEWER | FEW_SHOT
 
 TF_IDF = "TF-IDF, logistic regression"

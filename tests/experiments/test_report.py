@@ -237,9 +237,12 @@ def test_the_reader_goes_on_from_the_demo_model_and_the_tasks_from_the_reader(
     monkeypatch.setattr(measure.subprocess, "run", run)
     monkeypatch.setattr(measure, "task_text", lambda labelled: ["1 ||| A joy .\n"] * labelled)
     measure.reader.cache_clear()
+    measure.pretrain_on_tasks.cache_clear()
     (tmp_path / "reader-60.txt").write_text("A film .\n")
-    model = measure.pretrain_on_tasks("labelled", 500, 60)
+    for _ in range(2):  # the second finds it made
+        model = measure.pretrain_on_tasks("labelled", 500, 60)
     measure.reader.cache_clear()
+    measure.pretrain_on_tasks.cache_clear()
     assert model == tmp_path / "labelled-500-reader-60/model.pt"
     flags = ["--pretrained-model-path", "--text", "--output_dir", "--steps"]
     given = [[command[command.index(flag) + 1] for flag in flags] for command in commands]
