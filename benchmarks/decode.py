@@ -22,15 +22,16 @@ batch size 1: in the products with the weights, in attention, and in all the res
 and small operations.
 """
 
-import argparse
 import os
 import platform
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections import defaultdict
 from statistics import median
 
 import torch
 
+from common.program import ArgumentParser, run_script
 from inference.decoding import decode
 from inference.one_row import OneRowLlama
 from inference.packing import BYTES, DTYPES
@@ -146,7 +147,7 @@ def profile_step(llama: Llama, n_new: int, step: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained-model-path", required=True)
     parser.add_argument("--llama2c", metavar="DIR", help="race its run.c and runq.c instead")
     parser.add_argument("--tokenizer-path", help="for --llama2c")
@@ -216,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

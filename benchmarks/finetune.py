@@ -28,6 +28,7 @@ from benchmarks.reference_way import model_eval_with_autograd, reference_way
 from benchmarks.ways import WAYS, loader_for, make_parser, print_settings
 from checkpoints.pt import read_checkpoint
 from classifier import LlamaEmbeddingClassifier
+from common.program import run_script
 from optimizer import AdamW
 from tasks.epoch import ClassificationLoss, train_epoch
 from tasks.evaluation import model_eval
@@ -196,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.scaling import losses_of_step
 from common.errors import InputError, in_gibibytes
-from common.program import run_script
+from common.program import ArgumentParser, run_script
 from llama import Llama
 from optimizer import AdamW
 from training import distributed
@@ -113,7 +113,7 @@ def batches_of(settings: PlanSettings) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", default="42m", help="42m, 1.1b or 7b")

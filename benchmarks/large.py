@@ -14,13 +14,13 @@ summed.
 The first token is timed from the start of the process. Linux only.
 """
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from benchmarks.startup import seconds_to_first_token
 from checkpoints import hf
 from checkpoints.layout import shapes_of
+from common.program import ArgumentParser, run_script
 from config import LlamaConfig
 from inference.packing import BYTES
 
@@ -106,9 +107,7 @@ def memory_rate() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the models are, or are to be written")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="1.1b")
     parser.add_argument("--dtype", nargs="+", choices=tuple(BYTES), default=["bfloat16", "int8"])
@@ -170,4 +169,4 @@ def report(what: str, most: dict[str, int], size: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -5,11 +5,12 @@
 Good for measuring size and speed, and for nothing else.
 """
 
-import argparse
+from argparse import RawDescriptionHelpFormatter
 
 import torch
 
 from checkpoints.pt import write_checkpoint
+from common.program import ArgumentParser, run_script
 from config import LlamaConfig
 from llama import Llama
 
@@ -25,7 +26,7 @@ SHAPE = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("path")
     for name, value in SHAPE.items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -40,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

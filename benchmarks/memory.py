@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.finetune import DEVICE, Way
 from benchmarks.ways import WAYS, make_parser, print_settings
+from common.program import run_script
 from tasks.epoch import train_epoch
 from text.labelled import read_labelled
 from training.checkpointing import checkpoint_activations
@@ -91,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,17 +10,18 @@ system at once (malloc's threshold for that is held at 64 KiB), so that the peak
 `--option pretrain` keeps freed memory for speed, and may take more. Linux only.
 """
 
-import argparse
 import json
 import os
 import re
 import subprocess
 import sys
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from common.program import ArgumentParser, run_script
 from config import LlamaConfig
 from llama import Llama
 from optimizer import AdamW
@@ -147,9 +148,7 @@ def measure_here(settings: PlanSettings) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=1, help="processes that train together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--case", help="measure these settings, as JSON, in this process")
@@ -166,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

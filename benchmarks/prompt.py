@@ -21,6 +21,7 @@ import torch
 from benchmarks.reference_way import reference_way
 from benchmarks.ways import WAYS, loader_for, make_parser, print_settings
 from classifier import LlamaZeroShotClassifier
+from common.program import run_script
 from inference.packing import pack
 from tasks.evaluation import model_eval
 from tasks.prompt import ZeroShotConfig
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

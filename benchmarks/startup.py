@@ -10,7 +10,6 @@ first round, which is not counted, brings the files into memory.
 The terminal is a pseudo-terminal, which Windows does not have.
 """
 
-import argparse
 import os
 import platform
 import re
@@ -18,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import RawDescriptionHelpFormatter
 from statistics import median
 
 import torch
 
+from common.program import ArgumentParser, run_script
 from tasks.generate import PREFIX
 from tasks.settings import DEMO
 
@@ -91,9 +92,7 @@ def read_some(terminal: int) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")
@@ -110,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,15 +6,16 @@ Writes a file of 240 MB and one of 1 kB with `atomic_write` in the working folde
 without `fsync`. Prints the least and the most seconds of each.
 """
 
-import argparse
 import os
 import tempfile
 import time
+from argparse import RawDescriptionHelpFormatter
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
 from common.files import atomic_write
+from common.program import ArgumentParser, run_script
 
 SIZES = {"240 MB": 240_000_000, "1 kB": 1_000}
 
@@ -29,7 +30,7 @@ def seconds(path: Path, content: bytes, *, synchronized: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -45,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

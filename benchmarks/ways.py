@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.reference_way import make_reference_loader
+from common.program import ArgumentParser
 from text.labelled import Example, make_loader
 from tokenizer import Tokenizer
 
@@ -19,9 +20,9 @@ WAYS = {  # causal, dtype, as the reference works
 }
 
 
-def make_parser(description: str | None, batch_size: int) -> argparse.ArgumentParser:
+def make_parser(description: str | None, batch_size: int) -> ArgumentParser:
     """A parser with the flags of the model, the data and the threads."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pretrained-model-path", required=True)

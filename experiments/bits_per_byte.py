@@ -9,13 +9,14 @@ over all stories, in bits, over the number of UTF-8 bytes. Lower is better; it d
 the tokenizer. Of several texts each gets one line, causal in float32.
 """
 
-import argparse
 import math
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from common.program import ArgumentParser, run_script
 from inference.packing import DTYPES, pack
 from llama import Llama, load_pretrained
 from tokenizer import Tokenizer
@@ -47,7 +48,7 @@ def load(path: str, causal: bool) -> Llama:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained-model-path", required=True)
     parser.add_argument("--tokenizer-path", required=True)
     parser.add_argument("--text", required=True, nargs="+")
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

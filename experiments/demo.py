@@ -8,17 +8,18 @@ The bags count words of two letters or more in lower case; C is the best of 0.1,
 `--n_train` both see only so many lines of train, drawn at random.
 """
 
-import argparse
 import random
 import re
 import subprocess
 import tempfile
 import time
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from common.program import ArgumentParser, run_script
 from experiments.runs import DEMO, run_llama
 from text.labelled import read_labelled
 
@@ -48,7 +49,7 @@ def fine_tune(paths: dict[str, Path], flags: list[str], folder: str) -> tuple[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/demo/reviews", help="path up to -train.txt")
     parser.add_argument("--n_train", type=int)
     parser.add_argument("--lr", default="2e-5")
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

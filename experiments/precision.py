@@ -10,6 +10,7 @@ runs again.
 import functools
 from statistics import mean, stdev
 
+from common.program import run_script
 from experiments.runs import RESULTS, ROOT, classify, end_on_sigterm, recorded
 
 REVIEWS = str(ROOT / "data/demo/reviews")
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,14 +1,17 @@
-"""Random flags and damaged files: one line, whatever it is.
+"""Random flags, damaged files, other scripts' wrong flags: one line, whatever it is.
 
 `tests/campaign.py` tries them by the thousand, with memory and time measured.
 """
 
+import re
+import runpy
 import shutil
 from pathlib import Path
 
 import campaign
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +19,12 @@ import run_llama
 
 FLAGS = campaign.FLAG.findall(run_llama.make_parser().format_help())
 KINDS = campaign.kinds(FLAGS)
+SCRIPTS = sorted(
+    f"{path.parent.name}.{path.stem}"
+    for room in ("benchmarks", "experiments")
+    for path in ROOT.joinpath(room).glob("*.py")
+    if re.search(r"parse_args\(\)", path.read_text(encoding="utf-8"))
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +64,13 @@ def test_it_ends_well_or_in_one_line(prepared, tmp_path, monkeypatch, run_cli, k
     assert all(path.read_bytes() == content for path, content in read.items())
     assert Path(campaign.SAVED).exists() and Path("run").exists()
     assert not list(Path().rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_a_flag_that_a_script_has_not_is_one_line(script, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [script, "--no-such-flag"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(script, run_name="__main__")
+    assert end.value.code == 2
+    assert re.fullmatch(r"error: .*; --help lists all flags\n", capsys.readouterr().err)
