@@ -107,9 +107,7 @@ METHODS = {
         "continued pre-training", CAUSAL, "steps", (250, 500, 1000), kept=250, corpus="sentences"
     ),
     "mean": Row("mean pooling", CAUSAL | MEAN, "lr", LOW_RATES, on_cfimdb=True),
-    "names": Row(
-        "the head begins as the labels' names", CAUSAL | {"wise_ft": [1]}, "lr", RATES, kept=1e-3
-    ),
+    "names": Row("the head begins as the labels' names", CAUSAL | {"wise_ft": [1]}, "lr", RATES),
     "wise": Row(
         "WiSE-FT, α of 0, 0.2 … 1, that head", CAUSAL | {"wise_ft": ALPHAS}, "lr", RATES, kept=1e-3
     ),
