@@ -100,7 +100,7 @@ REFERENCE = {
         on_cfimdb=True,
         cfimdb_flags={"dtype": "bfloat16"},
     ),
-    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", LOW_RATES),
+    "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", LOW_RATES, on_cfimdb=True),
 }
 METHODS = {
     "continued": Row(
@@ -109,7 +109,12 @@ METHODS = {
     "mean": Row("mean pooling", CAUSAL | MEAN, "lr", LOW_RATES, on_cfimdb=True),
     "names": Row("the head begins as the labels' names", CAUSAL | {"wise_ft": [1]}, "lr", RATES),
     "wise": Row(
-        "WiSE-FT, α of 0, 0.2 … 1, that head", CAUSAL | {"wise_ft": ALPHAS}, "lr", RATES, kept=1e-3
+        # It trains as the row above does, whose best rate this is.
+        "WiSE-FT, α of 0, 0.2 … 1, that head",
+        CAUSAL | {"wise_ft": ALPHAS},
+        "lr",
+        RATES,
+        kept=2e-4,
     ),
     "prompt": Row("prompt-based", CAUSAL | PROMPT, "lr", RATES, kept=2e-4),
     "lora": Row("LoRA", CAUSAL | {"tune": "lora"}, "lr", HIGH_RATES, kept=2e-3),
@@ -158,7 +163,7 @@ READER = {
     f"reader {name}": replace(
         METHODS[name], label=f"the reader: {METHODS[name].label}", reviews_mb=MEGABYTES
     )
-    for name in ("mean", "lora", "prompt", "labelled mean")
+    for name in ("mean", "lora", "prompt", "labelled mean", "short")
 }
 FEWER = {
     f"reader {n} MB": replace(
