@@ -20,7 +20,7 @@ LINEAR = {"lr_schedule": "linear", "warmup": 0.1}
 PROMPT = {"prompt_based": True, "prompt_template": TEMPLATE}
 ALPHAS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 MEGABYTES = 60  # of reviews that the reader has read
-FEWER_MEGABYTES = (3, 10, 30)
+OTHER_MEGABYTES = (3, 10, 30, 128)
 
 
 @dataclass
@@ -165,13 +165,12 @@ READER = {
     )
     for name in ("mean", "lora", "prompt", "labelled mean", "short")
 }
-FEWER = {
+OTHER_READERS = {
     f"reader {n} MB": replace(
         READER["reader prompt"], label=f"a reader of {n} MB: prompt-based", reviews_mb=n
     )
-    for n in FEWER_MEGABYTES
+    for n in OTHER_MEGABYTES
 }
-CURVE = ["prompt", *FEWER, "reader prompt"]  # by the amount of text
 FEW_SHOT = {
     "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES, kept=2e-4),
     "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", RATES, kept=2e-4),
@@ -182,7 +181,8 @@ FEW_SHOT["reader few prompt"] = replace(
     label="64 sentences a label: the reader, prompt-based",
     reviews_mb=MEGABYTES,
 )
-ROWS = REFERENCE | METHODS | READER | FEWER | FEW_SHOT
+ROWS = REFERENCE | METHODS | READER | OTHER_READERS | FEW_SHOT
+CURVE = sorted(["prompt", *OTHER_READERS, "reader prompt"], key=lambda name: ROWS[name].reviews_mb)
 
 TF_IDF = "TF-IDF, logistic regression"
 BASELINES = {
@@ -213,7 +213,7 @@ TABLE: dict[str, Row | Baseline | Prompted] = {
     **METHODS,
     "reader tf-idf": BASELINES["reader tf-idf"],
     **READER,
-    **FEWER,
+    **OTHER_READERS,
     **FEW_SHOT,
     "few tf-idf": BASELINES["few tf-idf"],
     **PROMPTED,

@@ -158,7 +158,7 @@ def measured_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RECORDS", tmp_path / "methods.jsonl")
     monkeypatch.setattr(measure, "pretrain_on_tasks", pretrain_on_tasks)
     readers = {0: Path("demo")}
-    readers |= {n: Path("reader") for n in (*rows.FEWER_MEGABYTES, rows.MEGABYTES)}
+    readers |= {n: Path("reader") for n in (*rows.OTHER_MEGABYTES, rows.MEGABYTES)}
     monkeypatch.setattr(measure, "reader", lambda reviews_mb: readers[reviews_mb])
     monkeypatch.setattr(measure, "review_text", lambda reviews_mb: tmp_path / "reviews.txt")
     (tmp_path / "reviews.txt").write_text("A film .\n")
@@ -219,9 +219,9 @@ def test_the_rows_of_all_readers_make_a_picture(measured_at_once, tmp_path, monk
     assert path == report.CURVE_PICTURE
     dev, test = (bars.lines[0] for bars in figure.axes[0].containers)
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert ticks == ["0", "3", "10", "30", "60"]
-    assert list(dev.get_ydata()) == pytest.approx([0.6] + 4 * [0.62])
-    assert list(test.get_ydata()) == pytest.approx([0.5] + 4 * [0.52])
+    assert ticks == ["0", "3", "10", "30", "60", "128"]
+    assert list(dev.get_ydata()) == pytest.approx([0.6] + 5 * [0.62])
+    assert list(test.get_ydata()) == pytest.approx([0.5] + 5 * [0.52])
 
 
 def test_the_reader_goes_on_from_the_demo_model_and_the_tasks_from_the_reader(
