@@ -24,7 +24,7 @@ from text.labelled import read_labelled
 
 RECORDS = RESULTS / "methods.jsonl"
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)
-N_ROUNDS = 2
+N_ROUNDS = 3
 TIMED_LINES, TIMED_STRIDE = {"train": 1500, "dev": 100, "test": 100}, 5
 TIMED_STEPS = 20  # of pre-training
 
