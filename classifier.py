@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoints import formats
-from common.errors import InputError
-from inference.cache import KVCache
-from inference.decoding import last_column
 from llama import Llama, load_pretrained
+from minllama.checkpoints import formats
+from minllama.common.errors import InputError
+from minllama.inference.cache import KVCache
+from minllama.inference.decoding import last_column
 from tokenizer import Tokenizer
 
 

@@ -1,7 +1,7 @@
 """Llama 2 (arXiv 2307.09288), top down: the model, a layer, its two sub-layers, the norm.
 
 Shapes are those of a batch of `batch` rows of `seqlen` tokens. Nothing here knows of speed: what is
-faster is put in from outside (`training/cpu.py`, `inference/packing.py`) and computes the same.
+faster is put in from outside (`minllama/kernels/cpu.py`, `minllama/kernels/quantize.py`) and computes the same.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from base_llama import LlamaPreTrainedModel, NoInitialWeights
-from checkpoints import formats
-from checkpoints.layout import Checkpoint
-from common.errors import FOR_LOADING, during
 from config import LlamaConfig, feed_forward_dim
-from inference.cache import KVCache
-from inference.decoding import EOS_ID, STOP_IDS, decode, decode_unmasked
-from inference.sampling import Sampling
+from minllama.checkpoints import formats
+from minllama.checkpoints.layout import Checkpoint
+from minllama.common.errors import FOR_LOADING, during
+from minllama.inference.cache import KVCache
+from minllama.inference.decoding import EOS_ID, STOP_IDS, decode, decode_unmasked
+from minllama.inference.sampling import Sampling
 from rope import apply_rotary_emb
 
 
@@ -127,7 +127,7 @@ class Llama(LlamaPreTrainedModel):
         stop_ids: Collection[int] = STOP_IDS,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Continue each row, as `decode` and `decode_unmasked` of `inference/decoding.py` say.
+        """Continue each row, as `decode` and `decode_unmasked` of `minllama/inference/decoding.py` say.
 
         Args:
             idx: ids `(batch, seqlen)`.

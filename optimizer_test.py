@@ -1,7 +1,7 @@
 """Check `optimizer.AdamW` against precomputed weights; run as a script."""
 
 if __name__ == "__main__":  # the imports below take seconds
-    from common.program import end_at_interrupt
+    from minllama.common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import torch
 
-from common.program import run_script
+from minllama.common.program import run_script
 from optimizer import AdamW
 
 

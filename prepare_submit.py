@@ -15,9 +15,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from common.errors import InputError
-from common.files import atomic_write
-from common.program import ArgumentParser, run_script
+from minllama.common.errors import InputError
+from minllama.common.files import atomic_write
+from minllama.common.program import ArgumentParser, run_script
 
 N_LINES = {  # of the assignment's data
     **{("sst", "dev"): 1101, ("sst", "test"): 2210},

@@ -1,7 +1,7 @@
 """Check `rope.apply_rotary_emb` against precomputed values; run as a script."""
 
 if __name__ == "__main__":  # the imports below take seconds
-    from common.program import end_at_interrupt
+    from minllama.common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from common.program import run_script
+from minllama.common.program import run_script
 from rope import apply_rotary_emb
 
 

@@ -1,7 +1,7 @@
 """The command line: generate text, classify by prompting or fine-tuning, pre-train a model."""
 
 if __name__ == "__main__":  # the imports below take seconds
-    from common.program import end_at_interrupt
+    from minllama.common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -9,28 +9,28 @@ import argparse
 import contextlib
 from typing import Any
 
-import methods
-from checkpoints import formats
-from common.errors import InputError, during
-from common.program import ArgumentParser, outliving_output, run_script
-from common.settings import add_flags
-from tasks.evaluation import model_eval, write_predictions_to_file
-from tasks.finetune import FinetuneSettings, finetune, test, train
-from tasks.generate import GenerateSettings, generate, generate_sentence
-from tasks.predict import PredictSettings, predict
-from tasks.pretrain import PretrainSettings, pretrain
-from tasks.prompt import AskingSettings, PromptSettings, test_with_prompting
-from tasks.saving import save_model
-from tasks.settings import (
+from minllama import methods
+from minllama.checkpoints import formats
+from minllama.common.errors import InputError, during
+from minllama.common.flags import (
     ASSIGNMENT_FLAGS,
     ClassifySettings,
     CompileSettings,
     TaskSettings,
     TrainSettings,
 )
-from text.labelled import LlamaDataset, create_data
-from training import distributed
-from training.cpu import keep_freed_memory
+from minllama.common.program import ArgumentParser, outliving_output, run_script
+from minllama.common.settings import add_flags
+from minllama.evaluation.classification import model_eval, write_predictions_to_file
+from minllama.kernels.cpu import keep_freed_memory
+from minllama.methods.saved import save_model
+from minllama.tasks.finetune import FinetuneSettings, finetune, test, train
+from minllama.tasks.generate import GenerateSettings, generate, generate_sentence
+from minllama.tasks.predict import PredictSettings, predict
+from minllama.tasks.pretrain import PretrainSettings, pretrain
+from minllama.tasks.prompt import AskingSettings, PromptSettings, test_with_prompting
+from minllama.text.labelled import LlamaDataset, create_data
+from minllama.training import distributed
 from utils import seed_everything
 
 __all__ = [

@@ -5,7 +5,7 @@ of the demo model, computed by `tests/make_fixtures.py`: once without a mask, on
 """
 
 if __name__ == "__main__":  # the imports below take seconds
-    from common.program import end_at_interrupt
+    from minllama.common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.pt import read_checkpoint
-from common.errors import InputError
-from common.program import ArgumentParser, run_script
 from llama import load_pretrained
-from tasks.settings import demo_path
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.errors import InputError
+from minllama.common.flags import demo_path
+from minllama.common.program import ArgumentParser, run_script
 from utils import seed_everything
 
 TOKENS = torch.tensor(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from common.errors import InputError, missing_file
-from common.files import atomic_write, check_outputs
+from minllama.common.errors import InputError, missing_file
+from minllama.common.files import atomic_write, check_outputs
 
 TOKENIZER_MODEL = "tokenizer.model"
 LETTERS = "".join(map(chr, [*range(1, 128), *range(128, 2048, 32), *range(2048, 0xD800, 512)]))

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from common.errors import InputError
+from minllama.common.errors import InputError
 
 if TYPE_CHECKING:
     import torch

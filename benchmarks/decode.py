@@ -31,13 +31,13 @@ from statistics import median
 
 import torch
 
-from common.program import ArgumentParser, run_script
-from inference.decoding import decode
-from inference.one_row import OneRowLlama
-from inference.packing import BYTES, DTYPES
-from inference.sampling import Sampling
 from llama import Llama, load_pretrained
-from training.cpu import accelerate
+from minllama.common.program import ArgumentParser, run_script
+from minllama.inference.decoding import decode
+from minllama.inference.sampling import Sampling
+from minllama.kernels.batch1 import OneRowLlama
+from minllama.kernels.cpu import accelerate
+from minllama.kernels.quantize import BYTES, DTYPES
 
 PROMPT = [1, 306, 505, 5131, 304]
 

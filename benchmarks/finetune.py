@@ -26,17 +26,17 @@ from torch.utils.data import DataLoader
 
 from benchmarks.reference_way import model_eval_with_autograd, reference_way
 from benchmarks.ways import WAYS, loader_for, make_parser, print_settings
-from checkpoints.pt import read_checkpoint
 from classifier import LlamaEmbeddingClassifier
-from common.program import run_script
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.program import run_script
+from minllama.evaluation.classification import model_eval
+from minllama.kernels.cpu import accelerate, keep_freed_memory
+from minllama.methods.saved import ClassifierConfig
+from minllama.tasks.epoch import ClassificationLoss, train_epoch
+from minllama.text.labelled import encode_labelled, fit_context, read_labelled
+from minllama.training.step import mixed_precision
 from optimizer import AdamW
-from tasks.epoch import ClassificationLoss, train_epoch
-from tasks.evaluation import model_eval
-from tasks.saving import ClassifierConfig
-from text.labelled import encode_labelled, fit_context, read_labelled
 from tokenizer import Tokenizer
-from training.cpu import accelerate, keep_freed_memory
-from training.step import mixed_precision
 from utils import seed_everything
 
 DEVICE = torch.device("cpu")

@@ -27,11 +27,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.startup import seconds_to_first_token
-from checkpoints import hf
-from checkpoints.layout import shapes_of
-from common.program import ArgumentParser, run_script
 from config import LlamaConfig
-from inference.packing import BYTES
+from minllama.checkpoints import hf
+from minllama.checkpoints.layout import shapes_of
+from minllama.common.program import ArgumentParser, run_script
+from minllama.kernels.quantize import BYTES
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {

@@ -16,13 +16,13 @@ from statistics import median
 import torch
 
 from benchmarks.decode import load_packed
-from checkpoints import llama2c
-from checkpoints.formats import load
-from inference.compiled import CompiledLlama
-from inference.decoding import decode
-from inference.packing import DTYPES
-from inference.sampling import Sampling
 from llama import load_pretrained
+from minllama.checkpoints import llama2c
+from minllama.checkpoints.formats import load
+from minllama.inference.decoding import decode
+from minllama.inference.sampling import Sampling
+from minllama.kernels.compiled import CompiledLlama
+from minllama.kernels.quantize import DTYPES
 from tokenizer import Tokenizer
 
 PROMPT = [1]

@@ -9,10 +9,10 @@ from argparse import RawDescriptionHelpFormatter
 
 import torch
 
-from checkpoints.pt import write_checkpoint
-from common.program import ArgumentParser, run_script
 from config import LlamaConfig
 from llama import Llama
+from minllama.checkpoints.pt import write_checkpoint
+from minllama.common.program import ArgumentParser, run_script
 
 SHAPE = {
     "dim": 512,

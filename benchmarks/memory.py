@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks.finetune import DEVICE, Way
 from benchmarks.ways import WAYS, make_parser, print_settings
-from common.program import run_script
-from tasks.epoch import train_epoch
-from text.labelled import read_labelled
-from training.checkpointing import checkpoint_activations
-from training.cpu import keep_freed_memory
-from training.step import mixed_precision
+from minllama.common.program import run_script
+from minllama.kernels.cpu import keep_freed_memory
+from minllama.tasks.epoch import train_epoch
+from minllama.text.labelled import read_labelled
+from minllama.training.activation_checkpointing import checkpoint_activations
+from minllama.training.step import mixed_precision
 from utils import peak_memory
 
 FASTEST = WAYS["d causal bfloat16"]

@@ -21,14 +21,14 @@ import torch
 from benchmarks.reference_way import reference_way
 from benchmarks.ways import WAYS, loader_for, make_parser, print_settings
 from classifier import LlamaZeroShotClassifier
-from common.program import run_script
-from inference.packing import pack
-from tasks.evaluation import model_eval
-from tasks.prompt import ZeroShotConfig
-from text.labelled import encode_labelled, fit_context, load_label_names
-from text.prompts import TEMPLATE, make_prompts
+from minllama.common.program import run_script
+from minllama.evaluation.classification import model_eval
+from minllama.kernels.cpu import accelerate, keep_freed_memory
+from minllama.kernels.quantize import pack
+from minllama.tasks.prompt import ZeroShotConfig
+from minllama.text.labelled import encode_labelled, fit_context, load_label_names
+from minllama.text.prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
-from training.cpu import accelerate, keep_freed_memory
 
 DEVICE = torch.device("cpu")
 

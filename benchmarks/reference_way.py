@@ -17,13 +17,13 @@ import torch
 from torch.utils.data import DataLoader
 
 import rope
-from inference.cache import KVCache
 from llama import Llama, select
+from minllama.evaluation.classification import model_eval
+from minllama.inference.cache import KVCache
+from minllama.kernels.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+from minllama.text.labelled import Example, pad_rows
 from optimizer import AdamW
-from tasks.evaluation import model_eval
-from text.labelled import Example, pad_rows
 from tokenizer import Tokenizer
-from training.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 hidden_states = Llama.hidden_states
@@ -105,7 +105,7 @@ def model_eval_with_autograd(*args: Any) -> tuple:
 def make_reference_loader(
     data: Sequence[Example], batch_size: int, tokenizer: Tokenizer, *, shuffle: bool = False
 ) -> DataLoader:
-    """The batches of `text.labelled.make_loader`, whose sentences are tokenized at every use.
+    """The batches of `minllama.text.labelled.make_loader`, whose sentences are tokenized at every use.
 
     Args:
         data: rows with the very ids that a model is to read.

@@ -21,16 +21,16 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from training.plan import PlanSettings, make_plan
 
-from common.program import ArgumentParser, run_script
 from config import LlamaConfig
 from llama import Llama
+from minllama.common.program import ArgumentParser, run_script
+from minllama.evaluation.language_model import NextTokenScores
+from minllama.kernels.cpu import accelerate, keep_freed_memory
+from minllama.training import distributed
+from minllama.training.step import mixed_precision, update
 from optimizer import AdamW
-from tasks.scores import NextTokenScores
-from training import distributed
-from training.cpu import accelerate, keep_freed_memory
-from training.plan import PlanSettings, make_plan
-from training.step import mixed_precision, update
 
 SHAPES = {
     "demo": {"dim": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "vocab_size": 2048},

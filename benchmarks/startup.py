@@ -22,9 +22,9 @@ from statistics import median
 
 import torch
 
-from common.program import ArgumentParser, run_script
-from tasks.generate import PREFIX
-from tasks.settings import DEMO
+from minllama.common.flags import DEMO
+from minllama.common.program import ArgumentParser, run_script
+from minllama.tasks.generate import PREFIX
 
 RUN_LLAMA = [sys.executable, str(DEMO.parent.parent / "run_llama.py")]
 COMMANDS = {  # with their exit codes

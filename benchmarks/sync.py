@@ -14,8 +14,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
-from common.files import atomic_write
-from common.program import ArgumentParser, run_script
+from minllama.common.files import atomic_write
+from minllama.common.program import ArgumentParser, run_script
 
 SIZES = {"240 MB": 240_000_000, "1 kB": 1_000}
 

@@ -31,10 +31,10 @@ def measure() -> None:
     import torch
 
     from config import LlamaConfig
-    from inference.decoding import decode
-    from inference.one_row import OneRowLlama
-    from inference.sampling import Sampling
     from llama import Llama
+    from minllama.inference.decoding import decode
+    from minllama.inference.sampling import Sampling
+    from minllama.kernels.batch1 import OneRowLlama
 
     speeds = {}
     for name, (dim, n_layers, n_heads, vocab_size) in SHAPES.items():

@@ -8,7 +8,7 @@ there already is left alone, unless it is a broken `stories42M.pt`.
 """
 
 if __name__ == "__main__":  # the imports below take seconds
-    from common.program import end_at_interrupt
+    from minllama.common.program import end_at_interrupt
 
     end_at_interrupt()
 
@@ -29,10 +29,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoints import pt
-from common.errors import InputError
-from common.program import ArgumentParser, run_script
 from config import LlamaConfig
+from minllama.checkpoints import pt
+from minllama.common.errors import InputError
+from minllama.common.program import ArgumentParser, run_script
 
 WEIGHTS = "stories42M.pt"
 WEIGHTS_URLS = [

@@ -20,10 +20,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from common.errors import InputError
-from common.program import ArgumentParser, run_script
 from experiments.corpus import read_documents
-from text.labelled import few_shot, read_labelled
+from minllama.common.errors import InputError
+from minllama.common.program import ArgumentParser, run_script
+from minllama.text.labelled import few_shot, read_labelled
 from tokenizer import Tokenizer
 
 CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization

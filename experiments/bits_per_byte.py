@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common.program import ArgumentParser, run_script
-from inference.packing import DTYPES, pack
 from llama import Llama, load_pretrained
+from minllama.common.program import ArgumentParser, run_script
+from minllama.kernels.cpu import accelerate
+from minllama.kernels.quantize import DTYPES, pack
 from tokenizer import Tokenizer
-from training.cpu import accelerate
 
 
 def read_stories(path: str | Path) -> list[str]:

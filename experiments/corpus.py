@@ -34,10 +34,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import InputError, missing_file
-from common.files import atomic_write
-from common.program import ArgumentParser, run_script
-from text.plain import DOCUMENT_SEPARATOR
+from minllama.common.errors import InputError, missing_file
+from minllama.common.files import atomic_write
+from minllama.common.program import ArgumentParser, run_script
+from minllama.text.plain import DOCUMENT_SEPARATOR
 
 REPEAT = {  # how often the text has each source
     "tinystories": 4.0,

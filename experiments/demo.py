@@ -19,9 +19,9 @@ from pathlib import Path
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from common.program import ArgumentParser, run_script
 from experiments.runs import DEMO, run_llama
-from text.labelled import read_labelled
+from minllama.common.program import ArgumentParser, run_script
+from minllama.text.labelled import read_labelled
 
 
 def bag_of_words(paths: dict[str, Path]) -> tuple[float, float]:

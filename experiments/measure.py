@@ -13,14 +13,14 @@ from statistics import median, median_low
 
 from filelock import FileLock
 
-from common.errors import InputError
-from common.files import atomic_write, fingerprint
 from experiments.baseline import baseline
 from experiments.corpus import read_documents
 from experiments.rows import BASELINES, METHODS, PROMPTED, REFERENCE, ROWS, with_label_words
 from experiments.runs import DEMO, RESULTS, accuracies, classify, recorded, run_llama
 from experiments.task_text import SST, task_text
-from text.labelled import read_labelled
+from minllama.common.errors import InputError
+from minllama.common.files import atomic_write, fingerprint
+from minllama.text.labelled import read_labelled
 
 RECORDS = RESULTS / "methods.jsonl"
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from common.files import atomic_write
+from minllama.common.files import atomic_write
 
 STYLE = {"fmt": "o", "markersize": 4, "linewidth": 0.8, "capsize": 2, "color": "C0"}
 plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file

@@ -10,8 +10,8 @@ runs again.
 import functools
 from statistics import mean, stdev
 
-from common.program import run_script
 from experiments.runs import RESULTS, ROOT, classify, end_on_sigterm, recorded
+from minllama.common.program import run_script
 
 REVIEWS = str(ROOT / "data/demo/reviews")
 RECORDS = RESULTS / "precision.jsonl"

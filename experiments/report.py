@@ -25,8 +25,6 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator
 from statistics import median_low
 
-from common.errors import InputError
-from common.program import ArgumentParser, run_script
 from experiments.baseline import CS
 from experiments.measure import (
     RECORDS,
@@ -42,7 +40,9 @@ from experiments.measure import (
 from experiments.rows import BASELINES, CURVE, METHODS, PROMPTED, REFERENCE, ROWS, TABLE
 from experiments.runs import RESULTS, accuracies, end_on_sigterm, spread
 from experiments.task_text import CFIMDB, SST
-from tasks.evaluation import check_metrics_file
+from minllama.common.errors import InputError
+from minllama.common.program import ArgumentParser, run_script
+from minllama.evaluation.classification import check_metrics_file
 
 HEADER = [
     "",

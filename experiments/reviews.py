@@ -30,12 +30,12 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.errors import InputError, missing_file
-from common.files import atomic_write, check_outputs
-from common.program import ArgumentParser, run_script
 from experiments.corpus import joined, read_documents, runs_of, words_of
 from experiments.task_text import CFIMDB, SST
-from text.labelled import read_labelled
+from minllama.common.errors import InputError, missing_file
+from minllama.common.files import atomic_write, check_outputs
+from minllama.common.program import ArgumentParser, run_script
+from minllama.text.labelled import read_labelled
 
 RUN = 10  # words in a row, which a review may not share with what is evaluated
 IN_ARCHIVE = re.compile(r"(?:^|/)(?:pos|neg|unsup)/[^/]+\.txt$")

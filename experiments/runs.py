@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 
-from common.errors import InputError
-from tasks.evaluation import append_metrics
+from minllama.common.errors import InputError
+from minllama.evaluation.classification import append_metrics
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments/results"

@@ -11,9 +11,9 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 
-from common.program import ArgumentParser, run_script
 from experiments.runs import ROOT
-from text.labelled import SEPARATOR, load_label_names, read_labelled
+from minllama.common.program import ArgumentParser, run_script
+from minllama.text.labelled import SEPARATOR, load_label_names, read_labelled
 
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
 TEMPLATE = "{sentence} It was"

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from common.errors import InputError
-from common.program import ArgumentParser, run_script
 from experiments.bits_per_byte import load
 from experiments.corpus import OffensiveWords, read_documents, words_of
 from experiments.runs import DEMO
-from inference.decoding import decode
-from inference.packing import pack
-from inference.sampling import Sampling
 from llama import Llama
+from minllama.common.errors import InputError
+from minllama.common.program import ArgumentParser, run_script
+from minllama.inference.decoding import decode
+from minllama.inference.sampling import Sampling
+from minllama.kernels.quantize import pack
 from tokenizer import Tokenizer
 
 PROMPTS = (

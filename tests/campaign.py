@@ -37,10 +37,10 @@ import sentencepiece
 import torch
 
 import run_llama
-from checkpoints.pt import read_checkpoint
-from common.program import run_script
 from config import LlamaConfig
 from llama import Llama
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.program import run_script
 
 ROOT = Path(__file__).parent.parent
 TEXT = "the film was warm and funny but the plot of it was thin and old, said nobody {}"

@@ -20,9 +20,9 @@ import sentencepiece
 import torch
 
 import run_llama
-from common.program import run_script
 from config import LlamaConfig
 from llama import Llama
+from minllama.common.program import run_script
 from tokenizer import Tokenizer
 
 # In the background of a shell Ctrl-C is ignored, also by what is started there.

@@ -7,7 +7,7 @@ import torch
 from conftest import make_llama, save_llama
 
 from classifier import LlamaEmbeddingClassifier, LlamaZeroShotClassifier
-from common.errors import InputError
+from minllama.common.errors import InputError
 
 ROWS = [[1, 40, 50, 60, 70], [1, 80, 90]]
 PADDED = torch.tensor([ROWS[0], ROWS[1] + [3, 3]])

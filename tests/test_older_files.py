@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import methods
-from checkpoints.pt import read_checkpoint
-from tasks.evaluation import inputs_of
-from tasks.finetune import FinetuneSettings, loader_for
-from tasks.saving import load_trained, read_saved
-from text.labelled import create_data
+from minllama import methods
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.evaluation.classification import inputs_of
+from minllama.methods.saved import load_trained, read_saved
+from minllama.tasks.finetune import FinetuneSettings, loader_for
+from minllama.text.labelled import create_data
 from tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent / "fixtures" / "version_0_1"

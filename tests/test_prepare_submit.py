@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from minllama.tasks.resuming import Claim
+from minllama.training.folder import RUN
 from prepare_submit import ADVANCED, LARGEST, LEFT_OUT_STATES, MARKERS, REQUIRED, check_file, main
-from tasks.resuming import Claim
-from training.folder import RUN
 
 SIZES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Unix's links and names")

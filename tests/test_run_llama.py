@@ -15,18 +15,18 @@ import torch
 from conftest import ROOT, SENTENCES, make_llama, save_llama
 from sklearn.metrics import confusion_matrix, f1_score
 
-import inference.one_row
+import minllama.common.flags
+import minllama.kernels.batch1
+import minllama.tasks.epoch
+import minllama.tasks.finetune
+import minllama.tasks.generate
+import minllama.tasks.prompt
 import run_llama
-import tasks.epoch
-import tasks.finetune
-import tasks.generate
-import tasks.prompt
-import tasks.settings
-from checkpoints.pt import read_checkpoint
-from inference.packing import pack
 from llama import Llama
-from tasks.evaluation import model_eval
-from text.prompts import TEMPLATE, frame
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.evaluation.classification import model_eval
+from minllama.kernels.quantize import pack
+from minllama.text.prompts import TEMPLATE, frame
 
 DECIMAL = re.compile(r"\d\.\d{3}\b")  # a loss or an accuracy; equal but for float rounding
 PROMPT = "Is this movie bad, fair, or good? This movie is"
@@ -100,7 +100,7 @@ def test_generation_reads_the_flags(project, run_cli):
         assert run_cli("--pretrained-model-path", "model.pt", *flags)[0] == 0
         return (project.path / "generated-sentence-temp-0.txt").read_text()
 
-    assert low("--max_new_tokens", "0") == tasks.generate.PREFIX
+    assert low("--max_new_tokens", "0") == minllama.tasks.generate.PREFIX
     assert low("--max_new_tokens", "0", "--max_sentence_len", "4") == "I ha"
     assert low("--prefix", "", "--max_new_tokens", "0") == ""
     assert low("--prefix", "a", "--causal") != low("--prefix", "a", "--no-causal")
@@ -115,7 +115,7 @@ def test_models_are_packed_where_it_changes_nothing_or_was_asked_for(project, ru
         packed.append(dtype)
         return pack(llama, dtype)
 
-    for module in (inference.one_row, tasks.generate, tasks.prompt):
+    for module in (minllama.kernels.batch1, minllama.tasks.generate, minllama.tasks.prompt):
         monkeypatch.setattr(module, "pack", recorded)
     for option in ("generate", "prompt"):
         length = ["--max_new_tokens", "2"] if option == "generate" else []
@@ -237,7 +237,7 @@ def test_train_need_not_be_evaluated(project, run_cli):
 
 def test_training_flags_reach_the_training(project, run_cli, monkeypatch):
     groups, layers, dtypes = [], [], []
-    finetune, epoch = tasks.finetune, tasks.epoch
+    finetune, epoch = minllama.tasks.finetune, minllama.tasks.epoch
     update, checkpoint, evaluate = epoch.update, finetune.checkpoint_activations, model_eval
 
     def recorded(model, losses, *args, **kwargs):
@@ -549,7 +549,7 @@ def test_the_best_weights_do_not_overwrite_the_pretrained_ones(project, run_cli)
 
 
 def test_absent_default_weights_say_what_to_run(project, run_cli, monkeypatch):
-    monkeypatch.setattr(tasks.settings, "DEMO", project.path / "absent")
+    monkeypatch.setattr(minllama.common.flags, "DEMO", project.path / "absent")
     code, _, err = run_cli()
     assert code == 2
     assert err.startswith("error: stories42M.pt: no such file") and "bash setup.sh" in err
@@ -567,7 +567,7 @@ def demo_folder(project, monkeypatch):
         (folder / f"reviews-{split}.txt").write_text(text)
     mapping = (project.path / "data/toy-label-mapping.json").read_text()
     (folder / "reviews-label-mapping.json").write_text(mapping)
-    monkeypatch.setattr(tasks.settings, "DEMO", folder)
+    monkeypatch.setattr(minllama.common.flags, "DEMO", folder)
     return folder
 
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from common.errors import InputError
+from minllama.common.errors import InputError
 from tokenizer import Tokenizer, check_vocabulary
 
 

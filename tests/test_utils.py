@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.errors import InputError
+from minllama.common.errors import InputError
 from utils import pick_device
 
 

@@ -14,11 +14,11 @@ from benchmarks.reference_way import (
     reference_way,
 )
 from classifier import LlamaEmbeddingClassifier
+from minllama.evaluation.classification import model_eval
+from minllama.kernels.cpu import accelerate
+from minllama.methods.saved import ClassifierConfig
+from minllama.text.labelled import create_data, make_loader
 from optimizer import AdamW
-from tasks.evaluation import model_eval
-from tasks.saving import ClassifierConfig
-from text.labelled import create_data, make_loader
-from training.cpu import accelerate
 
 
 def test_the_references_way_predicts_the_same(project, tokenizer):

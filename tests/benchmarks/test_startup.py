@@ -6,7 +6,7 @@ import time
 import pytest
 
 from benchmarks.startup import seconds_to_end, seconds_to_first_token
-from tasks.generate import PREFIX
+from minllama.tasks.generate import PREFIX
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 

@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from checkpoints import average, pt
-from checkpoints.layout import EMBEDDING, HEAD, checked, shapes_of
-from common.errors import InputError
-from common.program import run_script
 from config import LlamaConfig
+from minllama.checkpoints import average, pt
+from minllama.checkpoints.layout import EMBEDDING, HEAD, checked, shapes_of
+from minllama.common.errors import InputError
+from minllama.common.program import run_script
 
 SHAPE = {
     "dim": 8,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from conftest import make_llama, save_llama
 
-from checkpoints import formats, hf, llama2c, meta, pt
-from checkpoints.convert import convert
-from checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
-from common.errors import InputError
 from config import LlamaConfig
-from inference.decoding import decode
-from inference.sampling import Sampling
 from llama import load_pretrained
-from tasks.settings import DEMO
+from minllama.checkpoints import formats, hf, llama2c, meta, pt
+from minllama.checkpoints.convert import convert
+from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
+from minllama.common.errors import InputError
+from minllama.common.flags import DEMO
+from minllama.inference.decoding import decode
+from minllama.inference.sampling import Sampling
 from tokenizer import Tokenizer
 
 TOKENS = torch.randint(0, 320, (2, 11), generator=torch.Generator().manual_seed(5))

@@ -13,14 +13,14 @@ import pytest
 import torch
 from conftest import MODEL_ARGS, make_llama, save_llama
 
-from checkpoints import formats, integrity, llama2c, pt
-from checkpoints.layout import Checkpoint, shapes_of
-from checkpoints.pt import read_checkpoint
-from common.errors import InputError
 from config import LlamaConfig
 from llama import load_pretrained
-from tasks.finetune import FinetuneSettings
-from tasks.saving import read_saved
+from minllama.checkpoints import formats, integrity, llama2c, pt
+from minllama.checkpoints.layout import Checkpoint, shapes_of
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.errors import InputError
+from minllama.methods.saved import read_saved
+from minllama.tasks.finetune import FinetuneSettings
 
 ROOT = Path(__file__).parent.parent.parent
 FINETUNE = ["--option", "finetune", "--epochs", "1", "--lr", "0.001"]
@@ -381,7 +381,7 @@ def test_an_intact_file_is_not_called_damaged_where_memory_runs_out(tmp_path):
     script = (
         "import resource, sys, torch\n"
         "from llama import load_pretrained\n"
-        "from common.program import run_script\n"
+        "from minllama.common.program import run_script\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "limit = used + int(sys.argv[2])\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"

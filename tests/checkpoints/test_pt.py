@@ -10,10 +10,10 @@ import torch
 from conftest import MODEL_ARGS, make_llama, save_llama
 from reference_math import llama_forward
 
-from checkpoints.pt import read_checkpoint
-from common.errors import InputError
 from config import LlamaConfig
 from llama import load_pretrained
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.errors import InputError
 
 TOKENS = torch.tensor([[1, 17, 80, 255]])
 

@@ -5,8 +5,8 @@ import errno
 import pytest
 import torch
 
-from common.errors import InputError, complain, complaint_of, during
-from common.program import run_script
+from minllama.common.errors import InputError, complain, complaint_of, during
+from minllama.common.program import run_script
 
 
 def test_errors_of_the_users_end_in_one_line_and_ours_in_a_traceback(capsys, tmp_path):

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from common.errors import InputError
-from common.files import atomic_write, check_outputs
+from minllama.common.errors import InputError
+from minllama.common.files import atomic_write, check_outputs
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -31,8 +31,8 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
     path.write_text("before")
     script = (
         "import resource, torch\n"
-        "from checkpoints.pt import write_checkpoint\n"
-        "from common.program import run_script\n"
+        "from minllama.checkpoints.pt import write_checkpoint\n"
+        "from minllama.common.program import run_script\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "def main():\n"
         f"    write_checkpoint({{'x': torch.zeros(200_000)}}, {str(path)!r})\n"
@@ -108,7 +108,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Unix's devices")
 def test_a_standard_stream_that_is_a_file_is_no_place_to_write(tmp_path):
     """Renaming a file over the log would lose the log."""
-    script = "from common.files import check_outputs; check_outputs(['/dev/stdout'], [])"
+    script = "from minllama.common.files import check_outputs; check_outputs(['/dev/stdout'], [])"
     with (tmp_path / "log").open("w") as log:
         done = subprocess.run([sys.executable, "-c", script], stdout=log, stderr=subprocess.PIPE)
     assert b"/dev/stdout: stands for the file" in done.stderr

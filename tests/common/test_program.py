@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from common.errors import InputError
-from common.program import end_at_interrupt, outliving_output, run_script
+from minllama.common.errors import InputError
+from minllama.common.program import end_at_interrupt, outliving_output, run_script
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Unix's signals and streams")
 

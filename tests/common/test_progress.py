@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-import common.progress
-from common.progress import Bar, Pace
+import minllama.common.progress
+from minllama.common.progress import Bar, Pace
 
 
 class Terminal(io.StringIO):
@@ -68,4 +68,4 @@ def test_the_time_left_counts_steps_and_pauses(clock):
     clock.now += 30
     pace.took("pause")
     assert pace.seconds_left == 10 + 30
-    assert common.progress.INTERVAL == 30
+    assert minllama.common.progress.INTERVAL == 30

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from common.errors import InputError
-from common.program import ArgumentParser
-from common.settings import Settings, add_flags, flag
+from minllama.common.errors import InputError
+from minllama.common.program import ArgumentParser
+from minllama.common.settings import Settings, add_flags, flag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

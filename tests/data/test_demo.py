@@ -13,13 +13,13 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
+import minllama.common.flags
 import sanity_check
-import tasks.settings
-from checkpoints.pt import read_checkpoint
 from experiments.bits_per_byte import bits_per_byte, read_stories
 from llama import load_pretrained
-from tasks.settings import DEMO
-from text.labelled import load_label_names, read_labelled
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.flags import DEMO
+from minllama.text.labelled import load_label_names, read_labelled
 from tokenizer import Tokenizer
 
 SPLITS = {"train": 1000, "dev": 200, "test": 200}
@@ -69,7 +69,7 @@ def test_the_sanity_check_fails_another_model(tmp_path, monkeypatch):
     torch.save(saved, tmp_path / "model.pt")
     shutil.copy(DEMO / "sanity_check.data", tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tasks.settings, "DEMO", tmp_path)
+    monkeypatch.setattr(minllama.common.flags, "DEMO", tmp_path)
     with pytest.raises(SystemExit, match="wrong: logits differ by up to"):
         sanity_check.main()
 

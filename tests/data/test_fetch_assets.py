@@ -18,9 +18,9 @@ import torch
 from conftest import ROOT, make_llama, save_llama
 
 import data.fetch_assets
-from checkpoints.layout import shapes_of
 from config import LlamaConfig
 from data.fetch_assets import fetch as fetch_file
+from minllama.checkpoints.layout import shapes_of
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from common.program import run_script
 from experiments import corpus
 from experiments.bits_per_byte import read_stories
-from text.plain import measure, split_chunks
+from minllama.common.program import run_script
+from minllama.text.plain import measure, split_chunks
 
 
 def digest(word: str) -> str:

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from common.errors import InputError
 from experiments import measure, report, rows, runs, task_text
 from experiments.baseline import baseline
-from text.labelled import create_data, few_shot
+from minllama.common.errors import InputError
+from minllama.text.labelled import create_data, few_shot
 
 FULL, FEW = 4_952_581, 1_285
 EPOCH = {"train_loss": 1.0, "train_seconds": 2.0, "trained_parameters": FULL}

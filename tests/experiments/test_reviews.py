@@ -6,9 +6,9 @@ import tarfile
 
 import pytest
 
-from common.errors import InputError
 from experiments import reviews
 from experiments.reviews import as_treebank, is_tokenized, make_text, read_reviews
+from minllama.common.errors import InputError
 
 needs_nltk = pytest.mark.skipif(importlib.util.find_spec("nltk") is None, reason="needs NLTK")
 

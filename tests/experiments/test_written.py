@@ -3,7 +3,7 @@
 from conftest import make_llama
 
 from experiments import written
-from inference.sampling import Sampling
+from minllama.inference.sampling import Sampling
 
 
 class Letters:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import make_llama
 
-from common.errors import InputError
-from inference.cache import KVCache
-from inference.decoding import STOP_IDS, decode
-from inference.sampling import Sampling
+from minllama.common.errors import InputError
+from minllama.inference.cache import KVCache
+from minllama.inference.decoding import STOP_IDS, decode
+from minllama.inference.sampling import Sampling
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_llama
 
-from inference.sampling import Sampling, nucleus
+from minllama.inference.sampling import Sampling, nucleus
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0], [0.0, 3.0, -1.0, 2.9, 1.0]])
 

@@ -10,9 +10,9 @@ import torch
 from conftest import make_llama, save_llama
 from methods_kit import NAMES, methods_of
 
-import methods
-import tasks.finetune
-from tasks.saving import ClassifierConfig
+import minllama.tasks.finetune
+from minllama import methods
+from minllama.methods.saved import ClassifierConfig
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def make_model(tmp_path, tokenizer):
 def trained(project, run_cli, monkeypatch):
     """What the loop gets from flags: its arguments, as `train_epoch` names them."""
     calls = []
-    train_epoch = tasks.finetune.train_epoch
+    train_epoch = minllama.tasks.finetune.train_epoch
 
     def recorded(model, loader, optimizer, loss, epoch, grad_accum, after_step, **more):
         calls.append(
@@ -53,7 +53,7 @@ def trained(project, run_cli, monkeypatch):
         )
         return train_epoch(model, loader, optimizer, loss, epoch, grad_accum, after_step, **more)
 
-    monkeypatch.setattr(tasks.finetune, "train_epoch", recorded)
+    monkeypatch.setattr(minllama.tasks.finetune, "train_epoch", recorded)
 
     def run(*flags):
         calls.clear()
@@ -67,7 +67,7 @@ def trained(project, run_cli, monkeypatch):
 @pytest.fixture
 def fake_dev(monkeypatch):
     """Lets training see given accuracies on dev, one after the other, and then the real ones."""
-    model_eval = tasks.finetune.model_eval
+    model_eval = minllama.tasks.finetune.model_eval
 
     def fake(*accuracies):
         left = list(accuracies)
@@ -77,6 +77,6 @@ def fake_dev(monkeypatch):
             is_dev = len(loader.dataset) == 6
             return (left.pop(0) if is_dev and left else accuracy, *rest)
 
-        monkeypatch.setattr(tasks.finetune, "model_eval", evaluate)
+        monkeypatch.setattr(minllama.tasks.finetune, "model_eval", evaluate)
 
     return fake

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import torch
 
-import methods
 from base_llama import named_weights
-from methods.recipe import Recipe
+from minllama import methods
+from minllama.methods.recipe import Recipe
+from minllama.tasks.epoch import ClassificationLoss, train_epoch
 from optimizer import AdamW
-from tasks.epoch import ClassificationLoss, train_epoch
 
 CPU = torch.device("cpu")
 NAMES = ["bad", "fair enough", "good"]

@@ -3,10 +3,10 @@
 import pytest
 from methods_kit import BATCH, make_recipe
 
-from methods.learning_rates import groups_by_depth
+from minllama.methods.learning_rates import groups_by_depth
+from minllama.tasks.epoch import train_epoch
+from minllama.training.step import learning_rate
 from optimizer import AdamW
-from tasks.epoch import train_epoch
-from training.step import learning_rate
 
 pytest_plugins = ["methods_fixtures"]
 

@@ -22,16 +22,16 @@ from methods_kit import (
 )
 from toy_method import Toy
 
-import methods
-import tasks.finetune
+import minllama.tasks.finetune
 from base_llama import named_weights
-from checkpoints.pt import read_checkpoint
-from common.errors import InputError
-from tasks.finetune import FinetuneSettings
-from tasks.saving import count_parameters, load_trained, trained_state
-from text.labelled import read_labelled
-from training.checkpointing import checkpoint_activations
-from training.cpu import accelerate
+from minllama import methods
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.errors import InputError
+from minllama.kernels.cpu import accelerate
+from minllama.methods.saved import count_parameters, load_trained, trained_state
+from minllama.tasks.finetune import FinetuneSettings
+from minllama.text.labelled import read_labelled
+from minllama.training.activation_checkpointing import checkpoint_activations
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -271,7 +271,9 @@ def test_a_saved_run_is_evaluated_as_it_was_trained(project, run_cli, monkeypatc
     flags = ["--option", "finetune", *project.flags, "--causal", "--dtype", "bfloat16"]
     assert run_cli(*flags, "--batch_size", "3", "--max_sentence_len", "7")[0] == 0
     seen = []
-    monkeypatch.setattr(tasks.finetune, "report_results", lambda args, *_: seen.append(args))
+    monkeypatch.setattr(
+        minllama.tasks.finetune, "report_results", lambda args, *_: seen.append(args)
+    )
     assert run_cli("--option", "finetune", "--load", saved_file(project))[0] == 0
     (args,) = seen
     assert (args.dtype, args.batch_size, args.max_sentence_len) == ("bfloat16", 3, 7)
@@ -447,8 +449,8 @@ def test_settings_from_code_need_not_be_of_the_very_type(project):
         filepath="m.pt",
         **WHOLE_NUMBERS,
     )
-    tasks.finetune.train(args)
-    tasks.finetune.test(args)
+    minllama.tasks.finetune.train(args)
+    minllama.tasks.finetune.test(args)
     assert (project.path / "x-dev-advanced-output.txt").exists()
     saved = read_checkpoint("m.pt")["model_config"]
     assert {name: saved[name] for name in WHOLE_NUMBERS} == WHOLE_NUMBERS
@@ -553,13 +555,13 @@ def predicted(project, split, saved, tokenizer):
 
 def test_a_saved_run_is_evaluated_with_the_new_method_merged(project, run_cli, toy, monkeypatch):
     assert run_cli("--option", "finetune", *project.flags, *TOY)[0] == 0
-    model_eval, heads = tasks.finetune.model_eval, []
+    model_eval, heads = minllama.tasks.finetune.model_eval, []
 
     def recorded(loader, model, *args):
         heads.append(type(model.classifier_head))
         return model_eval(loader, model, *args)
 
-    monkeypatch.setattr(tasks.finetune, "model_eval", recorded)
+    monkeypatch.setattr(minllama.tasks.finetune, "model_eval", recorded)
     assert run_cli("--option", "finetune", "--load", saved_file(project))[0] == 0
     assert heads == [torch.nn.Linear, torch.nn.Linear]
 
@@ -621,9 +623,11 @@ def names_in(path: Path) -> set[str]:
 
 
 def test_the_walk_over_the_sources_sees_imports():
-    assert {"methods.recipe", "methods.recipe.Method"} <= set(imported(Path("methods/lora.py")))
+    assert {"minllama.methods.recipe", "minllama.methods.recipe.Method"} <= set(
+        imported(Path("minllama/methods/lora.py"))
+    )
     assert "methods" in imported(Path("run_llama.py"))
-    assert {"LoRA", "replace", "requires_grad_"} <= names_in(Path("methods/lora.py"))
+    assert {"LoRA", "replace", "requires_grad_"} <= names_in(Path("minllama/methods/lora.py"))
     rooms = {"checkpoints", "common", "inference", "methods", "tasks", "text", "training"}
     assert rooms <= {path.parts[0] for path in SOURCES}
 

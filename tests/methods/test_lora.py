@@ -5,8 +5,8 @@ from conftest import make_llama
 from methods_kit import BATCH, predictions, saved_file, train
 
 from base_llama import named_weights
-from checkpoints.pt import read_checkpoint
-from methods.lora import LoRA, LoRALinear
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.methods.lora import LoRA, LoRALinear
 
 pytest_plugins = ["methods_fixtures"]
 

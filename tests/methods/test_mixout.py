@@ -5,7 +5,7 @@ import torch
 from conftest import make_llama
 from methods_kit import train
 
-from methods.mixout import MixoutLinear, add_mixout
+from minllama.methods.mixout import MixoutLinear, add_mixout
 
 pytest_plugins = ["methods_fixtures"]
 

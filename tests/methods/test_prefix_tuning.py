@@ -7,9 +7,9 @@ import torch
 from conftest import make_llama
 from methods_kit import TOKENS, saved_file
 
-from checkpoints.pt import read_checkpoint
-from inference.cache import KVCache
-from methods.prefix_tuning import PrefixedAttention, add_prefix
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.inference.cache import KVCache
+from minllama.methods.prefix_tuning import PrefixedAttention, add_prefix
 
 pytest_plugins = ["methods_fixtures"]
 

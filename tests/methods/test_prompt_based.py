@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from methods_kit import BATCH, NAMES, predictions
 
-import methods.prompt_based
+import minllama.methods.prompt_based
 from classifier import LlamaZeroShotClassifier
-from common.errors import InputError
-from tasks.prompt import ZeroShotConfig
-from text.labelled import few_shot
-from training.checkpointing import checkpoint_activations
+from minllama.common.errors import InputError
+from minllama.tasks.prompt import ZeroShotConfig
+from minllama.text.labelled import few_shot
+from minllama.training.activation_checkpointing import checkpoint_activations
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -97,7 +97,7 @@ def test_few_shots_are_so_many_of_each_label():
 def test_shots_are_drawn_with_the_seed_and_prompts_with_the_template(trained, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        methods.prompt_based,
+        minllama.methods.prompt_based,
         "few_shot",
         lambda *args: seen.append(args[1:]) or few_shot(*args),
     )

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from methods_kit import BATCH, make_recipe, predictions, snapshot, train
 
-from methods.smart import SmartLoss, symmetric_divergence
+from minllama.methods.smart import SmartLoss, symmetric_divergence
+from minllama.tasks.epoch import train_epoch
 from optimizer import AdamW
-from tasks.epoch import train_epoch
 
 pytest_plugins = ["methods_fixtures"]
 

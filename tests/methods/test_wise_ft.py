@@ -5,10 +5,10 @@ import re
 import torch
 from methods_kit import make_recipe, saved_file, snapshot, train
 
-import tasks.finetune
+import minllama.tasks.finetune
 from base_llama import state_of
-from checkpoints.pt import read_checkpoint
-from methods.wise_ft import mix
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.methods.wise_ft import mix
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -49,13 +49,13 @@ def test_the_best_mixture_on_dev_is_kept(make_model, capsys):
 def test_wise_ft_mixes_the_start_and_the_best_epoch_by_dev(project, run_cli, fake_dev, monkeypatch):
     fake_dev(0.3, 0.6, 0.4, 0.5, 0.7, 0.2)
     saved = []
-    made = tasks.finetune.saved_model
+    made = minllama.tasks.finetune.saved_model
 
     def recorded(model, *args):
         saved.append({name: tensor.clone() for name, tensor in state_of(model).items()})
         return made(model, *args)
 
-    monkeypatch.setattr(tasks.finetune, "saved_model", recorded)
+    monkeypatch.setattr(minllama.tasks.finetune, "saved_model", recorded)
     flags = ["--option", "finetune", *project.flags, "--epochs", "3", "--lr", "1e-3"]
     code, out, _ = run_cli(*flags, "--causal", "--wise_ft", "0", "0.4", "1")
     assert code == 0

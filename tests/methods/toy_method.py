@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from base_llama import Wrapper, replace
-from common.settings import flag
-from methods.recipe import Loss, Method, Recipe
+from minllama.common.settings import flag
+from minllama.methods.recipe import Loss, Method, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, make_llama, save_llama
 
-from inference.packing import DTYPES
-from inference.sampling import Sampling
-from tasks import generate
-from tasks.generate import TextGenerator, Texts
-from tasks.settings import DEMO
+from minllama.common.flags import DEMO
+from minllama.inference.sampling import Sampling
+from minllama.kernels.quantize import DTYPES
+from minllama.tasks import generate
+from minllama.tasks.generate import TextGenerator, Texts
 
 pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
 
@@ -290,7 +290,7 @@ def test_what_is_not_compiled_is_told(project, run_cli, monkeypatch):
     code, _, err = run_cli(*flags, "--causal", "--num_samples", "2")
     assert code == 0 and "warning: --compile: on a CPU several rows are not compiled" in err
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "inference.compiled", raising=False)
+    monkeypatch.delitem(sys.modules, "minllama.kernels.compiled", raising=False)
     code, _, err = run_cli(*flags, "--causal")
     assert code == 2 and "needs Numba" in err.splitlines()[-1]
 

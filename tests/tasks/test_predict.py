@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tasks.predict import groups, lines_of
+from minllama.tasks.predict import groups, lines_of
 
 FINETUNE = ["--option", "finetune", "--lr", "1e-2"]
 SENTENCES = "sentences.txt"

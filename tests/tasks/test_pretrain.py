@@ -17,16 +17,16 @@ import torch
 from conftest import ROOT, make_llama, save_llama
 from torch.utils.data import BatchSampler, RandomSampler
 
-import tasks.pretrain
-from checkpoints.pt import read_checkpoint
-from common.files import fingerprint
+import minllama.tasks.pretrain
 from llama import load_pretrained
-from tasks.pretrain import Pretraining, PretrainSettings
-from tasks.scores import NextTokenScores
-from tasks.settings import ASSIGNMENT_FLAGS
-from text.labelled import read_labelled
-from text.plain import measure, tokenize
-from text.token_files import TokenFiles
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.files import fingerprint
+from minllama.common.flags import ASSIGNMENT_FLAGS
+from minllama.evaluation.language_model import NextTokenScores
+from minllama.tasks.pretrain import Pretraining, PretrainSettings
+from minllama.text.labelled import read_labelled
+from minllama.text.plain import measure, tokenize
+from minllama.text.token_files import TokenFiles
 from tokenizer import Tokenizer
 
 SMALL = ["--option", "pretrain", "--text", "text.txt", "--output_dir", "out"]
@@ -270,9 +270,9 @@ def test_files_of_ids_are_gone_on_with(folder, run_cli, token_files, monkeypatch
             raise KeyboardInterrupt
         return update(*args, **kwargs)
 
-    update = tasks.pretrain.update
+    update = minllama.tasks.pretrain.update
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.pretrain, "update", interrupted)
+        patch.setattr(minllama.tasks.pretrain, "update", interrupted)
         assert run_cli(*flags)[0] == 130
     code, out, _ = run_cli(*flags)
     assert (code, "continuing from step 10" in out) == (0, True)
@@ -388,9 +388,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, run_cli, monkeyp
             raise KeyboardInterrupt
         return update(*args, **kwargs)
 
-    update = tasks.pretrain.update
+    update = minllama.tasks.pretrain.update
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.pretrain, "update", interrupted)
+        patch.setattr(minllama.tasks.pretrain, "update", interrupted)
         code, _, err = run_cli(*flags)
         assert code == 130
         assert "the same command continues" in err
@@ -469,11 +469,11 @@ def test_a_run_that_goes_on_does_not_read_the_text(folder, run_cli, monkeypatch)
         calls.append(paths)
         return measure(paths)
 
-    monkeypatch.setattr("tasks.pretrain.measure", counted)
-    monkeypatch.setattr("text.plain.measure", counted)
+    monkeypatch.setattr("minllama.tasks.pretrain.measure", counted)
+    monkeypatch.setattr("minllama.text.plain.measure", counted)
     assert run_cli(*SMALL)[0] == 0
     assert len(calls) == 1
-    monkeypatch.setattr("text.plain.read_chunks", None)  # is not called
+    monkeypatch.setattr("minllama.text.plain.read_chunks", None)  # is not called
     assert "continuing from step 40" in run_cli(*SMALL)[1]
     assert len(calls) == 1
 

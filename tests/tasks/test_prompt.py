@@ -7,9 +7,9 @@ import torch
 from conftest import SENTENCES, make_llama, save_llama
 
 from classifier import LlamaZeroShotClassifier
-from common.errors import InputError
-from tasks.prompt import Calibrated, ZeroShotConfig
-from text.prompts import make_prompts
+from minllama.common.errors import InputError
+from minllama.tasks.prompt import Calibrated, ZeroShotConfig
+from minllama.text.prompts import make_prompts
 
 NAMES = ["bad", "fair enough", "good"]
 

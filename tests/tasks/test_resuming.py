@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, SENTENCES
 
-import tasks.epoch
-import tasks.finetune
-from checkpoints.pt import read_checkpoint
-from tasks.resuming import Claim, Keeper, Progress
-from training.folder import locked
+import minllama.tasks.epoch
+import minllama.tasks.finetune
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.tasks.resuming import Claim, Keeper, Progress
+from minllama.training.folder import locked
 
 FLAGS = ["--option", "finetune", "--lr", "1e-2"]
 WEIGHTS = "finetune-2-0.01.pt"
@@ -122,7 +122,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(data, run_cli, monkeypat
     for name in sorted(files()):
         if name.endswith("output.txt"):
             Path(name).rename(f"whole-{name}")
-    update, stop_at, steps = tasks.epoch.update, [3], []
+    update, stop_at, steps = minllama.tasks.epoch.update, [3], []
 
     def stopping(*args):
         steps.append(1)
@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(data, run_cli, monkeypat
         steps.clear()
         stop_at[0] = at
         with monkeypatch.context() as patch:
-            patch.setattr(tasks.epoch, "update", stopping)
+            patch.setattr(minllama.tasks.epoch, "update", stopping)
             code = run_cli(*flags, "--save_every", "2")[0]
         if code == 0:  # few steps are all
             break
@@ -157,7 +157,7 @@ def test_a_state_holds_no_frozen_weights(data, run_cli, monkeypatch):
         calls.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tasks.finetune.FineTuning, "finish", stop)
+    monkeypatch.setattr(minllama.tasks.finetune.FineTuning, "finish", stop)
     assert run_cli(*FLAGS, *data.flags, "--tune", "lora")[0] == 130
     (folder,) = Path().glob("*.state")
     saved = read_checkpoint(folder / "state.pt")
@@ -190,7 +190,7 @@ def test_an_edited_state_is_one_line(data, run_cli, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tasks.finetune.FineTuning, "finish", stop)
+    monkeypatch.setattr(minllama.tasks.finetune.FineTuning, "finish", stop)
     assert run_cli(*FLAGS, *data.flags)[0] == 130
     (folder,) = Path().glob("*.state")
     saved = read_checkpoint(folder / "state.pt")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import text.labelled
-from text.labelled import LengthBatchSampler
+import minllama.text.labelled
+from minllama.text.labelled import LengthBatchSampler
 
 LENGTHS = [int(n) for n in torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0))]
 
@@ -16,7 +16,7 @@ def draw(seed: int, batch_size: int = 10) -> list[list[int]]:
 
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch):
-    monkeypatch.setattr(text.labelled, "POOL", 4)
+    monkeypatch.setattr(minllama.text.labelled, "POOL", 4)
 
 
 def test_every_row_comes_once_an_epoch():

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from torch.utils.data import DataLoader
 
-from common.errors import InputError
-from text.labelled import (
+from minllama.common.errors import InputError
+from minllama.text.labelled import (
     LlamaDataset,
     check_labels,
     create_data,

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from common.errors import InputError
-from text.plain import (
+from minllama.common.errors import InputError
+from minllama.text.plain import (
     IGNORED,
     EvaluationRows,
     TrainingRows,
@@ -212,7 +212,7 @@ def test_where_documents_start_is_written_once(tmp_path, tokenizer, monkeypatch)
         starts += [n_before + start for start in saved]
         n_before += (folder / f"{name}.bin").stat().st_size // 2
     assert starts == [sum(lengths[:i]) for i in range(40)]
-    monkeypatch.setattr("text.plain._find", None)  # is not called
+    monkeypatch.setattr("minllama.text.plain._find", None)  # is not called
     text = tokenize(paths, shares, None, tokenizer, folder)["train"]
     assert isinstance(text.starts, np.memmap)
     monkeypatch.undo()

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import text.token_files
-from common.errors import InputError
-from text.plain import EvaluationRows, TrainingRows, measure, tokenize
-from text.token_files import TokenFiles, map_file, open_token_files
+import minllama.text.token_files
+from minllama.common.errors import InputError
+from minllama.text.plain import EvaluationRows, TrainingRows, measure, tokenize
+from minllama.text.token_files import TokenFiles, map_file, open_token_files
 
 DOCUMENTS = ["The hen ran home .", "A boy — “très” 猫 .\n\nIt ended .", "a", "two hours  and more"]
 DOCUMENTS *= 25
@@ -94,8 +94,8 @@ def test_ends_of_texts_have_no_bytes(tmp_path, tokenizer, end):
 
 
 def test_of_many_ids_evenly_spaced_blocks_are_measured(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(text.token_files, "N_BLOCKS", 5)
-    monkeypatch.setattr(text.token_files, "BLOCK", 10)
+    monkeypatch.setattr(minllama.text.token_files, "N_BLOCKS", 5)
+    monkeypatch.setattr(minllama.text.token_files, "BLOCK", 10)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 320, 1011)
     ids.astype("<u2").tofile(tmp_path / "a.bin")
@@ -116,8 +116,8 @@ def test_of_many_ids_evenly_spaced_blocks_are_measured(tmp_path, tokenizer, monk
 
 
 def test_an_id_that_is_no_piece_is_found_when_it_is_read(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(text.token_files, "N_BLOCKS", 5)
-    monkeypatch.setattr(text.token_files, "BLOCK", 10)
+    monkeypatch.setattr(minllama.text.token_files, "N_BLOCKS", 5)
+    monkeypatch.setattr(minllama.text.token_files, "BLOCK", 10)
     ids = np.full((2, 1000), 300, "<u2")
     ids[1, 200:203] = 319, 320, 400
     paths = [tmp_path / "0.bin", tmp_path / "1.bin"]

@@ -16,9 +16,9 @@ import pytest
 import torch
 from conftest import ROOT, SENTENCES
 
-from checkpoints.pt import read_checkpoint
-from common.errors import InputError
-from training import distributed, state
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.errors import InputError
+from minllama.training import distributed, state
 
 TEXT = ["--option", "pretrain", "--text", "text.txt", "--vocab_size", "300", "--dim", "16"]
 TEXT += ["--n_layers", "2", "--n_heads", "2", "--max_seq_len", "16"]
@@ -145,7 +145,7 @@ def newest_step(folder: str) -> int:
 
 def test_torchrun_restarts_a_killed_process_and_the_run_ends_the_same(folder):
     flags = [*TEXT, "--batch_size", "4", "--steps", "60", "--eval_every", "10", "--dropout", "0.1"]
-    launcher = [sys.executable, "-m", "training.distributed", "--nproc_per_node", "2"]
+    launcher = [sys.executable, "-m", "minllama.training.distributed", "--nproc_per_node", "2"]
     launcher += ["--max_restarts", "1", "--master_port", str(free_port())]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for name in ("whole", "killed"):
@@ -213,7 +213,7 @@ def test_one_of_several_processes_ends_at_once_with_its_code(n, end, code):
     """What Python would do at its end is left out, but for what is still to be written."""
     program = f"""if True:
         import atexit, sys
-        from training import distributed
+        from minllama.training import distributed
         atexit.register(print, "the end")
         with distributed.ending_at_once():
             print("done")
@@ -227,7 +227,7 @@ def test_one_of_several_processes_ends_at_once_with_its_code(n, end, code):
 
 
 def test_the_launcher_ends_with_the_exit_code_and_one_line(folder):
-    command = [sys.executable, "-m", "training.distributed", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "minllama.training.distributed", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port()), str(ROOT / "run_llama.py"), *TEXT]
     Path("text.txt").write_text("")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -237,7 +237,7 @@ def test_the_launcher_ends_with_the_exit_code_and_one_line(folder):
 
 
 def test_ctrl_c_ends_the_launcher_with_one_line(folder):
-    command = [sys.executable, "-m", "training.distributed", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "minllama.training.distributed", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port()), str(ROOT / "run_llama.py"), *TEXT]
     command += ["--output_dir", "out", "--steps", "100000", "--eval_every", "10"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from common.files import fingerprint
+from minllama.common.files import fingerprint
 
 BLOCK = 1 << 16
 

@@ -10,13 +10,13 @@ from conftest import make_llama
 from torch import nn
 
 from classifier import LlamaEmbeddingClassifier
-from methods.lora import LoRA
+from minllama.evaluation.language_model import NextTokenScores
+from minllama.kernels.cpu import accelerate
+from minllama.methods.lora import LoRA
+from minllama.tasks.epoch import ClassificationLoss, LossOfModel, losses_of
+from minllama.training.activation_checkpointing import checkpoint_activations
+from minllama.training.step import compile_layers, mixed_precision, update
 from optimizer import AdamW
-from tasks.epoch import ClassificationLoss, LossOfModel, losses_of
-from tasks.scores import NextTokenScores
-from training.checkpointing import checkpoint_activations
-from training.cpu import accelerate
-from training.step import compile_layers, mixed_precision, update
 
 META = torch.device("meta")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,0 +1,1 @@
+"""The rooms of minllama; `docs/structure.md` has the map."""

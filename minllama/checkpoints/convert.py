@@ -1,0 +1,138 @@
+"""Bring weights from one format to another.
+
+    .venv/bin/python -m minllama.checkpoints.convert IN OUT --to pt|llama2c|hf [--dtype DTYPE]
+
+IN is a file or a folder in any format. OUT takes its name when it is whole. The tokenizer beside IN
+goes with it: into the folder for hf, beside OUT for pt, and for llama2c as `tokenizer.bin`.
+"""
+
+from argparse import RawDescriptionHelpFormatter
+from pathlib import Path
+
+import torch
+
+from minllama.checkpoints import hf, llama2c, pt
+from minllama.checkpoints.formats import load, tokenizer_beside
+from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
+from minllama.common.errors import InputError
+from minllama.common.files import atomic_write, check_outputs, identity
+from minllama.common.program import ArgumentParser, run_script
+from tokenizer import TOKENIZER_MODEL, Tokenizer
+
+DTYPES = {  # by format
+    "pt": ("float32", "bfloat16", "float16"),
+    "hf": ("float32", "bfloat16", "float16"),
+    "llama2c": ("float32", "int8"),
+}
+
+
+def convert(source: str, target: str, to: str, dtype: str | None = None) -> None:
+    """Read a checkpoint, see that the other format can say what it is, and write it.
+
+    Args:
+        to: "pt", "llama2c" or "hf".
+        dtype: None keeps the file's; for llama2c that is float32. "int8" is its version 2.
+
+    Raises:
+        InputError: the format cannot, or something would be overwritten.
+    """
+    if dtype is not None and dtype not in DTYPES[to]:
+        raise InputError(f"--dtype {dtype}: --to {to} has {', '.join(DTYPES[to])}")
+    tokenizer = tokenizer_beside(source)
+    check_target(source, target, to, tokenizer)
+    beside = tokenizer_for(target, to, tokenizer)
+    checkpoint = load(source)
+    if to != "pt" and not checkpoint.config.causal:
+        raise InputError(
+            f"{source}: attends without a mask, and --to {to} has only models that attend with one"
+        )
+    if to == "llama2c":
+        llama2c.save(checkpoint, target, version=2 if dtype == "int8" else 0)
+    else:
+        if dtype is not None:
+            checkpoint = in_dtype(checkpoint, getattr(torch, dtype))
+        if to == "hf":
+            hf.save(checkpoint, target, tokenizer)
+        else:
+            pt.save(checkpoint, target)
+    write_beside(beside)
+
+
+def write_beside(files: dict[Path, bytes]) -> None:
+    """Write what `tokenizer_for` returned."""
+    for path, content in files.items():
+        with atomic_write(path, "wb") as file:
+            file.write(content)
+
+
+def check_target(source: str, target: str, to: str, tokenizer: Path | None) -> None:
+    """See that nothing is lost.
+
+    Raises:
+        InputError: something else is there already.
+    """
+    path = Path(target)
+    if to != "hf":
+        is_folder = Path(source).is_dir()
+        inputs = sorted(map(str, Path(source).iterdir())) if is_folder else [source]
+        check_outputs([target], [*inputs, *([tokenizer] if tokenizer else [])])
+    elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{target}: is there already; name a new or an empty folder")
+    elif not path.absolute().parent.is_dir():
+        raise InputError(f"{target}: there is no folder {path.parent} to make it in")
+
+
+def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, bytes]:
+    """The file to write beside the target, with its content, unless it is there.
+
+    Raises:
+        InputError: another tokenizer is there.
+    """
+    if tokenizer is None or to == "hf":
+        return {}
+    if to == "pt":
+        path, content = Path(target).parent / TOKENIZER_MODEL, tokenizer.read_bytes()
+    else:
+        path = Path(target).parent / "tokenizer.bin"
+        content = Tokenizer(tokenizer_model=tokenizer).exported()
+    if identity(path) == identity(target):
+        raise InputError(f"{target}: the name of the tokenizer beside it; name another file")
+    if not path.exists():
+        return {path: content}
+    if not path.is_file():
+        raise InputError(f"{path}: in the place of the tokenizer, and not a file; move it away")
+    if path.read_bytes() != content:
+        raise InputError(f"{path}: another tokenizer than that of {tokenizer}; move it away")
+    return {}
+
+
+def in_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
+    """The same in another precision; a tied matrix stays one.
+
+    Raises:
+        InputError: a value is too large for it.
+    """
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        tensors[name] = tensor.to(dtype)
+        if not tensors[name].isfinite().all():
+            raise InputError(f"{checkpoint.source}: {name} has values too large for {dtype}")
+    if checkpoint.config.tie_embeddings:
+        tensors[EMBEDDING] = tensors[HEAD]
+    return checkpoint._replace(tensors=tensors)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="IN", help="a file or a folder in any format")
+    parser.add_argument("target", metavar="OUT", help="the file, for hf the folder, to write")
+    parser.add_argument("--to", choices=tuple(DTYPES), required=True, help="the format of OUT")
+    dtypes = sorted(set().union(*DTYPES.values()))
+    parser.add_argument("--dtype", choices=dtypes, help="of the weights; by default as they are")
+    args = parser.parse_args()
+    convert(args.source, args.target, args.to, args.dtype)
+    print(f"wrote {args.target}")
+
+
+if __name__ == "__main__":
+    run_script(main)

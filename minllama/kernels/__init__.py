@@ -1,0 +1,1 @@
+"""The same numbers, faster or smaller: everything that `replace` puts into a model."""

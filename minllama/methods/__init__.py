@@ -1,0 +1,158 @@
+"""Ways to fine-tune: one paper, one file. Only the list below knows them by name.
+
+Each file can be deleted with its line in the list, and nothing else.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from classifier import LlamaEmbeddingClassifier
+from minllama.common.settings import Settings, flag
+from minllama.methods.adapter import Adapters
+from minllama.methods.learning_rates import EarlyStopping, LearningRates
+from minllama.methods.lora import LoRA
+from minllama.methods.mixout import Mixout
+from minllama.methods.partial import HeadOnly, NormsOnly
+from minllama.methods.pooling import Pooling
+from minllama.methods.prefix_tuning import PrefixTuning
+from minllama.methods.prompt_based import FewShot, PromptBased
+from minllama.methods.recipe import Method
+from minllama.methods.smart import Smart
+from minllama.methods.wise_ft import WiseFT
+from minllama.text.labelled import Example, fit_context
+from tokenizer import Tokenizer, check_vocabulary
+
+METHODS: tuple[type[Method], ...] = (  # in the order in which they act
+    PromptBased,
+    FewShot,
+    HeadOnly,
+    LoRA,
+    Adapters,
+    PrefixTuning,
+    NormsOnly,
+    Pooling,
+    WiseFT,
+    Mixout,
+    LearningRates,
+    EarlyStopping,
+    Smart,
+)
+
+
+def tune_choices() -> tuple[str, ...]:
+    """What `--tune` may be."""
+    return ("full", *(cls.tune for cls in METHODS if cls.tune is not None))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning(Settings):
+    """The flag that chooses among the methods with a `tune`."""
+
+    title = "parameter-efficient fine-tuning (arXiv 2110.04366)"
+    tune: str = flag(
+        "full", "what trains besides a new head: everything, or what is named", choices=tune_choices
+    )
+
+
+def flag_classes() -> list[type[Settings]]:
+    """All that have flags, in the order of `--help`."""
+    first_tuning = next(i for i, cls in enumerate(METHODS) if cls.tune is not None)
+    return [*METHODS[:first_tuning], Tuning, *METHODS[first_tuning:]]
+
+
+def switched_on(values: dict[str, Any]) -> tuple[Method, ...]:
+    """The methods that flags turn on.
+
+    Args:
+        values: by flag; others than those of methods may be among them.
+
+    Raises:
+        InputError: a value is wrong, or two methods do not go together.
+    """
+    Tuning(**Tuning.known(values))
+    every = [cls(**cls.known(values)) for cls in METHODS]
+    methods = tuple(method for method in every if method.is_on(values))
+    for method in methods:
+        method.check([other for other in methods if other is not method])
+    return methods
+
+
+def values_of(methods: Sequence[Method]) -> dict[str, Any]:
+    """All flags of all methods: those of some that are on, the others at their defaults."""
+    values: dict[str, Any] = {}
+    for cls in flag_classes():
+        values |= cls.defaults()
+    for method in methods:
+        values |= method.plain()
+        if method.tune is not None:
+            values["tune"] = method.tune
+    return values
+
+
+def changed_values(methods: Sequence[Method]) -> dict[str, Any]:
+    """The flags of methods that are not at their defaults."""
+    defaults = values_of(())
+    return {name: x for name, x in values_of(methods).items() if x != defaults[name]}
+
+
+def file_suffix(methods: Sequence[Method]) -> str:
+    """The methods that are on, for a file's name: "-tune-lora" where that is the only one.
+
+    Where it would become long, a digest stands for all of them.
+    """
+    values = changed_values(methods)
+    parts = (name if value is True else f"{name}-{value}" for name, value in values.items())
+    suffix = "".join(f"-{part}" for part in parts)
+    if len(suffix) > 100 or not re.fullmatch(r"[\w.-]*", suffix):
+        return f"-methods-{hashlib.sha256(suffix.encode()).hexdigest()[:8]}"
+    return suffix
+
+
+def need_label_names(methods: Sequence[Method]) -> bool:
+    """Whether one of the methods reads the labels' names."""
+    return any("label names" in method.requires for method in methods)
+
+
+def build_classifier(config: Any, methods: Sequence[Method], tokenizer: Tokenizer) -> nn.Module:
+    """The classifier that the methods fine-tune, before training.
+
+    Args:
+        config: what the classifiers of `classifier.py` take, and `label_names`.
+
+    Raises:
+        InputError: the tokenizer is not the model's, or nothing is left to train.
+    """
+    built = [method.build(config, tokenizer) for method in methods]
+    model = next((model for model in built if model is not None), None)
+    if model is None:
+        model = LlamaEmbeddingClassifier(config)
+    check_vocabulary(tokenizer, model.llama.vocab_size, config.pretrained_model_path)
+    for method in methods:
+        method.adapt(model)
+    return model
+
+
+def rows_for(
+    model: nn.Module, methods: Sequence[Method], tokenizer: Tokenizer, *splits: list[Example]
+) -> list[list[Example]]:
+    """The rows that the model reads: sentences, or what a method makes of them."""
+    for method in methods:
+        if (rows := method.rows(model, tokenizer, splits)) is not None:
+            return rows
+    return fit_context(*splits, max_len=model.llama.config.max_seq_len, keep="first")
+
+
+def keep_bfloat16(methods: Sequence[Method]) -> bool:
+    """Whether frozen matrices can stay in bfloat16: they are frozen, and all methods allow it."""
+    frozen = any("frozen weights" in method.traits for method in methods)
+    return frozen and all(method.takes_bfloat16 for method in methods)
+
+
+def former_names(methods: Sequence[Method]) -> dict[str, str]:
+    """Parts of the names that tensors had in older files, and what they are now."""
+    return {old: new for method in methods for old, new in method.former_names.items()}

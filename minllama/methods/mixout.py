@@ -1,0 +1,64 @@
+"""Mixout: dropout toward the pretrained weights."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from base_llama import replace
+from llama import Llama
+from minllama.common.settings import flag
+from minllama.kernels.cpu import product
+from minllama.methods.recipe import Method, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixout(Method):
+    """Mix the linear layers of all layers; norms and embedding are not, as in the authors' code."""
+
+    title = "Mixout (arXiv 1909.11299)"
+    excludes: ClassVar = {"frozen weights": "whose frozen weights would be mixed with themselves"}
+
+    mixout: float = flag(
+        0.0,
+        "probability with which a weight is the pretrained one in a training step",
+        high=0.99,
+        metavar="P",
+    )
+
+    def prepare(self, recipe: Recipe) -> None:
+        add_mixout(recipe.model.llama, self.mixout)
+
+
+class MixoutLinear(nn.Module):
+    """In training, x times a random mixture of the weights W and the pretrained U.
+
+    Every element is taken from U with probability p, and corrected so that the expectation is W:
+    (M∘U + (1 - M)∘W - p·U) / (1 - p) (arXiv 1909.11299, section 4).
+
+    Attributes:
+        weight: W `(out_features, in_features)`, the same parameter as that of `linear`.
+        pretrained: U, a copy of W as it is now.
+    """
+
+    def __init__(self, linear: nn.Linear, p: float):
+        super().__init__()
+        self.weight, self.p = linear.weight, p
+        self.register_buffer("pretrained", linear.weight.detach().clone(), persistent=False)
+
+    def mixed(self) -> torch.Tensor:
+        """One random mixture: U + (1 - M)∘(W - U) / (1 - p)."""
+        return self.pretrained + F.dropout(self.weight - self.pretrained, self.p)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, in_features)` to `(…, out_features)`."""
+        return product(x, self.mixed() if self.training else self.weight)
+
+
+def add_mixout(llama: Llama, p: float) -> None:
+    """Replace all linear layers of the layers."""
+    for name, module in list(llama.layers.named_modules()):
+        if isinstance(module, nn.Linear):
+            replace(llama.layers, name, MixoutLinear(module, p))

@@ -1,0 +1,39 @@
+"""Training a part of the weights that are there: the new head only, or the norms' scales."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from llama import RMSNorm
+from minllama.methods.recipe import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOnly(Method):
+    """The new head trains; all else is frozen."""
+
+    title = "--tune head"
+    takes_shards = True
+    tune = "head"
+    traits = frozenset({"frozen weights"})
+    excludes: ClassVar = {"no new head": "so there is nothing to train"}
+
+    def adapt(self, model: nn.Module) -> None:
+        model.llama.requires_grad_(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormsOnly(Method):
+    """The norms' scales train; all else is frozen."""
+
+    title = "--tune norm"
+    takes_shards = True
+    tune = "norm"
+    traits = frozenset({"frozen weights"})
+
+    def adapt(self, model: nn.Module) -> None:
+        model.llama.requires_grad_(False)
+        for module in model.llama.modules():
+            if isinstance(module, RMSNorm):
+                module.requires_grad_()

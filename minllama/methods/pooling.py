@@ -1,0 +1,28 @@
+"""Pooling: which of a sentence's hidden states the new head sees."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from minllama.common.settings import flag
+from minllama.methods.recipe import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling(Method):
+    """The last token's state, or the mean of all (arXiv 1908.10084, section 3)."""
+
+    title = "pooling (arXiv 1908.10084)"
+    takes_shards = True
+    excludes: ClassVar = {"no new head": "so no states are pooled"}
+
+    pooling: str | None = flag(
+        None,
+        "what of a sentence the new head sees: its last token's state, or the mean of all; by "
+        "default the last column's, as the assignment has it, or with --causal the last token's",
+        choices=("last", "mean"),
+    )
+
+    def adapt(self, model: nn.Module) -> None:
+        model.pooling = self.pooling

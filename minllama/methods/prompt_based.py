@@ -1,0 +1,85 @@
+"""Prompt-based and few-shot fine-tuning: the prompt and the label words instead of a new head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from classifier import LlamaZeroShotClassifier
+from minllama.common.settings import flag
+from minllama.methods.recipe import Method
+from minllama.text.labelled import Example, few_shot, fit_context
+from minllama.text.prompts import TEMPLATE, make_prompts
+from tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBased(Method):
+    """The model is trained to continue the prompt with the label's name."""
+
+    title = "prompt-based fine-tuning (arXiv 2109.01247)"
+    switch = "prompt_based"
+    requires = frozenset({"label names"})
+    traits = frozenset({"no new head"})
+
+    prompt_template: str = flag(
+        TEMPLATE,
+        "the prompt, with {sentence}, and {labels} where their names are to be listed",
+        metavar="TEXT",
+    )
+    prompt_based: bool = flag(
+        False, "train the model to continue the prompt with the label's name; there is no new head"
+    )
+
+    def build(self, config: Any, tokenizer: Tokenizer) -> nn.Module:
+        return PromptClassifier(config, tokenizer, config.label_names)
+
+    def rows(
+        self, model: nn.Module, tokenizer: Tokenizer, splits: Sequence[list[Example]]
+    ) -> list[list[Example]]:
+        """Prompts, whose ends are kept."""
+        causal = model.llama.config.causal
+        prompts = (
+            make_prompts(data, self.prompt_template, model.label_names, tokenizer, causal=causal)
+            for data in splits
+        )
+        return fit_context(*prompts, max_len=model.max_prompt_len, keep="last")
+
+
+class PromptClassifier(LlamaZeroShotClassifier):
+    """The zero-shot classifier, trained (arXiv 2109.01247; LM-BFF, arXiv 2012.15723, equation 1).
+
+    p(label | prompt) is the probability of the label's name behind the prompt, over the sum of
+    those of all labels.
+    """
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.llama.requires_grad_()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Log-probabilities of the labels, `(batch, num_labels)`, from prompts as its base does."""
+        return F.log_softmax(super().forward(input_ids, lengths, offset), dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot(Method):
+    """Train on few sentences."""
+
+    title = "few-shot fine-tuning"
+    takes_shards = True
+
+    shots: int | None = flag(
+        None, "train on so many sentences of each label, drawn with --seed", low=1, metavar="K"
+    )
+
+    def choose(self, data: list[Example], num_labels: int, seed: int) -> list[Example]:
+        return few_shot(data, self.shots, num_labels, seed)

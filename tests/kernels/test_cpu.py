@@ -1,0 +1,247 @@
+"""What is faster on a CPU, against float64, PyTorch's own and the plain model."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, make_llama
+
+from config import LlamaConfig
+from llama import ScaledDotProductAttention
+from minllama.kernels.cpu import (
+    FusedNorm,
+    OneDNNLinear,
+    OneDNNProduct,
+    ShortAttention,
+    accelerate,
+    plain_attention,
+    product,
+)
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def fast_linear() -> OneDNNLinear:
+    return OneDNNLinear(torch.nn.Linear(24, 16, bias=False))
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    """Inputs of 24 features in all layouts that a model makes."""
+    torch.manual_seed(0)
+    return {
+        "contiguous": torch.randn(4, 5, 24),
+        "matrix": torch.randn(40, 24),
+        "transposed": torch.randn(24, 40).t(),
+        "sliced": torch.randn(4, 9, 30)[:, ::2, 3:27],
+        "swapped": torch.randn(5, 4, 24).transpose(0, 1),
+        "expanded": torch.randn(1, 5, 24).expand(4, 5, 24),
+        "of four dimensions": torch.randn(2, 3, 4, 24),
+        "few rows": torch.randn(2, 3, 24),
+        "one row": torch.randn(24),
+        "no rows": torch.randn(0, 24),
+    }
+
+
+@pytest.mark.parametrize("layout", inputs())
+def test_products_and_gradients_equal_float64(layout):
+    x = inputs()[layout].detach().requires_grad_()
+    linear = fast_linear()
+    output = linear(x)
+    weights = torch.randn(output.shape)
+    (output * weights).sum().backward()
+
+    exact_x = x.detach().double().requires_grad_()
+    exact_weight = linear.weight.detach().double().requires_grad_()
+    exact = F.linear(exact_x, exact_weight)
+    (exact * weights).sum().backward()
+    assert output.shape == exact.shape
+    assert x.grad.shape == x.shape
+    if x.numel():
+        assert relative_error(output, exact) < 1e-6
+        assert relative_error(x.grad, exact_x.grad) < 1e-6
+        assert relative_error(linear.weight.grad, exact_weight.grad) < 1e-6
+
+
+def test_many_float32_rows_go_to_onednn_and_nothing_else(monkeypatch):
+    calls = []
+    monkeypatch.setattr(OneDNNProduct, "apply", lambda x, weight: calls.append(x) or x @ weight.t())
+    linear = fast_linear()
+    linear(torch.randn(8, 24))
+    assert len(calls) == torch.backends.mkldnn.is_available()
+    calls.clear()
+    linear(torch.randn(7, 24))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(torch.randn(8, 24)).dtype == torch.bfloat16
+    linear.bfloat16()(torch.randn(8, 24).bfloat16())
+    assert not calls
+
+
+def test_gradients_only_where_they_are_wanted():
+    linear, x = fast_linear(), torch.randn(10, 24, requires_grad=True)
+    linear.weight.requires_grad_(False)
+    linear(x).sum().backward()
+    assert x.grad is not None
+    assert linear.weight.grad is None
+    linear.weight.requires_grad_()
+    linear(x.detach()).sum().backward()
+    assert linear.weight.grad is not None
+    with torch.no_grad():
+        assert not linear(x).requires_grad
+
+
+def test_second_derivatives_equal_pytorchs():
+    torch.manual_seed(0)
+    x, weight = torch.randn(10, 24), torch.randn(16, 24)
+    seconds = []
+    for linear in (OneDNNProduct.apply, F.linear):
+        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        firsts = torch.autograd.grad(linear(*leaves).pow(3).sum(), leaves, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(g.pow(2).sum() for g in firsts), leaves))
+    for ours, theirs in zip(*seconds, strict=True):
+        assert relative_error(ours, theirs) < 1e-5
+
+
+def test_function_transforms_and_forward_mode_work():
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 10, 24), torch.randn(16, 24)
+    results = []
+    for linear in (product, F.linear):
+
+        def loss(weight, x, linear=linear):
+            return linear(x, weight).pow(2).sum()
+
+        results.append(
+            (
+                torch.func.grad(loss)(weight, x),
+                torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x),
+                *torch.func.jvp(lambda w, loss=loss: loss(w, x), (weight,), (weight * 2,)),
+            )
+        )
+    for ours, theirs in zip(*results, strict=True):
+        assert relative_error(ours, theirs) < 1e-5
+
+
+def test_compiled_models_take_pytorchs_own_products():
+    linear, x = fast_linear(), torch.randn(10, 24)
+    assert torch._dynamo.explain(linear)(x).graph_break_count == 0
+
+
+def test_a_wrong_width_is_named():
+    with pytest.raises(RuntimeError, match="10x23"):
+        fast_linear()(torch.randn(10, 23))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("n_before", [0, 3])
+def test_plain_attention_is_pytorchs_with_its_gradients(causal, n_kv_heads, n_before):
+    torch.manual_seed(0)
+    query = torch.randn(3, 4, 11, 8, requires_grad=True)
+    shape = (3, n_kv_heads, n_before + 11, 8)
+    key, value = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    weights = torch.randn(3, 4, 11, 8)
+    seen = torch.ones(11, n_before + 11, dtype=torch.bool)
+    seen = seen.tril(diagonal=n_before) if causal else seen
+    results = []
+    for output in (
+        plain_attention(query, key, value, causal, 0.0),
+        F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True),
+    ):
+        results.append(
+            [output, *torch.autograd.grad((output * weights).sum(), (query, key, value))]
+        )
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_short_bfloat16_rows_are_as_exact_as_their_scores_allow():
+    """Scores below 4 in bfloat16 are known to 2⁻⁸, so the weights are to about that fraction."""
+    torch.manual_seed(0)
+    attend = ShortAttention(ScaledDotProductAttention(LlamaConfig(causal=True)))
+    query = torch.randn(2, 4, 60, 8).bfloat16()
+    key, value = torch.randn(2, 2, 2, 60, 8).bfloat16()
+    exact = F.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), is_causal=True, enable_gqa=True
+    )
+    output = attend(query, key, value)
+    assert output.dtype == torch.bfloat16
+    assert (output - exact).abs().max() < 2**-7 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "seqlen", "mask", "plain"),
+    [
+        (torch.bfloat16, 11, None, True),
+        (torch.bfloat16, 12, None, False),
+        (torch.float32, 11, None, False),
+        (torch.bfloat16, 11, torch.ones(11, 11, dtype=torch.bool), False),
+    ],
+)
+def test_only_short_bfloat16_rows_take_plain_attention(monkeypatch, dtype, seqlen, mask, plain):
+    calls = []
+    monkeypatch.setattr("minllama.kernels.cpu.MAX_PLAIN", 11)
+    monkeypatch.setattr(
+        "minllama.kernels.cpu.plain_attention",
+        lambda *args: calls.append(args) or plain_attention(*args),
+    )
+    attend = ShortAttention(ScaledDotProductAttention(LlamaConfig()))
+    query, key, value = torch.randn(3, 2, 4, seqlen, 8).to(dtype)
+    attend(query, key, value, mask)
+    assert len(calls) == plain
+
+
+def test_plain_attention_drops_weights_and_keeps_their_mean():
+    torch.manual_seed(0)
+    query, key = torch.zeros(2, 64, 1, 50, 8)
+    value = torch.ones(64, 1, 50, 8)
+    output = plain_attention(query, key, value, False, 0.5)
+    assert output.std() > 0.1
+    assert output.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_tensors():
+    """A tensor in the place of one that was freed needs no new pages."""
+    code = """
+import resource, torch
+from minllama.kernels.cpu import keep_freed_memory
+keep_freed_memory()
+faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+for size in (64 << 20, 60 << 20):
+    torch.ones(size, dtype=torch.uint8)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[1] - faults[0], faults[2] - faults[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert second < first / 10
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_accelerated_model_is_the_plain_one(causal, dtype):
+    """Its states and its gradients, but for the rounding of the precision."""
+    tokens = torch.randint(4, 320, (3, 20), generator=torch.Generator().manual_seed(1))
+    results = []
+    for fast in (False, True):
+        llama = make_llama(causal=causal, scale=2.0).train()
+        names = list(llama.state_dict())
+        if fast:
+            accelerate(llama)
+            accelerate(llama)  # once more changes nothing
+            kinds = [type(module) for module in llama.modules()]
+            assert kinds.count(OneDNNLinear) == 2 * 7 + 1 and kinds.count(ShortAttention) == 2
+            assert kinds.count(FusedNorm) == 2 * 2 + 1
+            assert llama.tok_embeddings.weight is llama.output.weight
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            hidden = llama.hidden_states(tokens)
+        hidden.float().square().mean().backward()
+        results.append([hidden.detach(), *(p.grad for p in llama.parameters())])
+        assert list(llama.state_dict()) == names
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    for plain, fast in zip(*results, strict=True):
+        assert relative_error(fast.float(), plain.float()) < tolerance
