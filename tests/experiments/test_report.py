@@ -275,7 +275,7 @@ def test_a_reader_without_its_text_is_left_out_and_says_how_to_make_it(
 
 
 def test_the_documented_tables_are_what_is_recorded(monkeypatch):
-    """All that is recorded is of this demo model, and docs/methods.md shows it as it is."""
+    """All that is recorded is of this demo model, and the README beside it shows it as it is."""
 
     def run(*args, **settings):
         raise AssertionError(f"would run {args} {settings}")
@@ -285,7 +285,7 @@ def test_the_documented_tables_are_what_is_recorded(monkeypatch):
     records = [json.loads(line) for line in measure.RECORDS.read_text().splitlines()]
     assert {record["demo"] for record in records} == {measure.fingerprint(runs.DEMO)}
     names = {record["name"] for record in records} - {"times"}
-    lines = (runs.ROOT / "docs/methods.md").read_text().splitlines()
+    lines = (runs.RESULTS / "README.md").read_text().splitlines()
     for name in names:
         label, _, *accuracies, trained, _, _ = report.cells_of(name)
         shown = [line.strip("| ").split(" | ") for line in lines if line.startswith(f"| {label} |")]
