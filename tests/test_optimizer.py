@@ -35,33 +35,6 @@ def test_equals_float64_numpy(weight_decay, correct_bias):
         assert np.allclose(p.detach().numpy(), expected, atol=2e-6)
 
 
-def test_blocks_change_nothing(monkeypatch):
-    """Parameters of several blocks, blocks of several parameters, and what cannot be cut."""
-    monkeypatch.setattr("optimizer.BLOCK", 7)
-    settings = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
-    rng = np.random.default_rng(0)
-    shapes = [(5, 4), (2,), (), (3, 0), (6, 3), (4,), (1,), (1,), (30,)]
-    starts = [rng.normal(size=shape) for shape in shapes]
-    gradients = [rng.normal(size=(6, *shape)) for shape in shapes]
-    params = [torch.nn.Parameter(torch.tensor(start)) for start in starts]
-    params[4] = torch.nn.Parameter(torch.tensor(starts[4].T).t())  # not contiguous
-    optimizer = AdamW(params, **settings)
-    for step in range(6):
-        for i, (p, g) in enumerate(zip(params, gradients, strict=True)):
-            p.grad = torch.tensor(g[step]) if i != 5 or step >= 2 else None
-        optimizer.step()
-    for i, (p, start, g) in enumerate(zip(params, starts, gradients, strict=True)):
-        late = 2 if i == 5 else 0
-        expected = adamw(
-            start,
-            lambda t, _, g=g, late=late: g[t - 1 + late],
-            n_steps=6 - late,
-            correct_bias=True,
-            **settings,
-        )
-        assert np.allclose(p.detach().numpy(), expected, atol=1e-12), shapes[i]
-
-
 def test_equals_torch_where_the_definitions_agree():
     """Without decay, with a vanishing epsilon and with bias correction."""
     results = []

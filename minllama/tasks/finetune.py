@@ -28,6 +28,7 @@ from minllama.evaluation.classification import (
     report_results,
 )
 from minllama.evaluation.plot import check_picture, draw
+from minllama.kernels.adamw import FastAdamW
 from minllama.kernels.cpu import accelerate
 from minllama.methods.recipe import Method, Recipe
 from minllama.methods.saved import (
@@ -63,7 +64,6 @@ from minllama.text.labelled import (
 from minllama.training import distributed
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.step import check_dtype, compile_layers, mixed_precision
-from optimizer import AdamW
 from tokenizer import Tokenizer
 from utils import peak_memory, pick_device
 
@@ -315,7 +315,7 @@ class FineTuning:
         accelerate(model)
         step = LossOfModel(self.recipe.loss, model)
         self.spread = distributed.data_parallel(step, all_used=False)
-        self.optimizer = AdamW(self.recipe.groups, lr=settings.lr)
+        self.optimizer = FastAdamW(self.recipe.groups, lr=settings.lr)
         self.keeper = Keeper(claim, model, self.optimizer, self.recipe.kept)
         if settings.advanced:
             n_trained, n_parameters = count_parameters(model)

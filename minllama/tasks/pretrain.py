@@ -30,6 +30,7 @@ from minllama.common.settings import flag
 from minllama.evaluation.classification import append_metrics
 from minllama.evaluation.language_model import NextTokenScores, Tally, describe
 from minllama.evaluation.plot import check_picture, draw, read_metrics
+from minllama.kernels.adamw import FastAdamW
 from minllama.kernels.cpu import accelerate
 from minllama.text.plain import (
     IGNORED,
@@ -61,7 +62,6 @@ from minllama.training.step import (
     mixed_precision,
     update,
 )
-from optimizer import AdamW
 from tokenizer import Tokenizer, check_vocabulary
 from utils import best_device, pick_device, to_device
 
@@ -444,7 +444,7 @@ class Pretraining:
         parameters = list(llama.parameters())
         matrices = [p for p in parameters if p.dim() >= 2]
         scales = [p for p in parameters if p.dim() < 2]
-        self.optimizer = AdamW(
+        self.optimizer = FastAdamW(
             [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": scales}],
             lr=settings.lr,
             betas=(0.9, 0.99),  # a longer memory than 0.95, for the small batches of a CPU
