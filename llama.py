@@ -17,7 +17,7 @@ from base_llama import LlamaPreTrainedModel, NoInitialWeights
 from config import LlamaConfig, feed_forward_dim
 from minllama.checkpoints import formats
 from minllama.checkpoints.layout import Checkpoint
-from minllama.common.errors import FOR_LOADING, during
+from minllama.common.errors import FOR_LOADING, explain_out_of_memory
 from minllama.inference.cache import KVCache
 from minllama.inference.decoding import EOS_ID, STOP_IDS, decode, decode_unmasked
 from minllama.inference.sampling import Sampling
@@ -360,7 +360,7 @@ def load_pretrained(
     config, tensors, source = checkpoint
     if causal is not None:
         config.causal = causal
-    with during(f"loading {source}", FOR_LOADING):
+    with explain_out_of_memory(f"loading {source}", FOR_LOADING):
         with contextlib.nullcontext() if init_weights else NoInitialWeights():
             model = Llama(config)
         if dtype is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from minllama import methods
 from minllama.checkpoints import formats
-from minllama.common.errors import InputError, during
+from minllama.common.errors import InputError, explain_out_of_memory
 from minllama.common.flags import (
     ASSIGNMENT_FLAGS,
     ClassifySettings,
@@ -75,8 +75,8 @@ def get_args() -> argparse.Namespace:
     The assignment's flags are always printed, those that it does not have where they were given.
 
     Returns:
-        every flag of the option, and besides `given`, the names of those on the command line. For
-        fine-tuning also the flags of all methods, and `filepath`, where the best weights are kept.
+        every flag of the option, and besides `explicit`, the names of those on the command line.
+        For fine-tuning also the flags of all methods, and `filepath` of the best weights.
 
     Raises:
         InputError: a flag is wrong, or would not act.
@@ -88,22 +88,22 @@ def given_settings() -> TaskSettings:
     """What the command line says, and what depends on that."""
     given = vars(make_parser().parse_args())
     settings_class, _ = OPTIONS[given.get("option", "generate")]
-    values = settings_class.with_implied(given)
-    refuse_idle_flags(settings_class, values, sorted(given))
-    settings = settings_class.from_args(argparse.Namespace(**values, given=sorted(given)))
-    return settings.completed()
+    values = settings_class.from_saved_run(given)
+    reject_unused_flags(settings_class, values, sorted(given))
+    settings = settings_class.from_args(argparse.Namespace(**values, explicit=sorted(given)))
+    return settings.resolved()
 
 
 def shown(settings: TaskSettings) -> argparse.Namespace:
     """Print the settings, and return them as `get_args` does."""
-    flags = settings.plain()
-    more = [name for name in flags if name in settings.given and name not in ASSIGNMENT_FLAGS]
+    flags = settings.to_dict()
+    more = [name for name in flags if name in settings.explicit and name not in ASSIGNMENT_FLAGS]
     if settings.shows_args:
         print(f"args: { {name: flags[name] for name in (*ASSIGNMENT_FLAGS, *more)} }")
     return argparse.Namespace(**flags)
 
 
-def refuse_idle_flags(
+def reject_unused_flags(
     settings_class: type[TaskSettings], values: dict[str, Any], given: list[str]
 ) -> None:
     """Refuse flags that would not act; the assignment's are taken with every option, as there.
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
     if settings_class.keeps_freed_memory:
         keep_freed_memory()
     seed_everything(args.seed)
-    with during(f"--option {args.option} ran", settings_class.less_memory):
+    with explain_out_of_memory(f"--option {args.option} ran", settings_class.less_memory):
         do(args)
 
 

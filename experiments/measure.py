@@ -19,7 +19,7 @@ from experiments.rows import BASELINES, METHODS, PROMPTED, REFERENCE, ROWS, with
 from experiments.runs import DEMO, RESULTS, accuracies, classify, recorded, run_llama
 from experiments.task_text import SST, task_text
 from minllama.common.errors import InputError
-from minllama.common.files import atomic_write, fingerprint
+from minllama.common.files import atomic_write, file_fingerprint
 from minllama.text.labelled import read_labelled
 
 RECORDS = RESULTS / "methods.jsonl"
@@ -35,7 +35,7 @@ def record(identity: dict, measure: Callable[[], dict]) -> dict:
     What it is known by says neither how the reader was trained nor on which text. Where these
     change, remove the lines.
     """
-    return recorded(RECORDS, identity | {"demo": fingerprint(DEMO)}, measure)
+    return recorded(RECORDS, identity | {"demo": file_fingerprint(DEMO)}, measure)
 
 
 @functools.cache

@@ -9,7 +9,13 @@ import torch
 from config import LlamaConfig
 from minllama.checkpoints import integrity
 from minllama.checkpoints.layout import Checkpoint, checked
-from minllama.common.errors import FOR_LOADING, InputError, during, is_out_of_memory, missing_file
+from minllama.common.errors import (
+    FOR_LOADING,
+    InputError,
+    explain_out_of_memory,
+    is_out_of_memory,
+    missing_file,
+)
 from minllama.common.files import atomic_write
 
 MODEL_ARGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of")
@@ -94,7 +100,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
         raise missing_file(path)
     integrity.check(path)
     try:
-        with warnings.catch_warnings(), during(f"loading {path}", FOR_LOADING):
+        with warnings.catch_warnings(), explain_out_of_memory(f"loading {path}", FOR_LOADING):
             warnings.simplefilter("ignore")  # of old files
             mmap = mapped and integrity.is_zip(path)  # not in files of old versions
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -26,7 +26,7 @@ def missing_file(path: str | Path) -> FileNotFoundError:
     )
 
 
-def complaint_of(error: Exception) -> str | None:
+def user_message(error: Exception) -> str | None:
     """What to tell of an error that a user can cause; None for all others."""
     if isinstance(error, InputError):
         return str(error)
@@ -40,7 +40,7 @@ def complaint_of(error: Exception) -> str | None:
     return None
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Tell an error in one line, which is not long: of a long one the middle is left out."""
     line = " ".join(message[: 2 * LONGEST].split())
     if len(message) > LONGEST:
@@ -65,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def during(work: str, less: str | None = None) -> Iterator[None]:
+def explain_out_of_memory(work: str, less: str | None = None) -> Iterator[None]:
     """Let an error of too little memory tell what was being done, and what would take less.
 
     Where one is in another, the inner one tells the work, and the first that knows it what to do.

@@ -15,7 +15,7 @@ from minllama.common.errors import InputError, missing_file
 
 
 @contextlib.contextmanager
-def named_errors(path: str | Path) -> Iterator[None]:
+def name_file_in_errors(path: str | Path) -> Iterator[None]:
     """Let errors of the system name the file, as those of an unwritable disk do not."""
     try:
         yield
@@ -40,7 +40,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with named_errors(path):
+        with name_file_in_errors(path):
             with temporary.open(mode, encoding=encoding) as file:
                 yield file
                 file.flush()
@@ -166,7 +166,7 @@ N_BLOCKS, BLOCK = 256, 1 << 16  # what is read of it: so many blocks of so many 
 SAMPLE = N_BLOCKS * BLOCK
 
 
-def fingerprint(path: str | Path, large: int = LARGE) -> str:
+def file_fingerprint(path: str | Path, large: int = LARGE) -> str:
     """The name and the beginning of the SHA-256 of a file, or of all files of a folder.
 
     Of a file of more than `large` bytes it is the name, the size, and the SHA-256 of 256 blocks of
@@ -182,7 +182,7 @@ def fingerprint(path: str | Path, large: int = LARGE) -> str:
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(file for file in path.iterdir() if file.is_file()):
-            digest.update(fingerprint(file, large).encode())
+            digest.update(file_fingerprint(file, large).encode())
         return f"{path.name} {digest.hexdigest()[:16]}"
     size = path.stat().st_size
     with path.open("rb") as file:

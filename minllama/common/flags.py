@@ -49,7 +49,7 @@ class TaskSettings(Settings):
     """The assignment's flags, and what every option has besides.
 
     Attributes:
-        given: the names of the flags on the command line.
+        explicit: the names of the flags on the command line.
         demo: the files of the demo that may stand in, in groups: those of a group only together.
         takes_methods: whether the flags of methods act.
         takes_processes: whether `torchrun` may start several processes.
@@ -121,10 +121,10 @@ class TaskSettings(Settings):
     generated_sentence_high_temp_out: str = flag(
         "generated-sentence-temp-1.txt", "file for the text generated at temperature 1"
     )
-    given: tuple[str, ...] = ()
+    explicit: tuple[str, ...] = ()
 
     @classmethod
-    def with_implied(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def from_saved_run(cls, given: dict[str, Any]) -> dict[str, Any]:
         """The flags on the command line, and those that they bring with them."""
         return given
 
@@ -133,7 +133,7 @@ class TaskSettings(Settings):
         """The checkpoints that are read."""
         return [self.pretrained_model_path]
 
-    def completed(self) -> Self:
+    def resolved(self) -> Self:
         """The same with what depends on other flags and on the files that are there."""
         return self.with_demo().with_tokenizer()
 
@@ -147,7 +147,7 @@ class TaskSettings(Settings):
             defaults = [getattr(self, name) for name in stand_ins]
             is_complete = all((DEMO / file).is_file() for file in stand_ins.values())
             is_there = any(Path(path).exists() for path in defaults)
-            if is_there or not is_complete or not stand_ins.keys().isdisjoint(self.given):
+            if is_there or not is_complete or not stand_ins.keys().isdisjoint(self.explicit):
                 continue
             new = {name: demo_path(file) for name, file in stand_ins.items()}
             print(
@@ -189,7 +189,7 @@ class ClassifySettings(TaskSettings):
         Args:
             kind: "prompting" or "finetuning"; with an advanced flag the names tell that instead.
         """
-        if not {"dev_out", "test_out"}.isdisjoint(self.given):
+        if not {"dev_out", "test_out"}.isdisjoint(self.explicit):
             return self
         names = {}
         for split in ("dev", "test"):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NoReturn
 
-from minllama.common.errors import InputError, complain, complaint_of
+from minllama.common.errors import InputError, print_error, user_message
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -50,10 +50,10 @@ def run_script(main: Callable[[], None]) -> None:
         except Exception as error:
             if isinstance(error, BrokenPipeError) and error.filename == STDOUT:
                 sys.exit(141)
-            message = complaint_of(error)
+            message = user_message(error)
             if message is None:
                 raise
-            complain(message)
+            print_error(message)
             sys.exit(2)
 
 

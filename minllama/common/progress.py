@@ -23,7 +23,7 @@ class Bar(tqdm):
             kwargs |= {"mininterval": 1, "maxinterval": INTERVAL}
         super().__init__(*args, leave=False, **kwargs)
 
-    def tell(self, loss: float | None, seconds_left: float) -> None:
+    def report(self, loss: float | None, seconds_left: float) -> None:
         """Show a loss, and the time left of the whole run in place of this bar's."""
         self.bar_format = (
             "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}{postfix}]"
@@ -81,7 +81,7 @@ class Pace:
         self.n_done = {"step": 0, "pause": 0}
         self._last = time.perf_counter()
 
-    def took(self, what: str) -> None:
+    def record(self, what: str) -> None:
         """Since the last call there was a "step" or a "pause"."""
         now = time.perf_counter()
         self.seconds[what] += now - self._last

@@ -68,7 +68,7 @@ class Settings:
         for field, annotation in fields_of(type(self)):
             value = converted(getattr(self, field.name), annotation)
             object.__setattr__(self, field.name, value)  # frozen from here on
-            if complaint := complaint_about(value, annotation, field.metadata):
+            if complaint := validate(value, annotation, field.metadata):
                 raise InputError(f"{spelling_of(field)} {value}: {complaint}")
 
     @classmethod
@@ -87,9 +87,11 @@ class Settings:
         """The flags at their defaults."""
         return {field.name: field.default for field, _ in fields_of(cls) if field.metadata}
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All fields as values that JSON and a checkpoint can hold."""
-        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {
+            field.name: to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }
 
     def changed(self) -> dict[str, Any]:
         """The flags that are not at their defaults."""
@@ -134,7 +136,7 @@ def converted(value: Any, annotation: Any) -> Any:
     return value
 
 
-def complaint_about(value: Any, annotation: Any, metadata: typing.Mapping) -> str | None:
+def validate(value: Any, annotation: Any, metadata: typing.Mapping) -> str | None:
     """What is wrong with a setting's value, or None."""
     kinds = alternatives(annotation)
     if value is None and types.NoneType in kinds:
@@ -145,7 +147,7 @@ def complaint_about(value: Any, annotation: Any, metadata: typing.Mapping) -> st
             is_fixed = container is tuple and Ellipsis not in items
             if is_fixed and len(value) != len(items):
                 return f"expected {len(items)} values"
-            complaints = (complaint_about(item, items[0], metadata) for item in value)
+            complaints = (validate(item, items[0], metadata) for item in value)
             return next(filter(None, complaints), None)
         is_other_number = isinstance(value, bool) and kind is not bool
         if container is None and isinstance(value, kind) and not is_other_number:
@@ -169,12 +171,12 @@ def choices_of(metadata: typing.Mapping) -> tuple[str, ...] | None:
     return choices() if callable(choices) else choices
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value that can be saved without pickling a class; what is none becomes its text."""
     if hasattr(value, "dtype") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value if type(value) in (bool, int, float, str, types.NoneType) else str(value)
 
 

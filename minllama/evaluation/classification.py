@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from minllama.common.errors import InputError
-from minllama.common.files import atomic_write, named_errors
+from minllama.common.files import atomic_write, name_file_in_errors
 from minllama.common.flags import ClassifySettings
 from minllama.common.progress import Bar
 from minllama.text.labelled import SortedBatchSampler
@@ -161,7 +161,7 @@ def append_metrics(path: str | Path | None, **record: Any) -> None:
     if path is None:
         return
     try:
-        with named_errors(path), Path(path).open("a", encoding="utf-8") as file:
+        with name_file_in_errors(path), Path(path).open("a", encoding="utf-8") as file:
             file.write(f"{json.dumps(record)}\n")
     except OSError as error:
         warnings.warn(f"{path}: {error.strerror}; a line of metrics is lost", stacklevel=2)

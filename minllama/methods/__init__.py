@@ -88,7 +88,7 @@ def values_of(methods: Sequence[Method]) -> dict[str, Any]:
     for cls in flag_classes():
         values |= cls.defaults()
     for method in methods:
-        values |= method.plain()
+        values |= method.to_dict()
         if method.tune is not None:
             values["tune"] = method.tune
     return values

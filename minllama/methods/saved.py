@@ -16,7 +16,7 @@ from minllama.checkpoints.layout import is_dense, is_finite
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
 from minllama.common.flags import TaskSettings, dataset_of
-from minllama.common.settings import Settings, plain
+from minllama.common.settings import Settings, to_plain
 from minllama.kernels.cpu import accelerate
 from minllama.methods import build_classifier, former_names, switched_on
 from minllama.methods.recipe import Method
@@ -112,8 +112,8 @@ def saved_model(model: nn.Module, optimizer: Optimizer, args: Any, config: Any) 
 def plain_values(settings: Any) -> dict[str, Any]:
     """Settings, or the attributes of any object, as a checkpoint can hold them."""
     if isinstance(settings, Settings):
-        return settings.plain()
-    return {name: plain(value) for name, value in vars(settings).items()}
+        return settings.to_dict()
+    return {name: to_plain(value) for name, value in vars(settings).items()}
 
 
 def read_saved(path: str | Path, settings_class: type[Settings]) -> SavedRun:

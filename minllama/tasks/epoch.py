@@ -113,8 +113,8 @@ def train_epoch(
             loss = update(model, losses, optimizer, f"epoch {epoch}, step {step}")
         progress.losses.append(loss)
         if pace is not None:
-            pace.took("step")
-            bar.tell(loss.item() if device.type == "cpu" else None, pace.seconds_left)
+            pace.record("step")
+            bar.report(loss.item() if device.type == "cpu" else None, pace.seconds_left)
         for call in after_step:
             call(model, epoch * n_steps + step + 1)
         if keep is not None:

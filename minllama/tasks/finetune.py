@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from minllama import methods
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError, in_gibibytes, missing_file
-from minllama.common.files import fingerprint
+from minllama.common.files import file_fingerprint
 from minllama.common.flags import ClassifySettings, TrainSettings, dataset_of
 from minllama.common.progress import Pace
 from minllama.common.settings import flag
@@ -116,7 +116,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         return cls(**cls.known(vars(args)) | {"methods": methods.switched_on(vars(args))})
 
     @classmethod
-    def with_implied(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def from_saved_run(cls, given: dict[str, Any]) -> dict[str, Any]:
         """With `load` the settings of the saved run, for the flags that are absent.
 
         Raises:
@@ -134,7 +134,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
                 raise InputError(f"{run.path}: trained with {name} {value}; leave the flag out")
         return {name: run.args[name] for name in CHANGEABLE if name in run.args} | fixed | given
 
-    def completed(self) -> Self:
+    def resolved(self) -> Self:
         """The best weights get a name from epochs, rate and methods, or as `load` says."""
         settings = self if self.load is not None else self.with_demo()
         suffix = methods.file_suffix(self.methods)
@@ -142,20 +142,22 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         settings = settings.with_tokenizer().with_output_names("finetuning")
         return settings.replace(filepath=filepath)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The flags of methods stand beside the others."""
-        values = super().plain()
+        values = super().to_dict()
         del values["methods"]
         return values | methods.values_of(self.methods)
 
-    def of_the_result(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All that the result depends on, as JSON has it: settings, and the files they name."""
-        values = {name: value for name, value in self.plain().items() if name in OF_THE_RESULT}
+        values = {name: value for name, value in self.to_dict().items() if name in OF_THE_RESULT}
         values |= methods.values_of(self.methods)
         paths = {name: getattr(self, name) for name in FILES}
-        if "label_names" not in self.given and not methods.need_label_names(self.methods):
+        if "label_names" not in self.explicit and not methods.need_label_names(self.methods):
             del paths["label_names"]
-        values |= {name: fingerprint(path) for name, path in paths.items() if Path(path).exists()}
+        values |= {
+            name: file_fingerprint(path) for name, path in paths.items() if Path(path).exists()
+        }
         return json.loads(json.dumps(values))
 
     @property
@@ -170,7 +172,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
     @property
     def has_own_weights(self) -> bool:
         """Whether the model may be another one than the assignment's."""
-        return "pretrained_model_path" in self.given or self.load is not None
+        return "pretrained_model_path" in self.explicit or self.load is not None
 
     def check_before_work(self, *outputs: str) -> None:
         """See that there is such a training, and that its results can be written.
@@ -210,7 +212,7 @@ def finetune(args: argparse.Namespace) -> None:
     for path in (settings.train, settings.dev, settings.test, settings.pretrained_model_path):
         if not Path(path).exists():
             raise missing_file(path)
-    result = settings.of_the_result()
+    result = settings.fingerprint()
     distributed.agree(result)
     data = dataset_of(settings.train, "train")
     with claimed(settings.filepath, result, data, settings.fresh) as claim:
@@ -232,7 +234,7 @@ def agree_on_files(settings: FinetuneSettings) -> None:
     files = [settings.dev, settings.test, settings.pretrained_model_path, settings.tokenizer_path]
     files += [settings.load, settings.label_names]
     files = [path for path in files if path is not None and Path(path).exists()]
-    distributed.agree({path: fingerprint(path) for path in files})
+    distributed.agree({path: file_fingerprint(path) for path in files})
 
 
 def train(args: argparse.Namespace) -> None:
@@ -437,14 +439,14 @@ class FineTuning:
         progress.records.append(record)
         progress.epoch, progress.losses, progress.seconds = epoch + 1, [], 0.0
         self.keeper.save(progress, (epoch + 1) * n_steps)
-        self.pace.took("pause")
+        self.pace.record("pause")
         if distributed.is_first():
             append_metrics(settings.metrics_out, **record)
 
     def saved(self) -> dict[str, Any]:
         """The weights, under the settings with which they were trained."""
         config = argparse.Namespace(
-            **self.config.plain() | methods.values_of(self.settings.methods)
+            **self.config.to_dict() | methods.values_of(self.settings.methods)
         )
         saved = saved_model(self.model, self.optimizer, self.settings, config)
         return saved if self.claim is None else saved | {RUN: json.dumps(self.claim.fingerprint)}
@@ -475,7 +477,7 @@ def count_labels(settings: FinetuneSettings) -> tuple[int, list[str] | None]:
         InputError: a file of labelled sentences has other labels.
     """
     names = None
-    if "label_names" in settings.given or methods.need_label_names(settings.methods):
+    if "label_names" in settings.explicit or methods.need_label_names(settings.methods):
         names = load_label_names(settings.label_names)
         num_labels, known_from = len(names), settings.label_names
     else:
@@ -521,7 +523,7 @@ def evaluate_saved(settings: FinetuneSettings) -> list[dict[str, Any]]:
     config = saved.config.replace(init_weights=False)
     if settings.load is not None:
         config = config.replace(pretrained_model_path=settings.pretrained_model_path)
-        if "label_names" in settings.given:
+        if "label_names" in settings.explicit:
             config = config.replace(label_names=same_label_names(settings, config))
     settings.check_before_work()
     for filename in (settings.dev, settings.test):

@@ -14,7 +14,7 @@ from torch import nn
 
 from llama import Llama, load_pretrained
 from minllama.checkpoints.formats import tokenizer_beside
-from minllama.common.errors import InputError, complain, in_gibibytes
+from minllama.common.errors import InputError, in_gibibytes, print_error
 from minllama.common.files import atomic_write, check_outputs
 from minllama.common.flags import DEMO_MODEL, CompileSettings
 from minllama.common.progress import Bar
@@ -70,7 +70,7 @@ class GenerateSettings(CompileSettings):
         """
         if self.stop is not None and "" in self.stop:
             raise InputError("--stop: an empty text is everywhere; leave it out")
-        if self.interactive and "prefix" in self.given:
+        if self.interactive and "prefix" in self.explicit:
             raise InputError("--interactive: takes its texts from the input; leave --prefix out")
 
     @property
@@ -416,7 +416,7 @@ def converse(generator: TextGenerator, settings: GenerateSettings) -> None:
             texts = continuations(generator, settings, prompt, settings.one_temperature)
             interrupted = show(texts, is_live=len(texts.rows) == 1)
         except InputError as error:  # the next prompt may be shorter
-            complain(str(error))
+            print_error(str(error))
             continue
         if interrupted and not is_terminal:
             raise KeyboardInterrupt

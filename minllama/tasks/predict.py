@@ -61,17 +61,17 @@ class PredictSettings(AskingSettings):
     )
 
     @classmethod
-    def with_implied(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def from_saved_run(cls, given: dict[str, Any]) -> dict[str, Any]:
         """With `load` the settings of the saved run, as far as they are known here."""
         if given.get("load") is None:
             return given
         for name in ("prompt_template", "calibrate"):
             if name in given:
                 raise InputError(f"--{name}: --load does not ask for labels; leave one of them out")
-        return cls.known(FinetuneSettings.with_implied(given)) | given
+        return cls.known(FinetuneSettings.from_saved_run(given)) | given
 
-    def completed(self) -> Self:
-        return self.with_tokenizer() if self.load is not None else super().completed()
+    def resolved(self) -> Self:
+        return self.with_tokenizer() if self.load is not None else super().resolved()
 
     @property
     def checkpoints(self) -> list[str]:
@@ -162,7 +162,7 @@ class Finetuned(Labeller):
         config = saved.config.replace(
             init_weights=False, pretrained_model_path=settings.pretrained_model_path
         )
-        if "label_names" in settings.given:
+        if "label_names" in settings.explicit:
             config = config.replace(label_names=same_label_names(settings, config))
         device = pick_device(settings.use_gpu)
         tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)

@@ -23,7 +23,7 @@ from config import LlamaConfig
 from llama import Llama, load_pretrained
 from minllama.checkpoints.pt import model_args_of, write_checkpoint
 from minllama.common.errors import InputError, missing_file
-from minllama.common.files import LARGE, SAMPLE, atomic_write, check_outputs, fingerprint
+from minllama.common.files import LARGE, SAMPLE, atomic_write, check_outputs, file_fingerprint
 from minllama.common.flags import TrainSettings
 from minllama.common.progress import Bar, Pace
 from minllama.common.settings import flag
@@ -143,7 +143,7 @@ class PretrainSettings(TrainSettings):
     @property
     def start_from(self) -> str | None:
         """The checkpoint to train further, or None."""
-        return self.pretrained_model_path if "pretrained_model_path" in self.given else None
+        return self.pretrained_model_path if "pretrained_model_path" in self.explicit else None
 
     @property
     def checkpoints(self) -> list[str]:
@@ -160,7 +160,7 @@ class PretrainSettings(TrainSettings):
     @property
     def given_tokenizer(self) -> str | None:
         """The tokenizer that is not trained, or None."""
-        has_tokenizer = self.start_from or "tokenizer_path" in self.given
+        has_tokenizer = self.start_from or "tokenizer_path" in self.explicit
         return self.tokenizer_path if has_tokenizer else None
 
     def shape(self) -> dict:
@@ -193,11 +193,11 @@ class PretrainSettings(TrainSettings):
         check_dtype(self.dtype)
         if self.split[0] == 0:
             raise InputError("--split: the training part needs a share greater than 0")
-        if self.given_tokenizer and "vocab_size" in self.given:
+        if self.given_tokenizer and "vocab_size" in self.explicit:
             raise InputError(
                 f"--vocab_size: {self.given_tokenizer} has a size of its own; leave it out"
             )
-        fixed = sorted(set(SHAPE) & set(self.given) - {"max_seq_len"})
+        fixed = sorted(set(SHAPE) & set(self.explicit) - {"max_seq_len"})
         if self.start_from and fixed:
             flags = ", ".join(f"--{name}" for name in fixed)
             raise InputError(f"{flags}: {self.start_from} has a shape of its own; leave that out")
@@ -229,7 +229,7 @@ class PretrainSettings(TrainSettings):
                 "--output_dir"
             )
 
-    def of_the_result(self) -> dict:
+    def fingerprint(self) -> dict:
         """All that the result depends on, as JSON has it."""
         own = PretrainSettings.defaults().keys() - TrainSettings.defaults().keys()
         names = [*SHARED, *sorted(own - NOT_OF_THE_RESULT)]
@@ -241,12 +241,12 @@ class PretrainSettings(TrainSettings):
     def _fingerprints(self) -> list[str]:
         large = SAMPLE if self.is_tokenized else LARGE  # there may be hundreds of token files
         others = [file for file in (self.start_from, self.given_tokenizer) if file is not None]
-        texts = [fingerprint(file, large) for file in self.text]
-        return texts + [fingerprint(file) for file in others]
+        texts = [file_fingerprint(file, large) for file in self.text]
+        return texts + [file_fingerprint(file) for file in others]
 
     def goes_on(self, before: dict) -> bool:
         """Whether a run with former settings takes more steps, with the rates that it had."""
-        now = self.of_the_result()
+        now = self.fingerprint()
         try:
             longer = self.replace(**{key: before[key] for key in ("steps", "warmup_steps")})
         except (InputError, KeyError):
@@ -287,8 +287,8 @@ def pretrain(args: argparse.Namespace) -> None:
     """
     settings = PretrainSettings.from_args(args)
     settings.check()
-    of_the_result = settings.of_the_result()
-    distributed.agree(of_the_result)
+    fingerprint = settings.fingerprint()
+    distributed.agree(fingerprint)
     device = pick_device(True) if settings.use_gpu else best_device()
     llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
     given = load_given_tokenizer(settings, llama)
@@ -299,7 +299,7 @@ def pretrain(args: argparse.Namespace) -> None:
     ]
     held = nullcontext()
     if is_first:
-        held = open_run(folder, of_the_result, settings.goes_on, reads)
+        held = open_run(folder, fingerprint, settings.goes_on, reads)
     with held:
         tokenizer, texts = distributed.first_alone(lambda: prepare_texts(settings, given, folder))
         for name, text in texts.items():
@@ -421,7 +421,7 @@ class Pretraining:
         folder: Path,
     ):
         self.settings, self.llama, self.texts, self.folder = settings, llama, texts, folder
-        self.of_the_result = settings.of_the_result()
+        self.fingerprint = settings.fingerprint()
         self.device = next(llama.parameters()).device
         self.seqlen = settings.max_seq_len or llama.config.max_seq_len
         if self.seqlen > llama.config.max_seq_len:
@@ -482,9 +482,9 @@ class Pretraining:
                     )
                 losses.append(loss)
                 self.step += 1
-                self.pace.took("step")
+                self.pace.record("step")
                 known = loss.item() if loss.device.type == "cpu" else None
-                progress.tell(known, self.pace.seconds_left)
+                progress.report(known, self.pace.seconds_left)
                 progress.update()
                 if self.step % eval_every == 0 or self.step == settings.steps:
                     check_finite(torch.stack(losses), f"the steps to {self.step}")
@@ -492,7 +492,7 @@ class Pretraining:
                     self.seconds += now - last_time
                     self._report(tally, now - last_time)
                     self._save()
-                    self.pace.took("pause")
+                    self.pace.record("pause")
                     tally, losses = Tally(), []
                     last_time = time.perf_counter()
 
@@ -595,7 +595,7 @@ class Pretraining:
             "model_args": model_args_of(self.llama.config),
             "iter_num": self.step,
             "best_val_loss": torch.tensor(self.best_loss),
-            "config": self.of_the_result,
+            "config": self.fingerprint,
         }
         write_checkpoint(saved, self.folder / MODEL)
 
@@ -604,7 +604,7 @@ class Pretraining:
             "step": self.step,
             "best_loss": self.best_loss,
             "seconds": self.seconds,
-            "settings": self.of_the_result,
+            "settings": self.fingerprint,
             "torch_rng": torch.get_rng_state(),
         }
         if self.device.type != "cpu":
@@ -620,7 +620,7 @@ class Pretraining:
 
     def _take_up(self, saved: dict[str, Any]) -> None:
         before = saved["settings"]
-        if before != self.of_the_result and not self.settings.goes_on(before):
+        if before != self.fingerprint and not self.settings.goes_on(before):
             found = state.newest(self.folder)
             raise InputError(f"{found}: not this run's; name another --output_dir")
         if saved["step"] > 0 and not (self.folder / MODEL).is_file():

@@ -63,8 +63,8 @@ class PromptSettings(AskingSettings, ClassifySettings):
     title = "prompt"
     description = None
 
-    def completed(self) -> Self:
-        return super().completed().with_output_names("prompting")
+    def resolved(self) -> Self:
+        return super().resolved().with_output_names("prompting")
 
     @property
     def advanced(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_with_prompting(args: argparse.Namespace) -> None:
     stays whole, and every row's own last token is read.
     """
     settings = PromptSettings.from_args(args)
-    settings.check_output_names("prompting", "pretrained_model_path" in settings.given)
+    settings.check_output_names("prompting", "pretrained_model_path" in settings.explicit)
     check_metrics_file(settings.metrics_out)
     label_names = load_label_names(settings.label_names)
     frame(settings.prompt_template, label_names)

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from minllama.common.errors import InputError, missing_file
-from minllama.common.files import atomic_write, fingerprint
+from minllama.common.files import atomic_write, file_fingerprint
 from minllama.common.progress import Bar
 from minllama.text.labelled import read_labelled
 from tokenizer import Tokenizer
@@ -290,7 +290,7 @@ def tokenize(
                 has_bos_only = counts["n_tokens"] == counts["n_documents"]
                 if has_bos_only and counts["n_tokens"] > 0:
                     raise InputError(f"{_names(paths)}: the {name} part has no tokens but BOS")
-        index["files"] = {name: fingerprint(folder / name) for name in files}
+        index["files"] = {name: file_fingerprint(folder / name) for name in files}
         index["tokenizer"] = pieces
         with atomic_write(index_file) as file:
             json.dump(index, file)
@@ -322,7 +322,7 @@ def _is_whole(folder: Path, index: dict, dtype: np.dtype) -> bool:
     """Whether all that an index tells of is there, and as it was written."""
     try:
         for name, expected in index.get("files", {}).items():  # versions before had none
-            if fingerprint(folder / name) != expected:
+            if file_fingerprint(folder / name) != expected:
                 return False
         for name in PARTS:
             counts = [index[name][counter] for counter in COUNTERS]

@@ -27,7 +27,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from minllama.common.errors import InputError, complain, complaint_of
+from minllama.common.errors import InputError, print_error, user_message
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def joined() -> Iterator[None]:
             _connect(rank, n_processes)
             yield
         except Exception as error:
-            message = complaint_of(error) or _lost_contact(error)
+            message = user_message(error) or _lost_contact(error)
             if message is None and not _another_failed():
                 sys.stderr = stderr  # a bug: its traceback is for everyone to see
                 raise
@@ -181,13 +181,13 @@ def _tell_once(message: str | None) -> None:
     """Let the first process that gets here print an error; the others wait until it has."""
     try:
         if message is not None and _Together.store.add(ERROR, 1) == 1:
-            complain(message)
+            print_error(message)
             _Together.store.set(TOLD, "")
         else:
             _Together.store.wait([TOLD], timedelta(seconds=10))
     except (RuntimeError, AttributeError):  # there is no store, or no more
         if message is not None:
-            complain(message)
+            print_error(message)
 
 
 def agree(values: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from base_llama import load_state, named_weights, trained_state
 from minllama.checkpoints.layout import is_finite
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
-from minllama.common.files import atomic_write, named_errors
+from minllama.common.files import atomic_write, name_file_in_errors
 from minllama.training import distributed
 
 FILE, FOLDER, VALUES = "state.pt", "state-*", "values.json"
@@ -98,7 +98,7 @@ def _one_error(path: Path) -> Iterator[None]:
     """
     from torch.distributed.checkpoint import CheckpointException
 
-    with named_errors(path):
+    with name_file_in_errors(path):
         try:
             yield
         except CheckpointException as error:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from minllama.common.errors import InputError, during
+from minllama.common.errors import InputError, explain_out_of_memory
 from minllama.training import distributed
 
 
@@ -40,7 +40,7 @@ def update(
     """
     optimizer.zero_grad()
     sums = []
-    with during(f"training, {when}"):
+    with explain_out_of_memory(f"training, {when}"):
         for loss in losses:
             (loss * distributed.n_processes()).backward()  # the engine takes the processes' mean
             sums.append(loss.detach())
@@ -54,7 +54,7 @@ def update(
         if on_cpu and not torch.isfinite(norm):
             raise InputError(f"the gradient's norm is {norm} in {when}; lower --lr")
         total = torch.where(torch.isfinite(norm), total, torch.nan)
-    with during(f"the optimizer took {when}"):
+    with explain_out_of_memory(f"the optimizer took {when}"):
         optimizer.step()
     return total
 

@@ -5,7 +5,7 @@ import errno
 import pytest
 import torch
 
-from minllama.common.errors import InputError, complain, complaint_of, during
+from minllama.common.errors import InputError, explain_out_of_memory, print_error, user_message
 from minllama.common.program import run_script
 
 
@@ -53,7 +53,10 @@ CPU += "to allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)"
 )  # fmt: skip
 def test_too_little_memory_tells_how_much_for_what_and_what_takes_less(capsys, error, size):
     def main():
-        with during("fine-tuning", "lower --batch_size"), during("step 3"):
+        with (
+            explain_out_of_memory("fine-tuning", "lower --batch_size"),
+            explain_out_of_memory("step 3"),
+        ):
             raise error
 
     with pytest.raises(SystemExit) as stop:
@@ -65,13 +68,13 @@ def test_too_little_memory_tells_how_much_for_what_and_what_takes_less(capsys, e
 
 def test_other_errors_are_left_alone():
     error = RuntimeError("shape '[3]' is invalid for input of size 4")
-    with pytest.raises(RuntimeError), during("step 3", "lower --batch_size"):
+    with pytest.raises(RuntimeError), explain_out_of_memory("step 3", "lower --batch_size"):
         raise error
-    assert complaint_of(error) is None and not hasattr(error, "__notes__")
+    assert user_message(error) is None and not hasattr(error, "__notes__")
 
 
 def test_a_long_error_is_cut_in_the_middle(capsys):
-    complain("what " + "x\n" * 1_000_000 + "; what to do")
+    print_error("what " + "x\n" * 1_000_000 + "; what to do")
     line = capsys.readouterr().err
     assert line.startswith("error: what x x") and line.endswith("x ; what to do\n")
     assert len(line) < 1100 and line.count("\n") == 1 and "…" in line

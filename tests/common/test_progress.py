@@ -32,8 +32,8 @@ def test_a_log_has_a_line_every_half_minute(monkeypatch, clock):
     pace = Pace(90, 3)
     for _ in range(60):
         clock.now += 1.5
-        pace.took("step")
-        bar.tell(3.14159, pace.seconds_left)
+        pace.record("step")
+        bar.report(3.14159, pace.seconds_left)
         bar.update()
     bar.close()
     assert log.getvalue().splitlines() == [
@@ -53,7 +53,7 @@ def test_a_terminal_has_a_bar_that_goes_away(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     bar = Bar(range(3), desc="train", mininterval=0)
     for _ in bar:
-        bar.tell(2.5, 61)
+        bar.report(2.5, 61)
     shown = terminal.getvalue().split("\r")
     assert any("loss 2.500, 01:01 left" in part for part in shown)
     assert "\n" not in terminal.getvalue() and not shown[-1]
@@ -63,9 +63,9 @@ def test_the_time_left_counts_steps_and_pauses(clock):
     pace = Pace(10, 2)
     for _ in range(5):
         clock.now += 2
-        pace.took("step")
+        pace.record("step")
     assert pace.seconds_left == 10  # nothing is known of pauses
     clock.now += 30
-    pace.took("pause")
+    pace.record("pause")
     assert pace.seconds_left == 10 + 30
     assert minllama.common.progress.INTERVAL == 30

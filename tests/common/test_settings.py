@@ -53,7 +53,7 @@ def test_settings_take_what_is_near_enough():
     assert type(settings.size) is int and type(settings.rate) is float
     assert settings.changed() == {"size": 4, "rate": 2.0, "kind": "b", "shares": (1.0, 0.0)}
     plain = {"size": 4, "rate": 2.0, "kind": "b", "shares": [1.0, 0.0], "is_on": False}
-    assert settings.plain() == plain | {"given": ["size"]}
+    assert settings.to_dict() == plain | {"given": ["size"]}
     assert Example(**plain) == settings.replace(given=())
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.size = 5

@@ -399,7 +399,7 @@ def test_advanced_names_are_for_advanced_methods(project, run_cli):
         settings = FinetuneSettings(
             option="finetune",
             pretrained_model_path="model.pt",
-            given=given,
+            explicit=given,
             methods=methods_of(flags),
             dev_out=names[1],
             test_out=names[3],

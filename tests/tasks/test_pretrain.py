@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 import minllama.tasks.pretrain
 from llama import load_pretrained
 from minllama.checkpoints.pt import read_checkpoint
-from minllama.common.files import fingerprint
+from minllama.common.files import file_fingerprint
 from minllama.common.flags import ASSIGNMENT_FLAGS
 from minllama.evaluation.language_model import NextTokenScores
 from minllama.tasks.pretrain import Pretraining, PretrainSettings
@@ -302,7 +302,7 @@ def test_large_files_of_ids_are_not_read_whole(folder, run_cli, token_files, mon
     assert "continuing from step 5" in run_cli(*flags)[1]
     files = json.loads((folder / "out/pretrain.json").read_text())["files"]
     assert [len(file.split()) for file in files] == [2, 3, 2, 2]  # one is sampled
-    assert files[0] == fingerprint("part0.bin")
+    assert files[0] == file_fingerprint("part0.bin")
 
 
 def test_an_id_that_is_no_piece_is_one_line(folder, run_cli, token_files):
@@ -362,7 +362,7 @@ def test_every_flag_is_one_of_a_runs_settings(folder):
     # Of the text and the checkpoint there are fingerprints; the others change no result.
     flags -= {"text", "tokenizer_path", "output_dir", "causal", "activation_checkpointing"}
     flags -= {"shard", "compile", "verify", "plot"}
-    settings = PretrainSettings(text=["text.txt"]).of_the_result()
+    settings = PretrainSettings(text=["text.txt"]).fingerprint()
     assert settings.keys() == {*flags, "files"}
 
 
