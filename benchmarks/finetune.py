@@ -33,7 +33,7 @@ from minllama.evaluation.classification import model_eval
 from minllama.kernels.cpu import accelerate, keep_freed_memory
 from minllama.methods.saved import ClassifierConfig
 from minllama.tasks.epoch import ClassificationLoss, train_epoch
-from minllama.text.labelled import encode_labelled, fit_context, read_labelled
+from minllama.text.labelled import encode, fit_context, read_labelled
 from minllama.training.step import mixed_precision
 from optimizer import AdamW
 from tokenizer import Tokenizer
@@ -111,7 +111,9 @@ class Way:
         files = [f"{flags.data}-{split}.txt" for split in ("train", "dev")]
         max_len = self.model.llama.config.max_seq_len
         train, dev = fit_context(
-            *(encode_labelled(file, tokenizer) for file in files), max_len=max_len, keep="first"
+            *(encode(read_labelled(file), tokenizer) for file in files),
+            max_len=max_len,
+            keep="first",
         )
         self.sizes = len(train), len(dev)
         way = {"causal": causal, "reference": reference}

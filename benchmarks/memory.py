@@ -23,7 +23,7 @@ from benchmarks.ways import WAYS, make_parser, print_settings
 from minllama.common.program import run_script
 from minllama.kernels.cpu import keep_freed_memory
 from minllama.tasks.epoch import train_epoch
-from minllama.text.labelled import read_labelled
+from minllama.text.labelled import Example, read_labelled
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.step import mixed_precision
 from utils import peak_memory
@@ -75,7 +75,7 @@ def longest_first(loader: DataLoader, n: int, tokens: int | None) -> DataLoader:
     batches.insert(0, batches.pop(lengths.index(max(lengths))))
     if tokens is not None:
         data = [
-            (sentence, label, (ids * math.ceil(tokens / len(ids)))[:tokens])
+            Example(sentence, label, (ids * math.ceil(tokens / len(ids)))[:tokens])
             for sentence, label, ids in data
         ]
     return DataLoader(data, batch_sampler=batches[:n], collate_fn=loader.collate_fn)

@@ -26,7 +26,7 @@ from minllama.evaluation.classification import model_eval
 from minllama.kernels.cpu import accelerate, keep_freed_memory
 from minllama.kernels.quantize import pack
 from minllama.tasks.prompt import ZeroShotConfig
-from minllama.text.labelled import encode_labelled, fit_context, load_label_names
+from minllama.text.labelled import encode, fit_context, load_label_names, read_labelled
 from minllama.text.prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ class Way:
         if causal:
             pack(self.model.llama, dtype)
         self.patched = reference_way if reference else contextlib.nullcontext
-        data = encode_labelled(f"{flags.data}-dev.txt", tokenizer)
+        data = encode(read_labelled(f"{flags.data}-dev.txt"), tokenizer)
         data = random.Random(0).sample(data, min(flags.n_dev, len(data)))
         data = make_prompts(data, TEMPLATE, names, tokenizer, causal=causal)
         (data,) = fit_context(data, max_len=self.model.max_prompt_len, keep="last")

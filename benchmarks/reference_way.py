@@ -21,7 +21,7 @@ from llama import Llama, select
 from minllama.evaluation.classification import model_eval
 from minllama.inference.cache import KVCache
 from minllama.kernels.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
-from minllama.text.labelled import Example, pad_rows
+from minllama.text.labelled import Batch, Example, collate
 from optimizer import AdamW
 from tokenizer import Tokenizer
 
@@ -105,21 +105,21 @@ def model_eval_with_autograd(*args: Any) -> tuple:
 def make_reference_loader(
     data: Sequence[Example], batch_size: int, tokenizer: Tokenizer, *, shuffle: bool = False
 ) -> DataLoader:
-    """The batches of `minllama.text.labelled.make_loader`, whose sentences are tokenized at every use.
+    """The batches of `make_loader`, whose sentences are tokenized at every use.
 
     Args:
         data: rows with the very ids that a model is to read.
     """
-    collate = functools.partial(tokenize_and_pad, tokenizer=tokenizer)
-    return DataLoader(data, shuffle=shuffle, batch_size=batch_size, collate_fn=collate)
+    collate_fn = functools.partial(tokenize_and_pad, tokenizer=tokenizer)
+    return DataLoader(data, shuffle=shuffle, batch_size=batch_size, collate_fn=collate_fn)
 
 
-def tokenize_and_pad(rows: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Tokenize the sentences and make a batch, as `pad_rows` does.
+def tokenize_and_pad(rows: Sequence[Example], tokenizer: Tokenizer) -> Batch:
+    """Tokenize the sentences and make a batch, as `collate` does.
 
     The batch has the rows' own ids. They are the same, unless they were cut to the context or made
     longer for a measurement.
     """
     for sentence, _, _ in rows:
         tokenizer.encode(sentence, bos=True, eos=False)
-    return pad_rows(rows, tokenizer.pad_id)
+    return collate(rows, tokenizer.pad_id)

@@ -23,7 +23,7 @@ from sklearn.preprocessing import Normalizer
 from experiments.corpus import read_documents
 from minllama.common.errors import InputError
 from minllama.common.program import ArgumentParser, run_script
-from minllama.text.labelled import few_shot, read_labelled
+from minllama.text.labelled import Example, few_shot, read_labelled
 from tokenizer import Tokenizer
 
 CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization
@@ -84,7 +84,7 @@ def baseline(
     """
     splits = {split: read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test")}
     if shots is not None:
-        rows = [(sentence, label, []) for label, sentence in splits["train"]]
+        rows = [Example(sentence, label, []) for label, sentence in splits["train"]]
         num_labels = 1 + max(label for label, _ in splits["train"])
         drawn = few_shot(rows, shots, num_labels, seed)
         splits["train"] = [(label, sentence) for sentence, label, _ in drawn]

@@ -45,8 +45,8 @@ def test_what_fine_tuning_saved_predicts_the_same(folder, run_cli, name):
     with torch.inference_mode():
         log_probs = model(*inputs_of(batch, torch.device("cpu")))
     expected = LOG_PROBS[name]
-    assert set(batch["sents"]) == set(expected)
-    for sentence, row in zip(batch["sents"], log_probs, strict=True):
+    assert set(batch.sents) == set(expected)
+    for sentence, row in zip(batch.sents, log_probs, strict=True):
         torch.testing.assert_close(row, torch.tensor(expected[sentence]), atol=1e-4, rtol=1e-4)
 
     code, _, err = run_cli("--option", "finetune", "--load", name)

@@ -18,7 +18,7 @@ from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, name_file_in_errors
 from minllama.common.flags import ClassifySettings
 from minllama.common.progress import Bar
-from minllama.text.labelled import SortedBatchSampler
+from minllama.text.labelled import Batch, SortedBatchSampler
 from minllama.training import distributed
 from utils import peak_memory, to_device
 
@@ -43,17 +43,18 @@ def model_eval(
     mine, y_true, sents = [], [], []
     progress = Bar(dataloader, desc="eval")
     for batches, batch, counts in distributed.rounds(progress):
-        scores = model(*inputs_of(batch, device))
+        scores = model(*inputs_of(as_batch(batch), device))
         if scores.isnan().any():
             raise InputError("the model's scores are not finite; lower --lr")
         if counts:
             mine.append(scores.argmax(dim=-1).tolist())
-        y_true += [label for each in batches for label in each["labels"].tolist()]
-        sents += [sentence for each in batches for sentence in each["sents"]]
+        for each in map(as_batch, batches):
+            y_true += each.labels.tolist()
+            sents += each.sents
     y_pred = [label for labels in distributed.in_rounds(mine) for label in labels]
     if isinstance(dataloader.batch_sampler, SortedBatchSampler):
-        restored = dataloader.batch_sampler.restored
-        y_pred, y_true, sents = restored(y_pred), restored(y_true), restored(sents)
+        unsort = dataloader.batch_sampler.unsort
+        y_pred, y_true, sents = unsort(y_pred), unsort(y_true), unsort(sents)
     f1 = f1_score(y_true, y_pred, average="macro")
     return accuracy_score(y_true, y_pred), f1, y_pred, y_true, sents
 
@@ -187,9 +188,15 @@ def check_metrics_file(path: str | Path | None) -> None:
         raise InputError(f"{path}: not a file of JSON lines to add to; name another one")
 
 
-def inputs_of(batch: dict, device: torch.device) -> list[torch.Tensor]:
-    """What a batch holds for a classifier's forward: ids and, in causal mode, lengths."""
-    return [to_device(batch[key], device) for key in ("token_ids", "lengths") if key in batch]
+def as_batch(batch: Batch | dict[str, Any]) -> Batch:
+    """Convert a batch of the assignment's `LlamaDataset`, which is a dict."""
+    return Batch(**batch) if isinstance(batch, dict) else batch
+
+
+def inputs_of(batch: Batch, device: torch.device) -> list[torch.Tensor]:
+    """The inputs of a classifier's forward: ids and, where the batch has them, lengths."""
+    inputs = [batch.token_ids] if batch.lengths is None else [batch.token_ids, batch.lengths]
+    return [to_device(tensor, device) for tensor in inputs]
 
 
 def write_predictions_to_file(

@@ -10,7 +10,7 @@ from torch import nn
 
 from minllama.common.errors import InputError
 from minllama.common.settings import Settings, spelling_of
-from minllama.text.labelled import Example
+from minllama.text.labelled import Batch, Example
 from tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Loss:
     """What fine-tuning goes down: called with a batch and the model, it gives a scalar."""
 
     def log_probs(
-        self, batch: dict, model: Callable, offset: torch.Tensor | None = None
+        self, batch: Batch, model: Callable, offset: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Log-probabilities of the labels, `(batch, num_labels)` in float32.
 
@@ -31,7 +31,7 @@ class Loss:
         """
         raise NotImplementedError
 
-    def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
+    def __call__(self, batch: Batch, model: nn.Module) -> torch.Tensor:
         raise NotImplementedError
 
 

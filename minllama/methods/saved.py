@@ -20,7 +20,7 @@ from minllama.common.settings import Settings, to_plain
 from minllama.kernels.cpu import accelerate
 from minllama.methods import build_classifier, former_names, switched_on
 from minllama.methods.recipe import Method
-from minllama.text.labelled import MOST_LABELS, load_label_names
+from minllama.text.labelled import MAX_LABELS, load_label_names
 from minllama.training import distributed
 from tokenizer import Tokenizer
 
@@ -49,8 +49,8 @@ class ClassifierConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = self.label_names
-        if not 1 <= self.num_labels <= MOST_LABELS:
-            raise InputError(f"{self.num_labels} labels, expected 1 to {MOST_LABELS}")
+        if not 1 <= self.num_labels <= MAX_LABELS:
+            raise InputError(f"{self.num_labels} labels, expected 1 to {MAX_LABELS}")
         if names is not None and len(names) != self.num_labels:
             raise InputError(f"{len(names)} names for {self.num_labels} labels")
         if self.option not in ("finetune", "pretrain"):

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from minllama.common.settings import flag
 from minllama.methods.recipe import Loss, Method, Recipe
+from minllama.text.labelled import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class SmartLoss(Loss):
         }
         self.log_probs = recipe.loss.log_probs
 
-    def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
+    def __call__(self, batch: Batch, model: nn.Module) -> torch.Tensor:
         """The regularized loss of a batch, a scalar."""
         loss = self.loss(batch, model)
         with evaluating(model):
@@ -89,10 +90,10 @@ class SmartLoss(Loss):
                 divergence += self.settings.smart_mu * symmetric_divergence(log_p, log_average)
         return loss + divergence / self.batch_size  # as the loss, in a smaller batch too
 
-    def ascend(self, batch: dict, model: nn.Module, log_p: torch.Tensor) -> torch.Tensor:
+    def ascend(self, batch: Batch, model: nn.Module, log_p: torch.Tensor) -> torch.Tensor:
         """The perturbation δ of the embeddings, `(batch, seqlen, dim)`, by projected ascent."""
         settings = self.settings
-        shape = (*batch["token_ids"].shape, self.model.llama.config.dim)
+        shape = (*batch.token_ids.shape, self.model.llama.config.dim)
         radius, step_size = self.unit * settings.smart_radius, self.unit * settings.smart_step_size
         delta = settings.smart_noise * self.unit * torch.randn(shape, device=log_p.device)
         for _ in range(settings.smart_steps):

@@ -15,6 +15,7 @@ from minllama.common.progress import Bar, Pace
 from minllama.evaluation.classification import inputs_of
 from minllama.methods.recipe import Loss
 from minllama.tasks.resuming import Progress, generator_states, restore_generators
+from minllama.text.labelled import Batch
 from minllama.training import distributed
 from minllama.training.step import check_finite, mixed_precision, update
 from utils import to_device
@@ -29,15 +30,15 @@ class ClassificationLoss(Loss):
     dtype: str
 
     def log_probs(
-        self, batch: dict, model: Callable, offset: torch.Tensor | None = None
+        self, batch: Batch, model: Callable, offset: torch.Tensor | None = None
     ) -> torch.Tensor:
         offsets = {} if offset is None else {"offset": offset}
         with mixed_precision(self.device, self.dtype):
             return model(*inputs_of(batch, self.device), **offsets)
 
-    def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
+    def __call__(self, batch: Batch, model: nn.Module) -> torch.Tensor:
         log_probs = self.log_probs(batch, model)
-        labels = to_device(batch["labels"], self.device)
+        labels = to_device(batch.labels, self.device)
         return F.nll_loss(log_probs, labels, reduction="sum") / self.batch_size
 
 
@@ -48,15 +49,16 @@ class LossOfModel(nn.Module):
         loss: of a batch and a model.
     """
 
-    def __init__(self, loss: Callable[[dict, nn.Module], torch.Tensor], model: nn.Module):
+    def __init__(self, loss: Callable[[Batch, nn.Module], torch.Tensor], model: nn.Module):
         super().__init__()
         self.loss, self.model = loss, model
 
-    def forward(self, batch: dict) -> torch.Tensor:
+    def forward(self, batch: Batch) -> torch.Tensor:
         """The loss of this process's share of a batch, a scalar."""
-        names = [name for name, value in batch.items() if isinstance(value, torch.Tensor)]
-        rows, counts = distributed.share(*(batch[name] for name in names))
-        loss = self.loss(dict(zip(names, rows, strict=True)), self.model)
+        lengths = [] if batch.lengths is None else [batch.lengths]
+        rows, counts = distributed.share(batch.token_ids, batch.labels, *lengths)
+        token_ids, labels, *lengths = rows
+        loss = self.loss(Batch(token_ids, labels, [], *lengths), self.model)
         return loss if counts else 0 * loss
 
 
@@ -64,7 +66,7 @@ def train_epoch(
     model: nn.Module,
     loader: DataLoader,
     optimizer: Optimizer,
-    loss: Callable[[dict, nn.Module], torch.Tensor],
+    loss: Callable[[Batch, nn.Module], torch.Tensor],
     epoch: int,
     grad_accum: int = 1,
     after_step: Sequence[Callable[[nn.Module, int], None]] = (),
@@ -124,7 +126,7 @@ def train_epoch(
     return sum(grad_accum * loss for loss in losses.tolist()) / len(loader)
 
 
-def losses_of(batches: list[dict], spread: nn.Module, grad_accum: int) -> Iterator[torch.Tensor]:
+def losses_of(batches: list[Batch], spread: nn.Module, grad_accum: int) -> Iterator[torch.Tensor]:
     """The loss of each batch, as a share of their mean."""
     for i, batch in enumerate(batches, start=1):
         distributed.add_up_now(spread, i == len(batches))

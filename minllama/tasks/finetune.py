@@ -56,7 +56,7 @@ from minllama.text.labelled import (
     Example,
     check_labels,
     create_data,
-    encode_labelled,
+    encode,
     load_label_names,
     make_loader,
     read_labelled,
@@ -328,7 +328,7 @@ class FineTuning:
         settings = self.settings
         train_data, _ = create_data(settings.train, self.tokenizer, "train", eos=False)
         dev_data = create_data(settings.dev, self.tokenizer, "valid", eos=False)
-        test_data = encode_labelled(settings.test, self.tokenizer)  # counted among rows too long
+        test_data = encode(read_labelled(settings.test), self.tokenizer)  # for the count of cuts
         for method in settings.methods:
             train_data = method.choose(train_data, self.config.num_labels, settings.seed)
         train_data, dev_data, _ = methods.rows_for(
@@ -484,7 +484,7 @@ def count_labels(settings: FinetuneSettings) -> tuple[int, list[str] | None]:
         num_labels = len({label for label, _ in read_labelled(settings.train)})
         known_from = settings.train
     for filename in (settings.train, settings.dev, settings.test):
-        check_labels(filename, num_labels, known_from)
+        check_labels(read_labelled(filename), filename, num_labels, known_from)
     return num_labels, names
 
 
@@ -527,7 +527,7 @@ def evaluate_saved(settings: FinetuneSettings) -> list[dict[str, Any]]:
             config = config.replace(label_names=same_label_names(settings, config))
     settings.check_before_work()
     for filename in (settings.dev, settings.test):
-        check_labels(filename, config.num_labels, settings.filepath)
+        check_labels(read_labelled(filename), filename, config.num_labels, settings.filepath)
     device = pick_device(settings.use_gpu)
     tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
     model = load_classifier(saved, config, tokenizer).to(device)

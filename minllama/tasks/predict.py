@@ -84,7 +84,7 @@ class Labeller:
     Args:
         batch_size: rows of a batch.
         names: of the labels, where they are known.
-        model: takes what `minllama.evaluation.classification.inputs_of` gives, to scores `(batch, num_labels)`.
+        model: takes what `inputs_of` gives, to scores `(batch, num_labels)`.
         dtype: of the products, where it is not that of packed weights.
         with_lengths: whether the model reads the number of tokens of each row.
     """
@@ -113,7 +113,7 @@ class Labeller:
     def __call__(self, sentences: list[str]) -> list[Label]:
         """The labels of some sentences, in their order."""
         data = [
-            (sentence, 0, self.tokenizer.encode(sentence, bos=True, eos=False))
+            Example(sentence, 0, self.tokenizer.encode(sentence, bos=True, eos=False))
             for sentence in sentences
         ]
         loader = make_loader(
@@ -132,7 +132,7 @@ class Labeller:
             raise InputError("the model's scores are not finite; it cannot be used")
         found = list(zip(labels.tolist(), probabilities.tolist(), strict=True))
         if isinstance(loader.batch_sampler, SortedBatchSampler):
-            found = loader.batch_sampler.restored(found)
+            found = loader.batch_sampler.unsort(found)
         return [
             (label, None if self.names is None else self.names[label], probability)
             for label, probability in found

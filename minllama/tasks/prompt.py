@@ -23,6 +23,7 @@ from minllama.text.labelled import (
     fit_context,
     load_label_names,
     make_loader,
+    read_labelled,
 )
 from minllama.text.prompts import TEMPLATE, frame, make_prompts
 from tokenizer import Tokenizer, check_vocabulary
@@ -95,7 +96,8 @@ def test_with_prompting(args: argparse.Namespace) -> None:
     label_names = load_label_names(settings.label_names)
     frame(settings.prompt_template, label_names)
     for filename in (settings.train, settings.dev, settings.test):
-        check_labels(filename, len(label_names), settings.label_names)
+        sentences = read_labelled(filename)
+        check_labels(sentences, filename, len(label_names), settings.label_names)
     asking = Asking(settings, label_names)
     tokenizer = asking.tokenizer
     create_data(settings.train, tokenizer, "train")  # for its count, which the assignment prints
@@ -177,7 +179,7 @@ class Calibrated(nn.Module):
         model.eval()
         tokenizer = model.tokenizer
         empty = [
-            (text, 0, tokenizer.encode(text, bos=True, eos=False, truncate=False))
+            Example(text, 0, tokenizer.encode(text, bos=True, eos=False, truncate=False))
             for text in CONTENT_FREE[method]
         ]
         prompts = make_prompts(empty, template, model.label_names, tokenizer, causal=True)

@@ -43,13 +43,16 @@ def make_prompts(
     before, after = frame(template, label_names)
     if not causal:
         texts = [(f"{before}{sentence}{after}", label) for sentence, label, _ in data]
-        return [(text, label, tokenizer.encode(text, bos=True, eos=False)) for text, label in texts]
+        return [
+            Example(text, label, tokenizer.encode(text, bos=True, eos=False))
+            for text, label in texts
+        ]
     after = after.rstrip()
     head, tail = (
         tokenizer.encode(text.strip(), bos=False, eos=False, truncate=False)
         for text in (before, after)
     )
     return [
-        (f"{before}{sentence}{after}", label, [*ids[:1], *head, *ids[1:], *tail])
+        Example(f"{before}{sentence}{after}", label, [*ids[:1], *head, *ids[1:], *tail])
         for sentence, label, ids in data
     ]

@@ -35,9 +35,9 @@ def test_the_references_way_predicts_the_same(project, tokenizer):
     loader = make_loader(data, 4, tokenizer.pad_id, causal=False)
     batch = next(iter(loader))
     with torch.inference_mode():
-        ours = fast.eval()(batch["token_ids"])
+        ours = fast.eval()(batch.token_ids)
     with reference_way():
-        theirs = model.eval()(batch["token_ids"])
+        theirs = model.eval()(batch.token_ids)
         cpu = torch.device("cpu")
         its_loader = make_reference_loader(data, 4, tokenizer)
         its_results = model_eval_with_autograd(its_loader, model, cpu)
@@ -75,9 +75,9 @@ def test_the_reference_tokenizes_at_every_use(project, tokenizer):
     encoded = sorted(call.args[0] for call in encode.call_args_list)
     assert encoded == sorted(2 * [sentence for sentence, _, _ in data])
     for mine, its in zip(ours, theirs, strict=True):
-        assert mine["sents"] == its["sents"]
-        assert torch.equal(mine["labels"], its["labels"])
-        assert torch.equal(mine["token_ids"], its["token_ids"])
+        assert mine.sents == its.sents
+        assert torch.equal(mine.labels, its.labels)
+        assert torch.equal(mine.token_ids, its.token_ids)
 
 
 def test_the_references_optimizer_takes_the_same_step():

@@ -9,17 +9,19 @@ from base_llama import named_weights
 from minllama import methods
 from minllama.methods.recipe import Recipe
 from minllama.tasks.epoch import ClassificationLoss, train_epoch
+from minllama.text.labelled import Batch
 from optimizer import AdamW
 
 CPU = torch.device("cpu")
 NAMES = ["bad", "fair enough", "good"]
 NAME_IDS = {"bad": [5], "fair enough": [6, 7], "good": [8]}
 TOKENS = torch.randint(3, 320, (6, 11), generator=torch.Generator().manual_seed(1))
-BATCH = {
-    "token_ids": TOKENS,
-    "lengths": torch.tensor([11, 10, 7, 11, 5, 8]),
-    "labels": torch.tensor([0, 1, 2, 0, 1, 2]),
-}
+BATCH = Batch(
+    token_ids=TOKENS,
+    labels=torch.tensor([0, 1, 2, 0, 1, 2]),
+    sents=[],
+    lengths=torch.tensor([11, 10, 7, 11, 5, 8]),
+)
 
 
 def methods_of(flags):
@@ -57,7 +59,7 @@ def train(model, n_steps=3, **flags):
 
 @torch.no_grad()
 def predictions(model):
-    return model.eval()(BATCH["token_ids"], BATCH["lengths"])
+    return model.eval()(BATCH.token_ids, BATCH.lengths)
 
 
 def snapshot(model):

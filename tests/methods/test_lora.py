@@ -53,7 +53,7 @@ def test_loras_gradient_reaches_a_and_b_only(make_model):
     for name, parameter in model.named_parameters():
         if name.endswith("lora_b"):
             torch.nn.init.normal_(parameter, std=0.1)
-    model(BATCH["token_ids"], BATCH["lengths"])[:, 0].sum().backward()
+    model(BATCH.token_ids, BATCH.lengths)[:, 0].sum().backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == {n for n, _ in model.named_parameters() if "lora_" in n or "head" in n}
     assert all(p.grad.abs().max() > 0 for n, p in model.named_parameters() if "lora_" in n)

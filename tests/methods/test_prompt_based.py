@@ -9,7 +9,7 @@ import minllama.methods.prompt_based
 from classifier import LlamaZeroShotClassifier
 from minllama.common.errors import InputError
 from minllama.tasks.prompt import ZeroShotConfig
-from minllama.text.labelled import few_shot
+from minllama.text.labelled import Example, few_shot
 from minllama.training.activation_checkpointing import checkpoint_activations
 
 pytest_plugins = ["methods_fixtures"]
@@ -28,10 +28,10 @@ def test_prompt_based_predictions_are_normalized_zero_shot_scores(make_model, tm
 def test_prompt_based_gradients_are_those_without_a_cache(make_model, tokenizer):
     """Each label's tokens appended to each prompt, alone in a batch."""
     model = make_model(prompt_based=True)
-    value = F.nll_loss(model(BATCH["token_ids"], BATCH["lengths"]), BATCH["labels"])
+    value = F.nll_loss(model(BATCH.token_ids, BATCH.lengths), BATCH.labels)
     ours = torch.autograd.grad(value, list(model.llama.parameters()))
     rows = []
-    for prompt, length in zip(BATCH["token_ids"].tolist(), BATCH["lengths"].tolist(), strict=True):
+    for prompt, length in zip(BATCH.token_ids.tolist(), BATCH.lengths.tolist(), strict=True):
         scores = []
         for name in NAMES:
             ids = tokenizer.encode(name, bos=False, eos=False)
@@ -39,7 +39,7 @@ def test_prompt_based_gradients_are_those_without_a_cache(make_model, tokenizer)
             log_probs = model.llama(tokens, targets=tokens)[0][0].log_softmax(-1)
             scores.append(sum(log_probs[length + i - 1, token] for i, token in enumerate(ids)))
         rows.append(torch.stack(scores))
-    other = F.cross_entropy(torch.stack(rows), BATCH["labels"])
+    other = F.cross_entropy(torch.stack(rows), BATCH.labels)
     assert value.item() == pytest.approx(other.item(), abs=1e-4)
     for a, b in zip(ours, torch.autograd.grad(other, list(model.llama.parameters())), strict=True):
         assert torch.allclose(a, b, atol=1e-3 * b.abs().max().item() + 1e-5)
@@ -52,13 +52,13 @@ def test_an_offset_moves_the_prompts_and_not_the_labels(make_model, tokenizer):
     offset *= model.llama.tok_embeddings.weight.std()
     plain = predictions(model)
     with torch.no_grad():
-        moved = model(BATCH["token_ids"], BATCH["lengths"], offset)
+        moved = model(BATCH.token_ids, BATCH.lengths, offset)
     assert (moved - plain).abs().max() > 0.1
-    for row, length in enumerate(BATCH["lengths"].tolist()):
+    for row, length in enumerate(BATCH.lengths.tolist()):
         scores = []
         for name in NAMES:
             ids = tokenizer.encode(name, bos=False, eos=False)
-            tokens = torch.tensor([BATCH["token_ids"][row, :length].tolist() + ids])
+            tokens = torch.tensor([BATCH.token_ids[row, :length].tolist() + ids])
             change = torch.zeros(1, len(tokens[0]), 32)
             change[0, :length] = offset[row, :length]
             with torch.no_grad():
@@ -79,14 +79,14 @@ def test_prompt_based_training_goes_with_checkpointed_activations(make_model):
         if checkpointing:
             checkpoint_activations(model.llama.layers)
         model.train()
-        value = F.nll_loss(model(BATCH["token_ids"], BATCH["lengths"]), BATCH["labels"])
+        value = F.nll_loss(model(BATCH.token_ids, BATCH.lengths), BATCH.labels)
         gradients.append(torch.autograd.grad(value, list(model.llama.parameters())))
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-4 * a.abs().max().item())
 
 
 def test_few_shots_are_so_many_of_each_label():
-    data = [(str(i), i % 3, [i]) for i in range(30)]
+    data = [Example(str(i), i % 3, [i]) for i in range(30)]
     chosen = few_shot(data, 4, 3, seed=1)
     assert sorted(label for _, label, _ in chosen) == [0] * 4 + [1] * 4 + [2] * 4
     assert chosen == few_shot(data, 4, 3, seed=1) != few_shot(data, 4, 3, seed=2)
@@ -104,5 +104,5 @@ def test_shots_are_drawn_with_the_seed_and_prompts_with_the_template(trained, mo
     flags = ["--shots", "2", "--seed", "7", "--prompt_based"]
     call = trained(*flags, "--prompt_template", "{sentence} So it is")
     assert seen == [(2, 3, 7)]
-    assert len(call.batch["sents"]) == 4
-    assert all(sentence.endswith(". So it is") for sentence in call.batch["sents"])
+    assert len(call.batch.sents) == 4
+    assert all(sentence.endswith(". So it is") for sentence in call.batch.sents)

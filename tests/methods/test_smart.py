@@ -51,7 +51,7 @@ def test_smarts_loss_is_its_definition(make_model):
 
     def log_probs(classifier, row, change=0.0):
         handle = classifier.llama.tok_embeddings.register_forward_hook(lambda *c: c[-1] + change)
-        output = classifier(BATCH["token_ids"][row : row + 1], BATCH["lengths"][row : row + 1])
+        output = classifier(BATCH.token_ids[row : row + 1], BATCH.lengths[row : row + 1])
         handle.remove()
         return output
 
@@ -69,7 +69,7 @@ def test_smarts_loss_is_its_definition(make_model):
         (gradient,) = torch.autograd.grad(value, delta)
         delta = delta.detach() + 0.3 * unit * gradient / gradient.abs().max()
         delta = delta.clamp(-0.5 * unit, 0.5 * unit)
-        expected += -log_p[0, BATCH["labels"][row]]
+        expected += -log_p[0, BATCH.labels[row]]
         expected += 3.0 * divergence(log_p, log_probs(model, row, delta))
         expected += 0.7 * divergence(log_p, log_probs(average, row))
     model.train()
@@ -84,7 +84,7 @@ def test_a_smaller_last_batch_weighs_less(make_model):
     with torch.no_grad():  # so that the averaged model differs
         model.classifier_head.weight.add_(torch.randn_like(model.classifier_head.weight))
     model.train()
-    halves = [{name: x[rows] for name, x in BATCH.items()} for rows in (slice(4), slice(4, 6))]
+    halves = [BATCH.select(slice(4)), BATCH.select(slice(4, 6))]
     whole = recipe.loss(BATCH, model).item()
     assert whole > 1.1 * recipe.loss.loss(BATCH, model).item()
     assert sum(recipe.loss(half, model).item() for half in halves) == pytest.approx(whole, rel=1e-4)
@@ -126,7 +126,7 @@ def test_the_averaged_model_is_the_moving_average(make_model):
     average.load_state_dict(expected, strict=False)
     model.eval()
     assert torch.allclose(
-        smart.averaged(BATCH["token_ids"], BATCH["lengths"]), predictions(average), atol=1e-5
+        smart.averaged(BATCH.token_ids, BATCH.lengths), predictions(average), atol=1e-5
     )
 
 

@@ -11,7 +11,7 @@ from base_llama import state_of
 from classifier import LlamaEmbeddingClassifier
 from minllama.evaluation.classification import model_eval
 from minllama.tasks.epoch import ClassificationLoss, train_epoch
-from minllama.text.labelled import SortedBatchSampler, make_loader
+from minllama.text.labelled import Batch, Example, SortedBatchSampler, make_loader
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.step import mixed_precision
 from optimizer import AdamW
@@ -25,7 +25,8 @@ def data(tokenizer):
     rows = []
     for i in range(30):
         sentence = " ".join(SENTENCES[i % 6].split()[: 2 + i % 7])
-        rows.append((f"{sentence} {i}", i % 3, tokenizer.encode(f"{sentence} {i}", True, False)))
+        ids = tokenizer.encode(f"{sentence} {i}", True, False)
+        rows.append(Example(f"{sentence} {i}", i % 3, ids))
     return rows
 
 
@@ -116,7 +117,7 @@ def test_accumulated_batches_are_one_large_batch(data, make_classifier, loader_o
 
 def test_a_last_smaller_group_takes_a_smaller_step():
     """As the last smaller batch does: each row weighs the same in the whole epoch."""
-    rows = [{"x": torch.tensor(float(i))} for i in range(5)]
+    rows = [Batch(torch.tensor([float(i)]), torch.zeros(1), []) for i in range(5)]
     model = torch.nn.Linear(1, 1, bias=False)
     gradients = []
 
@@ -125,7 +126,7 @@ def test_a_last_smaller_group_takes_a_smaller_step():
             gradients.append(model.weight.grad.item())
 
     def loss(batch, model):
-        return (model.weight * batch["x"]).sum()
+        return (model.weight * batch.token_ids).sum()
 
     optimizer = Recorder(model.parameters(), lr=0.0)
     calls = []

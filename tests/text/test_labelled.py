@@ -8,13 +8,14 @@ from torch.utils.data import DataLoader
 
 from minllama.common.errors import InputError
 from minllama.text.labelled import (
+    Example,
     LlamaDataset,
     check_labels,
+    collate,
     create_data,
     fit_context,
     load_label_names,
     make_loader,
-    pad_rows,
     read_labelled,
 )
 
@@ -67,7 +68,7 @@ def test_windows_files_read_like_others(file):
 def test_bad_lines_are_named(file, content, line, expected):
     path = file(content)
     with pytest.raises(InputError) as error:
-        check_labels(path, 3, "names.json")
+        check_labels(read_labelled(path), path, 3, "names.json")
     assert f"{path}, line {line}: " in str(error.value)
     assert expected in str(error.value)
 
@@ -104,19 +105,19 @@ def test_batches_are_padded_on_the_right(file, tokenizer, args, eos):
     assert batch["labels"].tolist() == [1, 0]
     assert batch["sents"] == ["a film", "the plot is thin"]
     assert set(batch) == {"token_ids", "labels", "sents"}
-    encoded = [(*row[:2], ids) for row, ids in zip(data, rows, strict=True)]
-    batch = pad_rows(encoded, 3, with_lengths=True)
-    assert batch["lengths"].tolist() == [len(row) for row in rows]
+    encoded = [Example(*row[:2], ids) for row, ids in zip(data, rows, strict=True)]
+    batch = collate(encoded, 3, with_lengths=True)
+    assert batch.lengths.tolist() == [len(row) for row in rows]
 
 
 def test_the_assignments_dataset_encodes_sentences_and_ours_keeps_ids(tokenizer, args):
     args.max_sentence_len = 2
-    row = ("the plot is thin", 1, [1, 9, 8, 7])
+    row = Example("the plot is thin", 1, [1, 9, 8, 7])
     whole = tokenizer.encode(row[0], bos=True, eos=False)
     dataset = LlamaDataset([row], args)
     assert dataset.collate_fn([row])["token_ids"].tolist() == [whole[:3]]
     (batch,) = make_loader([row], 1, tokenizer.pad_id, causal=False)
-    assert batch["token_ids"].tolist() == [[1, 9, 8, 7]]
+    assert batch.token_ids.tolist() == [[1, 9, 8, 7]]
 
 
 def test_sentences_are_encoded_once(tokenizer, args, monkeypatch):
@@ -140,7 +141,7 @@ def test_works_in_a_shuffling_loader(file, tokenizer, args):
 
 
 def test_long_rows_keep_bos_and_one_end_with_one_warning():
-    rows = [("a", 0, [1, 10, 11, 12, 13]), ("b", 1, [1, 10, 11, 12])]
+    rows = [Example("a", 0, [1, 10, 11, 12, 13]), Example("b", 1, [1, 10, 11, 12])]
     with pytest.warns(UserWarning, match="2 of 3 rows") as warned:
         first = fit_context(rows, rows[:1], max_len=4, keep="first")
     assert len(warned) == 1
@@ -152,12 +153,12 @@ def test_long_rows_keep_bos_and_one_end_with_one_warning():
 
 def test_a_context_without_room_is_refused():
     with pytest.raises(InputError, match="no room"):
-        fit_context([("a", 0, [1, 10])], max_len=1, keep="last")
+        fit_context([Example("a", 0, [1, 10])], max_len=1, keep="last")
 
 
 @pytest.mark.filterwarnings("error")
 def test_rows_that_fit_are_left_alone():
-    rows = [("a", 0, [1, 10, 11])]
+    rows = [Example("a", 0, [1, 10, 11])]
     assert fit_context(rows, max_len=3, keep="last") == [rows]
 
 

@@ -14,6 +14,7 @@ from minllama.evaluation.language_model import NextTokenScores
 from minllama.kernels.cpu import accelerate
 from minllama.methods.lora import LoRA
 from minllama.tasks.epoch import ClassificationLoss, LossOfModel, losses_of
+from minllama.text.labelled import Batch
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.step import compile_layers, mixed_precision, update
 from optimizer import AdamW
@@ -67,9 +68,9 @@ def test_a_step_of_finetuning_stays_on_its_device(monkeypatch, lora, lengths):
     model = model.to(META).train()
     moved(llama, META)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batch = {"token_ids": torch.ones(4, 9, dtype=torch.int64), "labels": torch.tensor([0, 1, 2, 0])}
+    batch = Batch(torch.ones(4, 9, dtype=torch.int64), torch.tensor([0, 1, 2, 0]), [])
     if lengths:
-        batch["lengths"] = torch.tensor([9, 8, 7, 3])
+        batch.lengths = torch.tensor([9, 8, 7, 3])
     spread = LossOfModel(ClassificationLoss(4, META, "float32"), model)
     losses = losses_of([batch, batch], spread, grad_accum=2)
     assert update(model, losses, AdamW(trained, lr=1e-3), "step 0").device == META
