@@ -37,7 +37,7 @@ from pathlib import Path
 from minllama.common.errors import InputError, missing_file
 from minllama.common.files import atomic_write
 from minllama.common.program import ArgumentParser, run_script
-from minllama.text.plain import DOCUMENT_SEPARATOR
+from minllama.text.documents import DOCUMENT_SEPARATOR
 
 REPEAT = {  # how often the text has each source
     "tinystories": 4.0,

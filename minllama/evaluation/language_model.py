@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minllama.text.plain import IGNORED
+from minllama.text.sequences import IGNORED
 from minllama.training import distributed
 
 

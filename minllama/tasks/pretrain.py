@@ -32,18 +32,11 @@ from minllama.evaluation.language_model import NextTokenScores, Tally, describe
 from minllama.evaluation.plot import check_picture, draw, read_metrics
 from minllama.kernels.adamw import FastAdamW
 from minllama.kernels.cpu import accelerate
-from minllama.text.plain import (
-    IGNORED,
-    PARTS,
-    EvaluationRows,
-    TokenizedText,
-    TrainingRows,
-    measure,
-    split_chunks,
-    tokenize,
-    train_tokenizer,
-)
+from minllama.text.documents import SPLITS, TextSize, measure, split_chunks
+from minllama.text.sequences import IGNORED, EvaluationSequences, TrainingSequences
 from minllama.text.token_files import SUFFIX, open_token_files
+from minllama.text.tokenized import TokenizedText, tokenize
+from minllama.text.tokenizer_training import train_tokenizer
 from minllama.training import distributed, state
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.folder import (
@@ -360,7 +353,7 @@ def prepare_tokenizer(
     settings: PretrainSettings,
     given: Tokenizer | None,
     folder: Path,
-    measured: tuple[int, int] | None,
+    measured: TextSize | None,
 ) -> Tokenizer:
     """Put the tokenizer into the folder: the given one, or one trained on the text.
 
@@ -370,9 +363,9 @@ def prepare_tokenizer(
     path = folder / TOKENIZER
 
     def training_part() -> Iterator[str]:
-        for part, text, _ in split_chunks(settings.text, settings.split, measured):
-            if part == "train":
-                yield text
+        for split, chunk in split_chunks(settings.text, settings.split, measured):
+            if split == "train":
+                yield chunk.text
 
     if path.is_file():
         return Tokenizer(tokenizer_model=path)
@@ -533,7 +526,7 @@ class Pretraining:
         for epoch in itertools.count():
             generator = torch.Generator().manual_seed(self.settings.seed + epoch)
             offset = int(torch.randint(self.seqlen, (), generator=generator))
-            rows = TrainingRows(self.texts["train"], self.seqlen, offset)
+            rows = TrainingSequences(self.texts["train"], self.seqlen, offset)
             order = torch.randperm(len(rows), generator=generator)
             batches = batches_of(order, self.settings.batch_size, skip)
             # Given a generator of its own, the loader leaves the global one to the dropout.
@@ -558,7 +551,7 @@ class Pretraining:
         record["seconds"] = self.seconds
         record["tokens_per_second"] = tally.n_targets / seconds
         distributed.on_first(lambda: append_metrics(self.folder / METRICS, **record))
-        parts = [f"{name} {describe(record[name])}" for name in PARTS if name in record]
+        parts = [f"{name} {describe(record[name])}" for name in SPLITS if name in record]
         left = tqdm.format_interval(self.pace.seconds_left)
         tqdm.write(
             f"step {self.step}/{settings.steps}: {' | '.join(parts)} | "
@@ -570,7 +563,7 @@ class Pretraining:
         """Score a text, or some rows of it, evenly spaced."""
         self.llama.eval()
         tally = Tally()
-        rows = EvaluationRows(text, self.seqlen, n_rows)
+        rows = EvaluationSequences(text, self.seqlen, n_rows)
         loader = DataLoader(rows, self.settings.batch_size, generator=torch.Generator())
         with torch.inference_mode():
             progress = Bar(loader, desc="evaluate")

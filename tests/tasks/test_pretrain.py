@@ -24,9 +24,10 @@ from minllama.common.files import file_fingerprint
 from minllama.common.flags import ASSIGNMENT_FLAGS
 from minllama.evaluation.language_model import NextTokenScores
 from minllama.tasks.pretrain import Pretraining, PretrainSettings
+from minllama.text.documents import measure
 from minllama.text.labelled import read_labelled
-from minllama.text.plain import measure, tokenize
 from minllama.text.token_files import TokenFiles
+from minllama.text.tokenized import tokenize
 from tokenizer import Tokenizer
 
 SMALL = ["--option", "pretrain", "--text", "text.txt", "--output_dir", "out"]
@@ -470,10 +471,10 @@ def test_a_run_that_goes_on_does_not_read_the_text(folder, run_cli, monkeypatch)
         return measure(paths)
 
     monkeypatch.setattr("minllama.tasks.pretrain.measure", counted)
-    monkeypatch.setattr("minllama.text.plain.measure", counted)
+    monkeypatch.setattr("minllama.text.tokenized.measure", counted)
     assert run_cli(*SMALL)[0] == 0
     assert len(calls) == 1
-    monkeypatch.setattr("minllama.text.plain.read_chunks", None)  # is not called
+    monkeypatch.setattr("minllama.text.documents.read_chunks", None)  # is not called
     assert "continuing from step 40" in run_cli(*SMALL)[1]
     assert len(calls) == 1
 

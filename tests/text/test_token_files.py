@@ -8,8 +8,9 @@ import pytest
 
 import minllama.text.token_files
 from minllama.common.errors import InputError
-from minllama.text.plain import EvaluationRows, TrainingRows, measure, tokenize
+from minllama.text.sequences import EvaluationSequences, TrainingSequences
 from minllama.text.token_files import TokenFiles, map_file, open_token_files
+from minllama.text.tokenized import tokenize
 
 DOCUMENTS = ["The hen ran home .", "A boy — “très” 猫 .\n\nIt ended .", "a", "two hours  and more"]
 DOCUMENTS *= 25
@@ -54,7 +55,7 @@ def test_parts_are_cut_by_position(paths, ids, tokenizer):
 
 def test_rows_follow_each_other(paths, ids, tokenizer):
     (text,) = open_token_files(paths, (1, 0, 0), tokenizer).values()
-    rows = TrainingRows(text, 16, 5)
+    rows = TrainingSequences(text, 16, 5)
     starts = [0, *range(5, len(ids), 16)]
     assert len(rows) == len(starts)
     for i, start in enumerate(starts):
@@ -62,7 +63,7 @@ def test_rows_follow_each_other(paths, ids, tokenizer):
         start = min(start, len(ids) - 17)
         assert tokens.tolist() == ids[start : start + 16]
         assert targets.tolist() == ids[start + 1 : start + 17]
-    scored = EvaluationRows(text, 16)
+    scored = EvaluationSequences(text, 16)
     predicted = [i for row in range(len(scored)) for i in scored[row][1].tolist() if i != -100]
     assert predicted == ids[1:]
 
@@ -71,7 +72,7 @@ def test_measured_whole_they_are_the_text(tmp_path, tokenizer):
     """Of a text that is tokenized here, bits per byte are the same in both forms."""
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(DOCUMENTS))
     texts, folder = [tmp_path / "a.txt"], tmp_path / "tokens"
-    text = tokenize(texts, (1, 0, 0), measure(texts), tokenizer, folder)["train"]
+    text = tokenize(texts, (1, 0, 0), None, tokenizer, folder)["train"]
     files = open_token_files([folder / "train.bin"], (1, 0, 0), tokenizer)["train"]
     assert files.n_bytes == text.n_bytes == sum(len(d.encode()) for d in DOCUMENTS)
     assert files.tokens_per_byte == text.tokens_per_byte
@@ -124,7 +125,7 @@ def test_an_id_that_is_no_piece_is_found_when_it_is_read(tmp_path, tokenizer, mo
     for path, row in zip(paths, ids, strict=True):
         row.tofile(path)
     part = open_token_files(paths, (1, 0, 0), tokenizer)["train"]  # its sample has none
-    rows = TrainingRows(part, 20, 0)
+    rows = TrainingSequences(part, 20, 0)
     assert rows[59][1].tolist() == [300] * 19 + [319]
     message = r"1\.bin: id 320 at position 201 \(from 0\), but the tokenizer has 320 pieces"
     with pytest.raises(InputError, match=message):

@@ -1,0 +1,110 @@
+"""Sequences of token ids that a language model learns from and is evaluated on."""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from minllama.text.tokenized import TokenizedText
+
+IGNORED = -100  # a target that does not count, the default of F.cross_entropy
+
+
+class Pieces:
+    """Documents cut every `step` ids.
+
+    Where a piece begins is computed on demand: memory is needed for each document, not each piece.
+
+    Args:
+        starts: where the documents begin, `(n_documents,)`.
+        lengths: number of ids of each document, `(n_documents,)`; negative ones count as 0.
+    """
+
+    def __init__(self, starts: np.ndarray, lengths: np.ndarray, step: int):
+        self.starts, self.step = starts, step
+        n_pieces = -(-np.maximum(lengths, 0) // step)  # rounded up
+        self.ends = np.cumsum(n_pieces)  # number of pieces up to the end of each document
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, i: int) -> tuple[int, int]:
+        """Where piece `i` begins, and the index of its document."""
+        document = int(self.ends.searchsorted(i, side="right"))
+        n_before = int(self.ends[document - 1]) if document else 0
+        return int(self.starts[document]) + self.step * (i - n_before), document
+
+
+def document_lengths(text: TokenizedText) -> np.ndarray:
+    """Number of ids of each document, BOS included, `(n_documents,)`."""
+    return np.diff(text.starts, append=len(text))
+
+
+class TrainingSequences(Dataset):
+    """Sequences of `seqlen` ids with their targets, the next ids.
+
+    A sequence begins where a document does, or `offset` ids into it and every `seqlen` ids from
+    there. Another offset thus gives other sequences of the same text. A sequence continues into the
+    next documents, so short documents are in several sequences.
+
+    Args:
+        text: more than `seqlen` ids.
+    """
+
+    def __init__(self, text: TokenizedText, seqlen: int, offset: int):
+        self.text, self.seqlen, self.offset = text, seqlen, offset
+        self.inner = Pieces(text.starts, document_lengths(text) - offset, seqlen)
+        self.n_first = len(text.starts) if offset else 0  # sequences that begin with a document
+
+    def __len__(self) -> int:
+        return self.n_first + len(self.inner)
+
+    def start_of(self, i: int) -> int:
+        """Where in the text sequence `i` begins."""
+        if i < self.n_first:
+            start = int(self.text.starts[i])
+        else:
+            start = self.inner[i - self.n_first][0] + self.offset
+        return min(start, len(self.text) - self.seqlen - 1)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and targets, each `(seqlen,)`."""
+        start = self.start_of(i)
+        ids = torch.from_numpy(self.text.ids[start : start + self.seqlen + 1].astype(np.int64))
+        return ids[:-1], ids[1:]
+
+
+class EvaluationSequences(Dataset):
+    """Sequences that predict every id of the documents exactly once, except BOS.
+
+    A document is cut every `seqlen` ids. Padding is BOS, with targets `IGNORED`.
+
+    Args:
+        n_sequences: take this many, evenly spaced over the text; None takes all.
+    """
+
+    def __init__(self, text: TokenizedText, seqlen: int, n_sequences: int | None = None):
+        self.text, self.seqlen = text, seqlen
+        n_inputs = document_lengths(text) - 1  # the last id of a document is only a target
+        self.pieces = Pieces(text.starts, n_inputs, seqlen)
+        self.chosen: np.ndarray | None = None
+        if n_sequences is not None and n_sequences < len(self.pieces):
+            self.chosen = np.linspace(0, len(self.pieces) - 1, n_sequences).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pieces) if self.chosen is None else len(self.chosen)
+
+    def bounds_of(self, i: int) -> tuple[int, int]:
+        """Where in the text sequence `i` begins, and where it ends, its last target included."""
+        start, document = self.pieces[i if self.chosen is None else int(self.chosen[i])]
+        is_last = document + 1 == len(self.text.starts)
+        end = len(self.text) if is_last else int(self.text.starts[document + 1])
+        return start, min(start + self.seqlen + 1, end)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and targets, each `(seqlen,)`."""
+        start, end = self.bounds_of(i)
+        ids = torch.from_numpy(self.text.ids[start:end].astype(np.int64))
+        tokens = ids.new_full((self.seqlen,), self.text.bos_id)
+        targets = ids.new_full((self.seqlen,), IGNORED)
+        tokens[: len(ids) - 1], targets[: len(ids) - 1] = ids[:-1], ids[1:]
+        return tokens, targets

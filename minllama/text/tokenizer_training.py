@@ -1,0 +1,99 @@
+"""Training of a SentencePiece tokenizer on plain text."""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from minllama.common.errors import InputError
+from minllama.common.files import atomic_write
+
+MAX_LINE = 4000  # characters
+N_LINES = 250_000  # in the sample that SentencePiece learns from
+TOO_HIGH = re.compile(r"too high \(\d+\).* value <= (\d+)")  # in SentencePiece's messages
+TOO_LOW = re.compile(r"required_chars. \d+ vs (\d+)")
+
+
+class VocabSizeTooSmall(InputError):
+    """The characters of the text need more pieces."""
+
+
+def train_tokenizer(
+    read_texts: Callable[[], Iterable[str]], vocab_size: int, path: str | Path
+) -> None:
+    """Train a SentencePiece BPE model like Llama's: single digits, bytes for unknown characters.
+
+    It learns from the lines of the texts, cut to `MAX_LINE` characters, and from a random sample of
+    `N_LINES` of them if there are more. If `vocab_size` has no room for the 256 bytes, the model
+    does without them, with a warning: unknown characters are then `<unk>`, id 0, and so is padding.
+
+    Args:
+        read_texts: returns the texts; called again for a second attempt.
+
+    Raises:
+        InputError: the vocabulary is too large or too small for the text.
+    """
+    sentencepiece.set_random_generator_seed(0)  # of the sample
+    try:
+        model = _train(read_texts(), vocab_size, byte_fallback=True)
+    except VocabSizeTooSmall:
+        model = _train(read_texts(), vocab_size, byte_fallback=False)
+        warnings.warn(
+            f"{vocab_size} pieces have no room for bytes: characters that the training split "
+            "does not have become <unk> (id 0), and padding is <unk> too",
+            stacklevel=2,
+        )
+    with atomic_write(path, "wb") as file:
+        file.write(model)
+
+
+def _train(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
+    """Train a model, and return it serialized."""
+    reading_errors: list[Exception] = []
+
+    def lines() -> Iterator[str]:
+        try:
+            for text in texts:
+                for line in text.split("\n"):
+                    yield from (line[i : i + MAX_LINE] for i in range(0, len(line), MAX_LINE))
+        except Exception as error:  # SentencePiece would hide it in a RuntimeError
+            reading_errors.append(error)
+            raise
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines(),
+            input_sentence_size=N_LINES,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=byte_fallback,
+            character_coverage=0.9995 if byte_fallback else 1.0,
+            user_defined_symbols=["\n"],
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            max_sentence_length=4 * MAX_LINE,  # bytes
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if reading_errors:
+            raise reading_errors[0] from None
+        raise _vocab_size_error(str(error), vocab_size) from error
+    return model.getvalue()
+
+
+def _vocab_size_error(message: str, vocab_size: int) -> InputError:
+    """The error for a failure of SentencePiece."""
+    flag = f"--vocab_size {vocab_size}"
+    if too_high := TOO_HIGH.search(message):
+        return InputError(f"{flag}: the text allows at most {too_high[1]}; choose another")
+    if too_low := TOO_LOW.search(message):
+        return VocabSizeTooSmall(
+            f"{flag}: the text allows no less than {too_low[1]}; choose another"
+        )
+    return InputError(f"{flag}: the text is too short for a tokenizer of that size; choose another")
