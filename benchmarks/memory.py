@@ -23,7 +23,8 @@ from benchmarks.ways import WAYS, make_parser, print_settings
 from minllama.common.program import run_script
 from minllama.kernels.cpu import keep_freed_memory
 from minllama.tasks.epoch import train_epoch
-from minllama.text.labelled import Example, read_labelled
+from minllama.text.batches import Example
+from minllama.text.labelled import read_labelled
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.step import mixed_precision
 from utils import peak_memory

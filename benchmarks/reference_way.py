@@ -21,7 +21,7 @@ from llama import Llama, select
 from minllama.evaluation.classification import model_eval
 from minllama.inference.cache import KVCache
 from minllama.kernels.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
-from minllama.text.labelled import Batch, Example, collate
+from minllama.text.batches import Batch, Example, collate
 from optimizer import AdamW
 from tokenizer import Tokenizer
 

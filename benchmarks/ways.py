@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.reference_way import make_reference_loader
 from minllama.common.program import ArgumentParser
-from minllama.text.labelled import Example, make_loader
+from minllama.text.batches import Example, make_loader
 from tokenizer import Tokenizer
 
 WAYS = {  # causal, dtype, as the reference works

@@ -23,7 +23,8 @@ from sklearn.preprocessing import Normalizer
 from experiments.corpus import read_documents
 from minllama.common.errors import InputError
 from minllama.common.program import ArgumentParser, run_script
-from minllama.text.labelled import Example, few_shot, read_labelled
+from minllama.text.batches import Example
+from minllama.text.labelled import few_shot, read_labelled
 from tokenizer import Tokenizer
 
 CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization

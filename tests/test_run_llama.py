@@ -519,8 +519,8 @@ def test_rows_longer_than_the_context_are_cut_with_one_count(
     assert code == 0 and out.count("load 3 data") >= 3
     n_rows = {"prompt": 6, "finetune": 9}[option]  # train's are not prompted
     warning = re.fullmatch(
-        rf"warning: {n_rows // 3} of {n_rows} rows do not fit the context "
-        rf"and were cut to their {keep} (\d+) tokens\n",
+        rf"warning: {n_rows // 3} of {n_rows} sentences do not fit the context "
+        rf"and were truncated to their {keep} (\d+) tokens\n",
         err,
     )
     max_len = int(warning[1])

@@ -18,7 +18,7 @@ from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, name_file_in_errors
 from minllama.common.flags import ClassifySettings
 from minllama.common.progress import Bar
-from minllama.text.labelled import Batch, SortedBatchSampler
+from minllama.text.batches import Batch, SortedBatchSampler
 from minllama.training import distributed
 from utils import peak_memory, to_device
 

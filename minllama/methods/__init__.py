@@ -24,7 +24,8 @@ from minllama.methods.prompt_based import FewShot, PromptBased
 from minllama.methods.recipe import Method
 from minllama.methods.smart import Smart
 from minllama.methods.wise_ft import WiseFT
-from minllama.text.labelled import Example, fit_context
+from minllama.text.batches import Example
+from minllama.text.labelled import fit_context
 from tokenizer import Tokenizer, check_vocabulary
 
 METHODS: tuple[type[Method], ...] = (  # in the order in which they act

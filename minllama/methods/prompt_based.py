@@ -11,7 +11,8 @@ from torch import nn
 from classifier import LlamaZeroShotClassifier
 from minllama.common.settings import flag
 from minllama.methods.recipe import Method
-from minllama.text.labelled import Example, few_shot, fit_context
+from minllama.text.batches import Example
+from minllama.text.labelled import few_shot, fit_context
 from minllama.text.prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
 

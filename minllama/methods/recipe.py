@@ -10,7 +10,7 @@ from torch import nn
 
 from minllama.common.errors import InputError
 from minllama.common.settings import Settings, spelling_of
-from minllama.text.labelled import Batch, Example
+from minllama.text.batches import Batch, Example
 from tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from minllama.common.settings import flag
 from minllama.methods.recipe import Loss, Method, Recipe
-from minllama.text.labelled import Batch
+from minllama.text.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from minllama.common.progress import Bar, Pace
 from minllama.evaluation.classification import inputs_of
 from minllama.methods.recipe import Loss
 from minllama.tasks.resuming import Progress, generator_states, restore_generators
-from minllama.text.labelled import Batch
+from minllama.text.batches import Batch
 from minllama.training import distributed
 from minllama.training.step import check_finite, mixed_precision, update
 from utils import to_device

@@ -52,13 +52,12 @@ from minllama.tasks.resuming import (
     add_records,
     claimed,
 )
+from minllama.text.batches import Example, make_loader
 from minllama.text.labelled import (
-    Example,
     check_labels,
     create_data,
     encode,
     load_label_names,
-    make_loader,
     read_labelled,
 )
 from minllama.training import distributed

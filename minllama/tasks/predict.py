@@ -26,7 +26,8 @@ from minllama.evaluation.classification import inputs_of
 from minllama.methods.saved import load_classifier, read_saved, same_label_names
 from minllama.tasks.finetune import FinetuneSettings
 from minllama.tasks.prompt import Asking, AskingSettings
-from minllama.text.labelled import Example, SortedBatchSampler, load_label_names, make_loader
+from minllama.text.batches import Example, SortedBatchSampler, make_loader
+from minllama.text.labelled import load_label_names
 from minllama.text.prompts import frame
 from minllama.training.step import mixed_precision
 from tokenizer import TOKENIZER_MODEL, Tokenizer

@@ -16,13 +16,12 @@ from minllama.common.settings import Settings, flag
 from minllama.evaluation.classification import check_metrics_file, model_eval, report_results
 from minllama.kernels.cpu import accelerate
 from minllama.kernels.quantize import pack
+from minllama.text.batches import Example, make_loader
 from minllama.text.labelled import (
-    Example,
     check_labels,
     create_data,
     fit_context,
     load_label_names,
-    make_loader,
     read_labelled,
 )
 from minllama.text.prompts import TEMPLATE, frame, make_prompts

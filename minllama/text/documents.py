@@ -20,18 +20,14 @@ BLOCK = 1 << 20  # characters that are read at a time
 
 
 class Chunk(NamedTuple):
-    """A document, or a piece of one.
-
-    Attributes:
-        begins: whether a document begins here.
-    """
+    """A document, or a piece of one."""
 
     text: str
-    begins: bool
+    begins: bool  # whether it is the first piece
 
 
 class TextSize(NamedTuple):
-    """The size of all texts; the bytes are those of the documents in UTF-8."""
+    """The size of all texts, in UTF-8."""
 
     n_documents: int
     n_bytes: int
@@ -101,7 +97,8 @@ def measure(paths: Sequence[str | Path]) -> TextSize:
                 n_bytes += n
                 bar.update(n)
     if n_bytes == 0:
-        raise InputError(f"{join_names(paths)}: no text in it; name a file that has some")
+        names = ", ".join(map(str, paths))
+        raise InputError(f"{names}: no text in it; name a file that has some")
     return TextSize(n_documents, n_bytes)
 
 
@@ -137,14 +134,9 @@ def split_chunks(
     empty = [name for name, share in zip(SPLITS, shares, strict=True) if share and name not in used]
     if empty:
         raise InputError(
-            f"{join_names(paths)}: {size.n_documents} documents of {size.n_bytes} bytes leave "
-            f"nothing for {' and '.join(empty)}; give more text or another --split"
+            f"{', '.join(map(str, paths))}: {size.n_documents} documents of {size.n_bytes} bytes "
+            f"leave nothing for {' and '.join(empty)}; give more text or another --split"
         )
-
-
-def join_names(paths: Sequence[str | Path]) -> str:
-    """File names for a message."""
-    return ", ".join(map(str, paths))
 
 
 def progress_bar(description: str, paths: Sequence[str | Path]) -> Bar:

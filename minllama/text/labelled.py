@@ -1,29 +1,23 @@
-"""Labelled sentences: files of `label ||| sentence` lines, read, tokenized and batched."""
+"""Labelled sentences: files of `label ||| sentence` lines, read, checked and tokenized."""
 
-import functools
 import io
 import json
-import math
 import random
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from minllama.common.errors import InputError, missing_file
+from minllama.text.batches import Batch, SortedBatchSampler, make_loader  # noqa: F401
+from minllama.text.batches import Example, collate
 from tokenizer import Tokenizer
-
-T = TypeVar("T")
 
 SEPARATOR = " ||| "
 MAX_LABELS = 10_000
 MAX_NAME_LENGTH = 200  # characters
-POOL = 100  # batches that are sorted by length together in training
 
 
 class LabelledSentence(NamedTuple):
@@ -31,47 +25,6 @@ class LabelledSentence(NamedTuple):
 
     label: int
     sentence: str
-
-
-class Example(NamedTuple):
-    """A tokenized sentence and its label."""
-
-    sentence: str
-    label: int
-    ids: list[int]
-
-
-@dataclass
-class Batch:
-    """Examples, padded on the right to the longest.
-
-    Attributes:
-        token_ids: `(batch, seqlen)`.
-        labels: `(batch,)`.
-        sents: the sentences.
-        lengths: number of ids of each example before padding, `(batch,)`.
-    """
-
-    token_ids: torch.Tensor
-    labels: torch.Tensor
-    sents: list[str]
-    lengths: torch.Tensor | None = None
-
-    def select(self, examples: slice) -> "Batch":
-        """A batch of some of the examples, padded as this one."""
-        lengths = None if self.lengths is None else self.lengths[examples]
-        return Batch(self.token_ids[examples], self.labels[examples], self.sents[examples], lengths)
-
-
-def collate(examples: Sequence[Example], pad_id: int, with_lengths: bool = False) -> Batch:
-    """Pad examples into a batch."""
-    ids = [torch.tensor(example.ids) for example in examples]
-    return Batch(
-        token_ids=pad_sequence(ids, batch_first=True, padding_value=pad_id),
-        labels=torch.tensor([example.label for example in examples]),
-        sents=[example.sentence for example in examples],
-        lengths=torch.tensor([len(tokens) for tokens in ids]) if with_lengths else None,
-    )
 
 
 def read_labelled(filename: str | Path) -> list[LabelledSentence]:
@@ -93,17 +46,13 @@ def read_labelled(filename: str | Path) -> list[LabelledSentence]:
         raise InputError(f"{filename}, line {number}: not UTF-8 text; save it as UTF-8") from error
     sentences = []
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        label, separator, sentence = line.partition(SEPARATOR)
-        if not separator:
-            raise InputError(
-                f"{filename}, line {number}: expected 'label ||| sentence', found {line[:40]!r}"
-            )
         try:
+            label, sentence = line.split(SEPARATOR, maxsplit=1)
             sentences.append(LabelledSentence(int(label), sentence.strip()))
-        except ValueError:
+        except ValueError:  # of either line
             raise InputError(
-                f"{filename}, line {number}: expected an integer label before '|||', "
-                f"found {label[:40]!r}"
+                f"{filename}, line {number}: expected 'label ||| sentence' with an integer label, "
+                f"found {line[:40]!r}"
             ) from None
     if not sentences:
         raise InputError(f"{filename}, line 1: expected 'label ||| sentence', found an empty file")
@@ -138,7 +87,7 @@ def load_label_names(filename: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: it is not a list of two to `MAX_LABELS` different names.
+        InputError: it is not a list of 2 to `MAX_LABELS` different names, none too long.
     """
     if not Path(filename).is_file():
         raise missing_file(filename)
@@ -146,18 +95,16 @@ def load_label_names(filename: str | Path) -> list[str]:
         names = json.loads(Path(filename).read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{filename}: not JSON: {error}") from error
-    if isinstance(names, list) and len(names) > MAX_LABELS:
-        raise InputError(f"{filename}: {len(names):,} names; --label-names takes {MAX_LABELS:,}")
-    if isinstance(names, list) and any(len(str(name)) > MAX_NAME_LENGTH for name in names):
-        raise InputError(f"{filename}: a name of over {MAX_NAME_LENGTH} characters; shorten it")
     if (
         not isinstance(names, list)
-        or len(names) < 2
+        or not 2 <= len(names) <= MAX_LABELS
         or not all(isinstance(name, str) and name.strip() for name in names)
+        or any(len(name) > MAX_NAME_LENGTH for name in names)
         or len(set(names)) < len(names)
     ):
         raise InputError(
-            f'{filename}: expected a JSON list of two or more names, all different: ["bad", "good"]'
+            f"{filename}: expected a JSON list of 2 to {MAX_LABELS:,} different names of at most "
+            f'{MAX_NAME_LENGTH} characters, such as ["bad", "good"]'
         )
     return names
 
@@ -169,7 +116,7 @@ def encode(
     eos: bool = False,
     prompt_suffix: str | None = None,
 ) -> list[Example]:
-    """Tokenize labelled sentences. All ids begin with BOS.
+    """Tokenize labelled sentences. The ids of each begin with BOS.
 
     Args:
         lower: lowercase the sentences.
@@ -194,14 +141,10 @@ def create_data(
     eos: bool = True,
     prompt_suffix: str | None = None,
 ) -> list[Example] | tuple[list[Example], int]:
-    """Read and tokenize a file of labelled sentences, and print their number.
+    """Read and `encode` a file of labelled sentences, and print their number.
 
     Args:
         flag: "train" also returns the number of different labels.
-        lower, eos, prompt_suffix: see `encode`.
-
-    Returns:
-        the examples, in the file's order.
     """
     examples = encode(read_labelled(filename), tokenizer, lower, eos, prompt_suffix)
     print(f"load {len(examples)} data from {filename}")
@@ -211,7 +154,7 @@ def create_data(
 
 
 def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[list[Example]]:
-    """Truncate examples of more than `max_len` ids to BOS and their first or last tokens.
+    """Truncate examples of more than `max_len` ids to BOS and their first or last ids.
 
     One warning counts the truncated examples.
 
@@ -219,30 +162,30 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
         keep: "first" or "last".
 
     Raises:
-        InputError: `max_len` has no room for BOS and another token.
+        InputError: `max_len` has no room for BOS and another id.
     """
     if max_len < 2:
         raise InputError(f"a context of {max_len} tokens has no room for a sentence after BOS")
     window = slice(1, max_len) if keep == "first" else slice(1 - max_len, None)
-    n_cut = sum(len(example.ids) > max_len for split in splits for example in split)
-    if n_cut:
-        total = sum(len(split) for split in splits)
+    fitted, n_truncated = [], 0
+    for split in splits:
+        examples = list(split)
+        for i, example in enumerate(examples):
+            if len(example.ids) > max_len:
+                examples[i] = example._replace(ids=[example.ids[0], *example.ids[window]])
+                n_truncated += 1
+        fitted.append(examples)
+    if n_truncated:
         warnings.warn(
-            f"{n_cut} of {total} rows do not fit the context "
-            f"and were cut to their {keep} {max_len} tokens",
+            f"{n_truncated} of {sum(map(len, fitted))} sentences do not fit the context "
+            f"and were truncated to their {keep} {max_len} tokens",
             stacklevel=2,
         )
-
-    def fit(example: Example) -> Example:
-        if len(example.ids) <= max_len:
-            return example
-        return example._replace(ids=[example.ids[0], *example.ids[window]])
-
-    return [[fit(example) for example in split] for split in splits]
+    return fitted
 
 
 def few_shot(examples: Sequence[Example], shots: int, num_labels: int, seed: int) -> list[Example]:
-    """Draw `shots` examples of each label, in the order of the data.
+    """Draw `shots` examples of each label; they stay in the order of the data.
 
     Raises:
         InputError: a label has fewer.
@@ -261,17 +204,14 @@ class LlamaDataset(Dataset):
     """The assignment's dataset, whose collate function tokenizes the sentences.
 
     Args:
-        dataset: `[(sentence, label, ids)]`; the ids are ignored, as in the assignment.
+        dataset: `[(sentence, label, ids)]`; the ids are not used.
         args: any object with `max_sentence_len`, and optionally `tokenizer_path`.
         eos: end the ids with EOS.
     """
 
     def __init__(self, dataset: Sequence[tuple[str, int, list[int]]], args: Any, eos: bool = False):
-        self.dataset = dataset
-        self.p = args
+        self.dataset, self.p, self.eos = dataset, args, eos
         self.tokenizer = Tokenizer(args.max_sentence_len, getattr(args, "tokenizer_path", None))
-        self.eos = eos
-        self._ids: dict[str, list[int]] = {}  # of the sentences seen so far
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -279,88 +219,8 @@ class LlamaDataset(Dataset):
     def __getitem__(self, idx: int) -> tuple[str, int, list[int]]:
         return self.dataset[idx]
 
-    def encode(self, sentence: str) -> list[int]:
-        """Tokenize a sentence the first time that it is seen. The ids begin with BOS."""
-        if sentence not in self._ids:
-            self._ids[sentence] = self.tokenizer.encode(sentence, bos=True, eos=self.eos)
-        return self._ids[sentence]
-
     def collate_fn(self, all_data: Sequence[tuple[str, int, list[int]]]) -> dict[str, Any]:
-        """The fields `token_ids`, `labels` and `sents` of a `Batch`, as a dict."""
-        examples = [Example(sent, label, self.encode(sent)) for sent, label, _ in all_data]
-        batch = collate(examples, self.tokenizer.pad_id)
+        """The `token_ids`, `labels` and `sents` of a `Batch`, as a dict."""
+        sentences = [LabelledSentence(label, sentence) for sentence, label, _ in all_data]
+        batch = collate(encode(sentences, self.tokenizer, eos=self.eos), self.tokenizer.pad_id)
         return {"token_ids": batch.token_ids, "labels": batch.labels, "sents": batch.sents}
-
-
-def make_loader(
-    examples: Sequence[Example],
-    batch_size: int,
-    pad_id: int,
-    *,
-    causal: bool,
-    shuffle: bool = False,
-    with_lengths: bool = False,
-) -> DataLoader:
-    """Batches formed as in the assignment, or for a causal model from examples of similar length.
-
-    Args:
-        shuffle: for training.
-        with_lengths: give batches their `lengths`; for a causal model they always have them.
-    """
-    collate_fn = functools.partial(collate, pad_id=pad_id, with_lengths=causal or with_lengths)
-    if not causal:
-        return DataLoader(examples, shuffle=shuffle, batch_size=batch_size, collate_fn=collate_fn)
-    sampler = LengthBatchSampler if shuffle else SortedBatchSampler
-    batches = sampler([len(example.ids) for example in examples], batch_size)
-    # Each pass over a loader draws a number; evaluation must not change what training draws.
-    generator = None if shuffle else torch.Generator()
-    return DataLoader(examples, batch_sampler=batches, collate_fn=collate_fn, generator=generator)
-
-
-class LengthBatchSampler(Sampler[list[int]]):
-    """Training batches of similar lengths, in an order from the global generator.
-
-    The examples are shuffled; pools of `POOL` batches are sorted by length and cut into batches,
-    whose order is shuffled again. The largest batch, padding included, comes first, so that running
-    out of memory shows at once. The last batch of the last pool may be smaller.
-
-    Args:
-        lengths: number of ids of each example.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int):
-        self.lengths, self.batch_size = lengths, batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(len(self.lengths)).tolist()
-        pool_size = POOL * self.batch_size
-        batches = []
-        for start in range(0, len(order), pool_size):
-            pool = order[start : start + pool_size]
-            pool.sort(key=self.lengths.__getitem__, reverse=True)
-            batches += BatchSampler(pool, self.batch_size, drop_last=False)
-        batches = [batches[i] for i in torch.randperm(len(batches)).tolist()]
-        sizes = [len(batch) * self.lengths[batch[0]] for batch in batches]
-        largest = sizes.index(max(sizes))
-        batches[0], batches[largest] = batches[largest], batches[0]
-        return iter(batches)
-
-
-class SortedBatchSampler(BatchSampler):
-    """Evaluation batches: the examples from the longest to the shortest.
-
-    Attributes:
-        order: the index of the example at each place of that order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int):
-        self.order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-        super().__init__(self.order, batch_size, drop_last=False)
-
-    def unsort(self, results: Sequence[T]) -> list[T]:
-        """Put results that are in the order of the batches into the order of the data."""
-        by_index = dict(zip(self.order, results, strict=True))
-        return [by_index[i] for i in range(len(self.order))]

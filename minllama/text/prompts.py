@@ -1,19 +1,19 @@
-"""The text around a sentence that asks for its label."""
+"""Prompts: the text around a sentence that asks for its label."""
 
 from collections.abc import Sequence
 
 from minllama.common.errors import InputError
-from minllama.text.labelled import Example
+from minllama.text.batches import Example
 from tokenizer import Tokenizer
 
 TEMPLATE = "{sentence} Is this movie {labels}? This movie is "  # the assignment's
 
 
 def frame(template: str, label_names: Sequence[str]) -> tuple[str, str]:
-    """What stands before a sentence and after it.
+    """Split a template at its sentence, and fill in the labels: the text before and after.
 
     Raises:
-        InputError: the template has no `{sentence}`, or several.
+        InputError: the template does not have `{sentence}` exactly once.
     """
     if template.count("{sentence}") != 1:
         raise InputError(f"--prompt_template {template!r}: it must have {{sentence}} in it, once")
@@ -26,7 +26,7 @@ def frame(template: str, label_names: Sequence[str]) -> tuple[str, str]:
 
 
 def make_prompts(
-    data: Sequence[Example],
+    examples: Sequence[Example],
     template: str,
     label_names: Sequence[str],
     tokenizer: Tokenizer,
@@ -35,24 +35,19 @@ def make_prompts(
 ) -> list[Example]:
     """Put the template around tokenized sentences.
 
-    Without a mask this is the assignment's way: the whole text is tokenized, and the tokenizer may
-    cut it. For a causal model the template stays whole, however short the sentence was cut, without
-    its last space so that the label's name begins with a word. What stands before the sentence, the
-    sentence, and what stands after it are tokenized apart, as words with a space between them.
+    Without a mask this is the assignment's way: the whole text is tokenized, and truncated to the
+    tokenizer's `max_len`. For a causal model only the sentence is truncated. The text before it,
+    the sentence and the text after it are tokenized separately, as words with spaces between them;
+    the last space of the template is left out, since the label's name begins with one.
     """
     before, after = frame(template, label_names)
     if not causal:
-        texts = [(f"{before}{sentence}{after}", label) for sentence, label, _ in data]
-        return [
-            Example(text, label, tokenizer.encode(text, bos=True, eos=False))
-            for text, label in texts
-        ]
+        prompts = [(f"{before}{sentence}{after}", label) for sentence, label, _ in examples]
+        return [Example(p, label, tokenizer.encode(p, True, False)) for p, label in prompts]
     after = after.rstrip()
-    head, tail = (
-        tokenizer.encode(text.strip(), bos=False, eos=False, truncate=False)
-        for text in (before, after)
-    )
+    head = tokenizer.encode(before.strip(), bos=False, eos=False, truncate=False)
+    tail = tokenizer.encode(after.strip(), bos=False, eos=False, truncate=False)
     return [
         Example(f"{before}{sentence}{after}", label, [*ids[:1], *head, *ids[1:], *tail])
-        for sentence, label, ids in data
+        for sentence, label, ids in examples
     ]

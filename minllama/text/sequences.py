@@ -15,13 +15,13 @@ class Pieces:
     Where a piece begins is computed on demand: memory is needed for each document, not each piece.
 
     Args:
-        starts: where the documents begin, `(n_documents,)`.
-        lengths: number of ids of each document, `(n_documents,)`; negative ones count as 0.
+        n_left_out: ids of each document that are not in pieces.
     """
 
-    def __init__(self, starts: np.ndarray, lengths: np.ndarray, step: int):
-        self.starts, self.step = starts, step
-        n_pieces = -(-np.maximum(lengths, 0) // step)  # rounded up
+    def __init__(self, text: TokenizedText, step: int, n_left_out: int):
+        self.starts, self.step = text.starts, step
+        lengths = np.maximum(np.diff(text.starts, append=len(text)) - n_left_out, 0)
+        n_pieces = (lengths + step - 1) // step
         self.ends = np.cumsum(n_pieces)  # number of pieces up to the end of each document
 
     def __len__(self) -> int:
@@ -32,11 +32,6 @@ class Pieces:
         document = int(self.ends.searchsorted(i, side="right"))
         n_before = int(self.ends[document - 1]) if document else 0
         return int(self.starts[document]) + self.step * (i - n_before), document
-
-
-def document_lengths(text: TokenizedText) -> np.ndarray:
-    """Number of ids of each document, BOS included, `(n_documents,)`."""
-    return np.diff(text.starts, append=len(text))
 
 
 class TrainingSequences(Dataset):
@@ -52,7 +47,7 @@ class TrainingSequences(Dataset):
 
     def __init__(self, text: TokenizedText, seqlen: int, offset: int):
         self.text, self.seqlen, self.offset = text, seqlen, offset
-        self.inner = Pieces(text.starts, document_lengths(text) - offset, seqlen)
+        self.inner = Pieces(text, seqlen, n_left_out=offset)
         self.n_first = len(text.starts) if offset else 0  # sequences that begin with a document
 
     def __len__(self) -> int:
@@ -84,8 +79,7 @@ class EvaluationSequences(Dataset):
 
     def __init__(self, text: TokenizedText, seqlen: int, n_sequences: int | None = None):
         self.text, self.seqlen = text, seqlen
-        n_inputs = document_lengths(text) - 1  # the last id of a document is only a target
-        self.pieces = Pieces(text.starts, n_inputs, seqlen)
+        self.pieces = Pieces(text, seqlen, n_left_out=1)  # a document's last id is only a target
         self.chosen: np.ndarray | None = None
         if n_sequences is not None and n_sequences < len(self.pieces):
             self.chosen = np.linspace(0, len(self.pieces) - 1, n_sequences).astype(np.int64)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from minllama.common.errors import InputError
-from minllama.text.documents import SPLITS, join_names
+from minllama.text.documents import SPLITS
 from minllama.text.tokenized import TokenizedText, id_dtype
 from tokenizer import Tokenizer
 
@@ -40,8 +40,8 @@ def open_token_files(
         n_sampled, n_bytes, n_unknown = measure(ids)
         if n_bytes == 0:
             raise InputError(
-                f"{join_names(paths)}: {n_tokens} ids leave no text for {name}; give more files, "
-                "another --split, or the tokenizer that made them"
+                f"{', '.join(map(str, paths))}: {n_tokens} ids leave no text for {name}; give more "
+                "files, another --split, or the tokenizer that made them"
             )
         starts = np.zeros(1, np.int64)
         splits[name] = TokenizedText(ids, starts, tokenizer.bos_id, n_bytes, n_unknown, n_sampled)

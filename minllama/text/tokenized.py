@@ -17,18 +17,11 @@ import numpy as np
 
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, file_fingerprint
-from minllama.text.documents import (
-    SPLITS,
-    Chunk,
-    TextSize,
-    join_names,
-    measure,
-    progress_bar,
-    split_chunks,
-)
+from minllama.text.documents import SPLITS, Chunk, TextSize, measure, progress_bar, split_chunks
 from tokenizer import Tokenizer
 
 INDEX = "index.json"
+FILES = [f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".starts.bin")]
 COUNTERS = ("n_bytes", "n_tokens", "n_unknown", "n_documents")  # of each split, in the index
 START = np.dtype("<i8")  # type of a position in a file of starts
 
@@ -157,9 +150,7 @@ def _write_ids(
     dtype = id_dtype(tokenizer)
     counts = {split: dict.fromkeys(COUNTERS, 0) for split in SPLITS}
     with ExitStack() as stack:
-        files = {
-            name: stack.enter_context(atomic_write(folder / name, "wb")) for name in _file_names()
-        }
+        files = {name: stack.enter_context(atomic_write(folder / name, "wb")) for name in FILES}
         bar = stack.enter_context(progress_bar("tokenize", paths))
         for split, chunk in split_chunks(paths, shares, size):
             ids, n_bytes = encode_chunk(tokenizer, chunk), len(chunk.text.encode())
@@ -174,16 +165,13 @@ def _write_ids(
             bar.update(n_bytes)
         for split, count in counts.items():
             if count["n_tokens"] == count["n_documents"] > 0:
-                raise InputError(f"{join_names(paths)}: the {split} split has no tokens but BOS")
+                names = ", ".join(map(str, paths))
+                raise InputError(f"{names}: the {split} split has no tokens but BOS")
     return counts
 
 
-def _file_names() -> list[str]:
-    return [f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".starts.bin")]
-
-
 def _fingerprints(folder: Path) -> dict[str, str]:
-    return {name: file_fingerprint(folder / name) for name in _file_names()}
+    return {name: file_fingerprint(folder / name) for name in FILES}
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

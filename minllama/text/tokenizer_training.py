@@ -12,9 +12,7 @@ from minllama.common.errors import InputError
 from minllama.common.files import atomic_write
 
 MAX_LINE = 4000  # characters
-N_LINES = 250_000  # in the sample that SentencePiece learns from
-TOO_HIGH = re.compile(r"too high \(\d+\).* value <= (\d+)")  # in SentencePiece's messages
-TOO_LOW = re.compile(r"required_chars. \d+ vs (\d+)")
+SAMPLE = 250_000  # lines
 
 
 class VocabSizeTooSmall(InputError):
@@ -26,9 +24,9 @@ def train_tokenizer(
 ) -> None:
     """Train a SentencePiece BPE model like Llama's: single digits, bytes for unknown characters.
 
-    It learns from the lines of the texts, cut to `MAX_LINE` characters, and from a random sample of
-    `N_LINES` of them if there are more. If `vocab_size` has no room for the 256 bytes, the model
-    does without them, with a warning: unknown characters are then `<unk>`, id 0, and so is padding.
+    It learns from the lines of the texts, cut to `MAX_LINE` characters, and from a random `SAMPLE`
+    of them if there are more. If `vocab_size` has no room for the 256 bytes, they are left out,
+    with a warning: unknown characters are then `<unk>`, id 0, and so is padding.
 
     Args:
         read_texts: returns the texts; called again for a second attempt.
@@ -67,7 +65,7 @@ def _train(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines(),
-            input_sentence_size=N_LINES,
+            input_sentence_size=SAMPLE,
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -83,17 +81,15 @@ def _train(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
     except RuntimeError as error:
         if reading_errors:
             raise reading_errors[0] from None
-        raise _vocab_size_error(str(error), vocab_size) from error
+        raise _explain(str(error), vocab_size) from error
     return model.getvalue()
 
 
-def _vocab_size_error(message: str, vocab_size: int) -> InputError:
-    """The error for a failure of SentencePiece."""
-    flag = f"--vocab_size {vocab_size}"
-    if too_high := TOO_HIGH.search(message):
-        return InputError(f"{flag}: the text allows at most {too_high[1]}; choose another")
-    if too_low := TOO_LOW.search(message):
-        return VocabSizeTooSmall(
-            f"{flag}: the text allows no less than {too_low[1]}; choose another"
-        )
-    return InputError(f"{flag}: the text is too short for a tokenizer of that size; choose another")
+def _explain(failure: str, vocab_size: int) -> InputError:
+    """The error for a failure message of SentencePiece."""
+    flag = f"--vocab_size {vocab_size}: the text"
+    if found := re.search(r"required_chars. \d+ vs (\d+)", failure):
+        return VocabSizeTooSmall(f"{flag} allows no less than {found[1]}; choose another")
+    if found := re.search(r"too high \(\d+\).* value <= (\d+)", failure):
+        return InputError(f"{flag} allows at most {found[1]}; choose another")
+    return InputError(f"{flag} is too short for a tokenizer of that size; choose another")

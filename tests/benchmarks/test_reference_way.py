@@ -17,7 +17,8 @@ from classifier import LlamaEmbeddingClassifier
 from minllama.evaluation.classification import model_eval
 from minllama.kernels.cpu import accelerate
 from minllama.methods.saved import ClassifierConfig
-from minllama.text.labelled import create_data, make_loader
+from minllama.text.batches import make_loader
+from minllama.text.labelled import create_data
 from optimizer import AdamW
 
 

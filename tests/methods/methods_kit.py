@@ -9,7 +9,7 @@ from base_llama import named_weights
 from minllama import methods
 from minllama.methods.recipe import Recipe
 from minllama.tasks.epoch import ClassificationLoss, train_epoch
-from minllama.text.labelled import Batch
+from minllama.text.batches import Batch
 from optimizer import AdamW
 
 CPU = torch.device("cpu")

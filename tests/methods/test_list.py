@@ -287,7 +287,7 @@ def test_rows_that_a_saved_run_cuts_are_counted(project, run_cli, saved_run):
     saved["args"]["max_sentence_len"] = None
     torch.save(saved, path)
     code, _, err = run_cli(*saved_run, "--dev", "long-dev.txt")
-    assert code == 0 and "1 of 7 rows do not fit the context" in err
+    assert code == 0 and "1 of 7 sentences do not fit the context" in err
 
 
 def test_a_saved_run_from_own_weights_keeps_its_advanced_names(project, run_cli):

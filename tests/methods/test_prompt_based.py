@@ -7,9 +7,8 @@ from methods_kit import BATCH, NAMES, predictions
 
 import minllama.methods.prompt_based
 from classifier import LlamaZeroShotClassifier
-from minllama.common.errors import InputError
 from minllama.tasks.prompt import ZeroShotConfig
-from minllama.text.labelled import Example, few_shot
+from minllama.text.labelled import few_shot
 from minllama.training.activation_checkpointing import checkpoint_activations
 
 pytest_plugins = ["methods_fixtures"]
@@ -83,15 +82,6 @@ def test_prompt_based_training_goes_with_checkpointed_activations(make_model):
         gradients.append(torch.autograd.grad(value, list(model.llama.parameters())))
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-4 * a.abs().max().item())
-
-
-def test_few_shots_are_so_many_of_each_label():
-    data = [Example(str(i), i % 3, [i]) for i in range(30)]
-    chosen = few_shot(data, 4, 3, seed=1)
-    assert sorted(label for _, label, _ in chosen) == [0] * 4 + [1] * 4 + [2] * 4
-    assert chosen == few_shot(data, 4, 3, seed=1) != few_shot(data, 4, 3, seed=2)
-    with pytest.raises(InputError, match="label 0 has 10 sentences"):
-        few_shot(data, 11, 3, seed=1)
 
 
 def test_shots_are_drawn_with_the_seed_and_prompts_with_the_template(trained, monkeypatch):

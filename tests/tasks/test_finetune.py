@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import SENTENCES, make_llama, save_llama
 
-import minllama.text.labelled
+import minllama.text.batches
 from base_llama import state_of
 from classifier import LlamaEmbeddingClassifier
 from minllama.evaluation.classification import model_eval
 from minllama.tasks.epoch import ClassificationLoss, train_epoch
-from minllama.text.labelled import Batch, Example, SortedBatchSampler, make_loader
+from minllama.text.batches import Batch, Example, SortedBatchSampler, make_loader
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.step import mixed_precision
 from optimizer import AdamW
@@ -58,7 +58,7 @@ def loader_of(data, tokenizer):
 
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch):
-    monkeypatch.setattr(minllama.text.labelled, "POOL", 4)
+    monkeypatch.setattr(minllama.text.batches, "POOL", 4)
 
 
 def test_evaluation_is_sorted_and_put_back_in_order(data, make_classifier, loader_of):

@@ -141,7 +141,7 @@ def test_every_row_that_is_cut_is_told(data, run_cli):
     code, out, err = run_cli(*flags, "--input", "long.txt")
     assert code == 0 and out.count("\n") == 252
     (line,) = err.splitlines()
-    assert line.startswith("warning: lines 201 to 252: 1 of 52 rows do not fit the context")
+    assert line.startswith("warning: lines 201 to 252: 1 of 52 sentences do not fit the context")
 
 
 def test_the_sentences_are_not_overwritten_through_standard_input(data):

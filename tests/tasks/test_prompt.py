@@ -82,7 +82,7 @@ def test_a_long_content_free_prompt_is_cut_to_the_context(make_zero_shot, tokeni
     """From its left, as the prompts that are scored."""
     model = make_zero_shot()
     template = "{sentence} " + "a film about a film " * 40
-    with pytest.warns(UserWarning, match="1 of 1 rows do not fit"):
+    with pytest.warns(UserWarning, match="1 of 1 sentences do not fit"):
         calibrated = Calibrated(model, "pmi", template)
     ids = tokenizer.encode(template.removeprefix("{sentence} ").strip(), False, False)
     assert len(ids) > model.max_prompt_len

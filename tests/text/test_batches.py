@@ -1,63 +1,85 @@
-"""Batches of rows of about the same length."""
+"""Padded batches, and batches of sentences of similar length."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-import minllama.text.labelled
-from minllama.text.labelled import LengthBatchSampler
+import minllama.text.batches
+from minllama.text.batches import Batch, Example, LengthBatchSampler, collate, make_loader
+from minllama.text.labelled import LlamaDataset
 
 LENGTHS = [int(n) for n in torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0))]
 
 
-def draw(seed: int, batch_size: int = 10) -> list[list[int]]:
+def test_batches_are_padded_on_the_right():
+    examples = [Example("a", 1, [1, 5]), Example("b", 0, [1, 6, 7])]
+    batch = collate(examples, 3, with_lengths=True)
+    assert batch.token_ids.tolist() == [[1, 5, 3], [1, 6, 7]]
+    assert batch.labels.tolist() == [1, 0]
+    assert batch.sents == ["a", "b"]
+    assert batch.lengths.tolist() == [2, 3]
+    assert collate(examples, 3).lengths is None
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_the_assignments_dataset_tokenizes_the_sentences(tokenizer, tokenizer_path, eos):
+    args = SimpleNamespace(max_sentence_len=2, tokenizer_path=str(tokenizer_path))
+    data = [(f"the plot is thin {i}", i % 2, [1, 9, 8, 7]) for i in range(10)]
+    dataset = LlamaDataset(data, args, eos)
+    expected = tokenizer.encode("the plot is thin", bos=True, eos=False)[:3] + [2] * eos
+    loader = DataLoader(dataset, shuffle=True, batch_size=4, collate_fn=dataset.collate_fn)
+    batches = [Batch(**batch) for batch in loader]
+    assert sorted(sent for batch in batches for sent in batch.sents) == [s for s, *_ in data]
+    for batch in batches:
+        assert batch.token_ids.tolist() == [expected] * len(batch.sents)
+        assert batch.labels.tolist() == [int(sent[-1]) % 2 for sent in batch.sents]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_loader_takes_the_ids_as_they_are(causal):
+    (batch,) = make_loader([Example("the plot", 1, [1, 9, 8])], 1, 3, causal=causal)
+    assert batch.token_ids.tolist() == [[1, 9, 8]]
+    assert (batch.lengths is not None) == causal
+
+
+def draw(seed: int, lengths=LENGTHS) -> list[list[int]]:
     torch.manual_seed(seed)
-    return list(LengthBatchSampler(LENGTHS, batch_size))
+    return list(LengthBatchSampler(lengths, 10))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_pools(monkeypatch):
-    monkeypatch.setattr(minllama.text.labelled, "POOL", 4)
+    monkeypatch.setattr(minllama.text.batches, "POOL", 4)
 
 
-def test_every_row_comes_once_an_epoch():
+def test_every_example_comes_once_an_epoch_in_another_order(small_pools):
     batches = draw(0)
-    assert sorted(row for batch in batches for row in batch) == list(range(203))
+    assert sorted(i for batch in batches for i in batch) == list(range(203))
     assert sorted(map(len, batches)) == [3] + [10] * 20
-    assert len(LengthBatchSampler(LENGTHS, 10)) == len(batches)
-
-
-def test_batches_follow_from_the_seed():
-    assert draw(0) == draw(0)
-    assert draw(0) != draw(1)
-    torch.manual_seed(0)
     sampler = LengthBatchSampler(LENGTHS, 10)
-    assert list(sampler) != list(sampler)  # another order each epoch
+    assert len(sampler) == len(batches)
+    assert list(sampler) != list(sampler)
+    assert batches == draw(0) != draw(1)
 
 
-def test_rows_of_a_batch_are_of_about_the_same_length():
+def test_the_examples_of_a_batch_are_of_similar_length(small_pools):
     def padded(batches):
-        return sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
+        return sum(len(batch) * max(LENGTHS[i] for i in batch) for batch in batches)
 
-    rows = torch.randperm(203).tolist()
-    shuffled = padded([rows[i : i + 10] for i in range(0, 203, 10)])
+    order = torch.randperm(203).tolist()
+    shuffled = padded([order[i : i + 10] for i in range(0, 203, 10)])
     assert padded(draw(0)) - sum(LENGTHS) < 0.4 * (shuffled - sum(LENGTHS))
 
 
-def test_the_longest_row_comes_first_and_the_rest_is_shuffled():
-    for seed in range(5):
-        longest = [max(LENGTHS[row] for row in batch) for batch in draw(seed)]
-        assert longest[0] == max(LENGTHS)
-        assert longest != sorted(longest, reverse=True)
-
-
-def test_one_small_pool_is_one_batch():
-    assert [sorted(batch) for batch in LengthBatchSampler([5, 3, 4], 10)] == [[0, 1, 2]]
-
-
-def test_the_largest_batch_comes_first_even_if_a_small_one_has_the_longest_row():
+def test_the_largest_batch_comes_first_and_the_others_are_shuffled(small_pools):
     for seed in range(300):
-        torch.manual_seed(seed)
-        lengths = [int(n) for n in torch.randint(3, 60, (45,))]
-        sampler = LengthBatchSampler(lengths, 10)
-        sizes = [len(batch) * max(lengths[i] for i in batch) for batch in sampler]
+        lengths = torch.randint(3, 60, (45,), generator=torch.Generator().manual_seed(seed))
+        sizes = [
+            len(batch) * max(int(lengths[i]) for i in batch)
+            for batch in draw(seed, lengths.tolist())
+        ]
         assert sizes[0] == max(sizes)
+    longest = [max(LENGTHS[i] for i in batch) for batch in draw(0)]
+    assert longest != sorted(longest, reverse=True)

@@ -14,7 +14,7 @@ from minllama.evaluation.language_model import NextTokenScores
 from minllama.kernels.cpu import accelerate
 from minllama.methods.lora import LoRA
 from minllama.tasks.epoch import ClassificationLoss, LossOfModel, losses_of
-from minllama.text.labelled import Batch
+from minllama.text.batches import Batch
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.step import compile_layers, mixed_precision, update
 from optimizer import AdamW
