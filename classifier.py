@@ -8,43 +8,31 @@ import torch.nn.functional as F
 from torch import nn
 
 from llama import Llama, load_pretrained
-from minllama.checkpoints import formats
 from minllama.common.errors import InputError
 from minllama.inference.cache import KVCache
-from minllama.inference.decoding import last_column
 from tokenizer import Tokenizer
 
 
 def load_backbone(config: Any) -> Llama:
-    """The Llama of a classifier, in float32.
+    """Load the Llama of a classifier, in float32.
 
     Args:
-        config: any object with `pretrained_model_path`. Optionally `causal` overrides the
-            checkpoint's, `init_weights` False draws no initial weights, and with `keep_bfloat16`
-            matrices that the file has in bfloat16 stay so, and stay in the file, mapped into
-            memory; nothing is drawn then. They must not train.
+        config: any object with `pretrained_model_path`, and optionally `causal` and `init_weights`,
+            the arguments of `load_pretrained`.
     """
-    checkpoint = formats.load(config.pretrained_model_path)
-    causal = getattr(config, "causal", None)
-    matrices = (tensor for tensor in checkpoint.tensors.values() if tensor.dim() == 2)
-    keep = getattr(config, "keep_bfloat16", False)
-    if keep and all(matrix.dtype == torch.bfloat16 for matrix in matrices):
-        llama = load_pretrained(checkpoint, causal=causal, init_weights=False, dtype=None)
-        for module in llama.modules():
-            if not isinstance(module, nn.Linear):  # what is added to the residual stream, or scales
-                for name, parameter in module.named_parameters(recurse=False):
-                    setattr(module, name, nn.Parameter(parameter.float()))
-        return llama
-    init_weights = getattr(config, "init_weights", True)
-    return load_pretrained(checkpoint, causal=causal, init_weights=init_weights)
+    return load_pretrained(
+        config.pretrained_model_path,
+        causal=getattr(config, "causal", None),
+        init_weights=getattr(config, "init_weights", True),
+    )
 
 
 class LlamaZeroShotClassifier(nn.Module):
-    """Asks which label's name continues a prompt best. Nothing is trained.
+    """Chooses the label whose name continues a prompt best. Nothing is trained.
 
     Args:
-        config: any object with `num_labels`, and what `load_backbone` takes.
-        tokenizer: turns the label names into ids.
+        config: any object with `num_labels` and what `load_backbone` takes.
+        tokenizer: encodes the label names.
         label_names: one name per label.
     """
 
@@ -63,77 +51,73 @@ class LlamaZeroShotClassifier(nn.Module):
 
     @property
     def reads_lengths(self) -> bool:
-        """Whether batches are to tell each row's own length."""
+        """Whether `forward` takes the length of each prompt."""
         return self.llama.config.causal
 
     @property
     def uses_cache(self) -> bool:
-        """Whether labels continue the prompt, rather than being read off its last state."""
+        """Whether labels of several tokens continue the prompt."""
         return self.llama.config.causal and max(map(len, self.label_name_ids)) > 1
 
     @property
     def max_prompt_len(self) -> int:
-        """The context in tokens, less what a causal model needs for the longest label."""
+        """The context in tokens, less those that the longest label takes in a causal model."""
         config = self.llama.config
         longest = max(len(ids) for ids in self.label_name_ids)
         return config.max_seq_len - (longest - 1 if config.causal else 0)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        lengths: torch.Tensor | None = None,
-        offset: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Score every label.
 
         Args:
             input_ids: right-padded prompts `(batch, seqlen)`.
-            lengths: the prompts' lengths `(batch,)`, or None.
-            offset: added to the prompts' embeddings, `(batch, seqlen, dim)`.
+            lengths: the prompts' lengths `(batch,)`, for causal models only.
 
         Returns:
-            `(batch, num_labels)`. With lengths, log p(label | prompt) over all of a label's tokens,
-            which needs causal attention. Without, the assignment's score: the sum of the
-            log-probabilities that the last column gives each of the label's tokens.
+            `(batch, num_labels)`. With lengths, log p(label | prompt) over all tokens of a label.
+            Without, the assignment's score: the sum of the log-probabilities that the last column
+            gives the tokens of a label.
         """
-        if lengths is not None and not self.llama.config.causal:
-            raise ValueError("only a causal model can score prompts by their lengths")
-        if lengths is None:
-            hidden = self.llama.hidden_states(input_ids, last_column(input_ids), offset=offset)
-            log_probs = F.log_softmax(self.llama.output(hidden[:, 0]).float(), dim=-1)
-            scores = [log_probs[:, ids].sum(dim=-1) for ids in self.label_name_ids]
-        else:
-            scores = self._log_likelihoods(input_ids, lengths, offset)
+        if lengths is not None:
+            return self._log_likelihoods(input_ids, lengths)
+        log_probs = self._log_probs(input_ids, last_positions(input_ids))[:, 0]
+        scores = [log_probs[:, ids].sum(dim=-1) for ids in self.label_name_ids]
         return torch.stack(scores, dim=-1)
 
-    def _log_likelihoods(
-        self, input_ids: torch.Tensor, lengths: torch.Tensor, offset: torch.Tensor | None
-    ) -> list[torch.Tensor]:
-        """For each label Σ_j log p(label_j | prompt, label_<j), `(batch,)`.
+    def _log_likelihoods(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Compute Σ_j log p(label_j | prompt, label_<j) of every label, `(batch, num_labels)`.
 
         The prompts are read once; labels of several tokens continue them through a cache.
         """
+        if not self.llama.config.causal:
+            raise ValueError("only a causal model can score prompts by their lengths")
         batch_size, seqlen = input_ids.shape
         cache = None
         if self.uses_cache:
-            room = seqlen + max(len(ids) for ids in self.label_name_ids) - 1
-            cache = KVCache(self.llama.config, batch_size, room, input_ids.device)
-        last = lengths[:, None] - 1
-        hidden = self.llama.hidden_states(input_ids, last, cache=cache, offset=offset)
-        first = F.log_softmax(self.llama.output(hidden[:, 0]).float(), dim=-1)
+            max_len = seqlen + max(map(len, self.label_name_ids)) - 1
+            cache = KVCache(self.llama.config, batch_size, max_len, input_ids.device)
+        first = self._log_probs(input_ids, last_positions(input_ids, lengths), cache)[:, 0]
         prompt_lengths = lengths.tolist()
         scores = []
         for ids in self.label_name_ids:
-            score = first[:, ids[0]]
-            if len(ids) > 1:
-                cache.lengths = prompt_lengths  # forgets padding and the label before
-                beginning = input_ids.new_tensor(ids[:-1]).expand(batch_size, -1)
-                hidden = self.llama.hidden_states(beginning, cache=cache)
-                log_probs = F.log_softmax(self.llama.output(hidden).float(), dim=-1)
-                following = input_ids.new_tensor(ids[1:]).expand(batch_size, -1)
-                score = score + log_probs.gather(-1, following[..., None]).sum(dim=(1, 2))
+            score = first[:, ids[0]]  # (batch,)
+            if cache is not None and len(ids) > 1:
+                cache.lengths = prompt_lengths  # forget the padding and the label before
+                label = input_ids.new_tensor(ids).expand(batch_size, -1)  # (batch, len(ids))
+                others = self._log_probs(label[:, :-1], cache=cache)
+                score = score + others.gather(-1, label[:, 1:, None]).sum(dim=(1, 2))
             scores.append(score)
-        return scores
+        return torch.stack(scores, dim=-1)
+
+    def _log_probs(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Log-probabilities of the next token at each position, `(batch, n, vocab_size)`."""
+        hidden = self.llama.hidden_states(tokens, positions, cache)
+        return F.log_softmax(self.llama.output(hidden).float(), dim=-1)
 
 
 class LlamaEmbeddingClassifier(nn.Module):
@@ -145,9 +129,9 @@ class LlamaEmbeddingClassifier(nn.Module):
             freezes Llama and trains the head.
 
     Attributes:
-        pooling: "mean" reads the mean of a row's states, "last" its own last token's; None is as
-            the assignment has it without a mask, the last column's, and as "last" for a causal
-            model.
+        pooling: "mean" averages the states of a sentence, "last" takes that of its own last token.
+            None is the default: the last column's state without a mask, as in the assignment, and
+            "last" for a causal model.
         uses_cache: False, unlike the zero-shot classifier.
     """
 
@@ -164,46 +148,53 @@ class LlamaEmbeddingClassifier(nn.Module):
 
     @property
     def reads_lengths(self) -> bool:
-        """Whether batches are to tell each row's own length."""
+        """Whether `forward` takes the length of each sentence."""
         return self.llama.config.causal or self.pooling is not None
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        lengths: torch.Tensor | None = None,
-        offset: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Classify each row.
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Classify sentences.
 
         Args:
             input_ids: right-padded sentences `(batch, seqlen)`.
-            lengths: the sentences' lengths `(batch,)`; None reads the last column, as the
-                assignment does, padding or not.
-            offset: added to the sentences' embeddings, `(batch, seqlen, dim)`.
+            lengths: the sentences' lengths `(batch,)`; None reads the last column, padding or not,
+                as the assignment does.
 
         Returns:
             log-probabilities `(batch, num_labels)`.
         """
         if self.pooling == "mean":
-            hidden = self.llama.hidden_states(input_ids, offset=offset)  # (batch, seqlen, dim)
+            hidden = self.llama.hidden_states(input_ids)  # (batch, seqlen, dim)
             pooled = mean_state(hidden, lengths)  # (batch, dim)
         else:
-            last = last_column(input_ids) if lengths is None else lengths[:, None] - 1
-            pooled = self.llama.hidden_states(input_ids, last, offset=offset)[:, 0]  # (batch, dim)
+            last = last_positions(input_ids, lengths)
+            pooled = self.llama.hidden_states(input_ids, last)[:, 0]  # (batch, dim)
         return F.log_softmax(self.classifier_head(self.dropout(pooled)).float(), dim=-1)
 
 
+def last_positions(input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    """Find the position of each sequence's last token, `(batch, 1)`.
+
+    Args:
+        input_ids: right-padded `(batch, seqlen)`.
+        lengths: of the sequences `(batch,)`; None takes the last column, padding or not.
+    """
+    if lengths is not None:
+        return lengths[:, None] - 1
+    batch_size, seqlen = input_ids.shape
+    return torch.full((batch_size, 1), seqlen - 1, device=input_ids.device)
+
+
 def mean_state(hidden: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-    """The mean of the states of each row's tokens, without padding (arXiv 1908.10084, section 3).
+    """Average the states of each sentence's tokens, without padding (arXiv 1908.10084, section 3).
 
     Args:
         hidden: `(batch, seqlen, dim)`.
-        lengths: of the rows `(batch,)`; None takes every column for a token.
+        lengths: of the sentences `(batch,)`; None averages all columns.
 
     Returns:
         `(batch, dim)`.
     """
     if lengths is None:
         return hidden.mean(dim=1)
-    real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-    return (hidden * real[..., None]).sum(dim=1) / lengths[:, None]
+    is_token = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    return (hidden * is_token[..., None]).sum(dim=1) / lengths[:, None]

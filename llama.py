@@ -1,35 +1,36 @@
 """Llama 2 (arXiv 2307.09288), top down: the model, a layer, its two sub-layers, the norm.
 
-Shapes are those of a batch of `batch` rows of `seqlen` tokens. Nothing here knows of speed: what is
-faster is put in from outside (`minllama/kernels/cpu.py`, `minllama/kernels/quantize.py`) and computes the same.
+Written plainly; faster modules that compute the same are in `minllama/kernels/` and are put in with
+`replace`. Shapes are those of a batch of `batch` sequences of `seqlen` tokens.
 """
+
+from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from base_llama import LlamaPreTrainedModel, NoInitialWeights
 from config import LlamaConfig, feed_forward_dim
-from minllama.checkpoints import formats
-from minllama.checkpoints.layout import Checkpoint
-from minllama.common.errors import FOR_LOADING, explain_out_of_memory
-from minllama.inference.cache import KVCache
-from minllama.inference.decoding import EOS_ID, STOP_IDS, decode, decode_unmasked
-from minllama.inference.sampling import Sampling
 from rope import apply_rotary_emb
+
+if TYPE_CHECKING:
+    from minllama.inference.cache import KVCache
+
+BOS_ID, EOS_ID = 1, 2  # of every Llama 2 tokenizer
 
 
 class Llama(LlamaPreTrainedModel):
     """A decoder-only transformer.
 
-    Its input embedding and output head share one matrix, unless `config.tie_embeddings` is False.
-    `config.causal` says whether a position attends to those after it. The assignment attends
-    without a mask; language models, these checkpoints among them, are trained with one.
+    The assignment attends without a mask. Language models, these checkpoints among them, are
+    trained with a causal one, which `config.causal` turns on.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -37,12 +38,9 @@ class Llama(LlamaPreTrainedModel):
         self.params = config
         self.vocab_size = config.vocab_size
         self.n_layers = config.n_layers
-
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(
-            LlamaLayer(layer_id, config) for layer_id in range(config.n_layers)
-        )
+        self.layers = nn.ModuleList(LlamaLayer(i, config) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -54,10 +52,8 @@ class Llama(LlamaPreTrainedModel):
             if name.endswith(("w3.weight", "compute_output.weight")):
                 nn.init.normal_(parameter, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layers))
 
-    def forward(
-        self, tokens: torch.Tensor, targets: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits and the hidden states.
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute logits and hidden states.
 
         Args:
             tokens: ids `(batch, seqlen)`.
@@ -72,31 +68,17 @@ class Llama(LlamaPreTrainedModel):
         return logits, h
 
     def hidden_states(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        cache: KVCache | None = None,
-        offset: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The states after the final norm, without the logits.
+        self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Compute the states after the final norm, `(batch, seqlen, dim)` or `(batch, n, dim)`.
 
         Args:
             tokens: ids `(batch, seqlen)`.
-            positions: the only columns of each row that are wanted, `(batch, n)`. The last
-                layer's feed-forward then computes no others.
-            cache: what came before the tokens, for causal models; they are added to it.
-            offset: added to the embeddings, `(batch, seqlen, dim)`.
-
-        Returns:
-            `(batch, seqlen, dim)`, or `(batch, n, dim)`.
+            positions: the only positions that are wanted, `(batch, n)`; None means all.
+            cache: keys and values of the tokens before these; theirs are added to it.
         """
-        h = self.tok_embeddings(tokens)  # (batch, seqlen, dim)
-        if offset is not None:
-            h = h + offset
-        h = self.dropout(h)
+        h = self.dropout(self.tok_embeddings(tokens))  # (batch, seqlen, dim)
         if cache is not None:
-            if not self.config.causal:
-                raise ValueError("without a causal mask, nothing can be cached")
             cache.begin(tokens.shape[1])
         *layers, last_layer = self.layers
         for layer in layers:
@@ -106,93 +88,89 @@ class Llama(LlamaPreTrainedModel):
             cache.end(tokens.shape[1])
         return self.norm(h)
 
-    def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """The logits of what follows, `(batch, vocab_size)`.
-
-        Args:
-            tokens: ids `(batch, n)`, added to the cache.
-            cache: what came before.
-        """
+    def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Compute the logits of the next token, `(batch, vocab_size)`, with a cache as above."""
         return self.output(self.hidden_states(tokens, cache=cache)[:, -1])
 
+    @torch.no_grad()
     def generate(
         self,
-        idx: torch.Tensor,
+        idx: Tensor,
         max_new_tokens: int,
         temperature: float = 1.0,
         *,
         top_k: int | None = None,
         top_p: float | None = None,
         repetition_penalty: float = 1.0,
-        stop_ids: Collection[int] = STOP_IDS,
+        stop_ids: Collection[int] = (BOS_ID, EOS_ID),
         generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """Continue each row, as `decode` and `decode_unmasked` of `minllama/inference/decoding.py` say.
+    ) -> Tensor:
+        """Continue each sequence, one token at a time; returns ids `(batch, seqlen + new)`.
 
         Args:
             idx: ids `(batch, seqlen)`.
-            max_new_tokens: number of tokens to add. With a causal model fewer come if all rows
-                end or the context is full; rows that end before others are filled with EOS.
-            temperature: 0 takes the likeliest token; otherwise tokens are drawn from
-                softmax(logits / temperature).
-            top_k, top_p, repetition_penalty, generator: as `Sampling` has them.
-            stop_ids: what ends a row of a causal model.
-
-        Returns:
-            prompt and continuation, ids `(batch, seqlen + new)`.
+            max_new_tokens: number of tokens to add. A causal model adds fewer if every sequence has
+                ended or the context is full; any other sees the last `max_seq_len` tokens.
+            temperature: tokens are drawn from softmax(logits / temperature); 0 takes the likeliest.
+            top_k, top_p, repetition_penalty, generator: see `minllama/inference/sampling.py`.
+            stop_ids: tokens that end a sequence of a causal model; EOS fills up the rest.
         """
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, generator)
-        arguments = (self, idx.tolist(), max_new_tokens, sampling)
-        is_causal = self.config.causal
-        for ids in decode(*arguments, stop_ids) if is_causal else decode_unmasked(*arguments):
-            column = [EOS_ID if token is None else token for token in ids]
-            idx = torch.cat((idx, idx.new_tensor(column)[:, None]), dim=1)
+        from minllama.inference.cache import KVCache
+        from minllama.inference.sampling import Sampling
+
+        sample = Sampling(temperature, top_k, top_p, repetition_penalty, generator)
+        max_len, cache = self.config.max_seq_len, None
+        if self.config.causal:
+            max_new_tokens = min(max_new_tokens, max_len - idx.shape[1])
+            cache = KVCache(self.config, len(idx), idx.shape[1] + max_new_tokens, idx.device)
+        stop = torch.tensor(list(stop_ids), device=idx.device)
+        has_ended = torch.zeros_like(idx[:, :1], dtype=torch.bool)
+        new = idx
+        for _ in range(max_new_tokens):
+            if cache is not None:  # it holds the keys and values of all earlier tokens
+                logits = self.next_logits(new, cache)  # (batch, vocab_size)
+            else:  # the newest token has changed the states of all others
+                logits = self(idx[:, -max_len:])[0][:, -1]  # (batch, vocab_size)
+            new = sample(logits, idx.tolist())  # (batch, 1)
+            if cache is not None:
+                has_ended |= torch.isin(new, stop)
+                new = new.masked_fill(has_ended, EOS_ID)
+            if has_ended.all():
+                break
+            idx = torch.cat((idx, new), dim=1)
         return idx
 
 
 class LlamaLayer(nn.Module):
-    """One pre-norm transformer layer; each sub-layer adds to the residual stream."""
+    """A pre-norm transformer layer; each of its two sub-layers adds to the residual stream."""
 
     def __init__(self, layer_id: int, config: LlamaConfig):
         super().__init__()
         self.layer_id = layer_id
         self.attention = Attention(config, layer_id)
         self.feed_forward = FeedForward(
-            dim=config.dim,
-            hidden_dim=config.ffn_dim,
-            multiple_of=config.multiple_of,
-            dropout=config.dropout,
+            config.dim, config.ffn_dim, config.multiple_of, config.dropout
         )
         self.attention_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
         self.ffn_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> torch.Tensor:
+        self, x: Tensor, positions: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
         """`(batch, seqlen, dim)` to the same shape, or to `(batch, n, dim)` for n positions."""
         h = x + self.attention(self.attention_norm(x), cache)
         if positions is not None:
-            h = select(h, positions)  # (batch, n, dim)
+            h = torch.take_along_dim(h, positions[..., None], dim=1)  # (batch, n, dim)
         return h + self.feed_forward(self.ffn_norm(h))
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245) with rotary position embedding.
-
-    Args:
-        layer_id: which of a cache's layers is this one's.
-
-    Raises:
-        ValueError: there is no attention of this configuration.
-    """
+    """Grouped-query attention (arXiv 2305.13245) with rotary position embedding."""
 
     def __init__(self, config: LlamaConfig, layer_id: int = 0):
         super().__init__()
-        self.layer_id = layer_id
         config.check()
+        self.layer_id = layer_id
         self.config = config
         self.n_local_heads = config.n_heads
         self.n_local_kv_heads = config.n_kv_heads or config.n_heads
@@ -203,92 +181,55 @@ class Attention(nn.Module):
         self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
-        self.attend = ScaledDotProductAttention(config)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
         # (batch, seqlen, n_local_heads or n_local_kv_heads, head_dim)
         query = self.compute_query(x).unflatten(-1, (self.n_local_heads, self.head_dim))
         key = self.compute_key(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
         value = self.compute_value(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
-        query, key = apply_rotary_emb(
-            query,
-            key,
-            self.head_dim,
-            self.config.max_seq_len,
-            self.config.rope_theta,
-            start=0 if cache is None else cache.start,
-        )
-        # (batch, heads, seqlen, head_dim)
+        start = 0 if cache is None else cache.start
+        max_seq_len, theta = self.config.max_seq_len, self.config.rope_theta
+        query, key = apply_rotary_emb(query, key, self.head_dim, max_seq_len, theta, start)
+        # (batch, n_local_heads or n_local_kv_heads, seqlen, head_dim)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is None:
             output = self.compute_query_key_value_scores(query, key, value)
         else:
-            key, value = cache.update(self.layer_id, key, value)  # those before them in front
-            output = self.attend(query.type_as(key), key, value, cache.mask)
+            key, value = cache.update(self.layer_id, key, value)  # now of all tokens so far
+            output = self.compute_query_key_value_scores(query.type_as(key), key, value, cache.mask)
         output = output.transpose(1, 2).flatten(2)  # (batch, seqlen, dim)
         return self.resid_dropout(self.compute_output(output))
 
     def compute_query_key_value_scores(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """What `ScaledDotProductAttention` computes; the assignment has it under this name."""
-        return self.attend(query, key, value)
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """softmax(query · keyᵀ / √head_dim) · value (arXiv 1706.03762, equation 1).
 
-
-class ScaledDotProductAttention(nn.Module):
-    """softmax(query · keyᵀ / √head_dim) · value (arXiv 1706.03762, equation 1).
-
-    Args:
-        config: says whether there is a causal mask, and how many weights are dropped in training.
-    """
-
-    def __init__(self, config: LlamaConfig):
-        super().__init__()
-        self.config = config
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """
         Args:
-            query: `(batch, n_local_heads, n, head_dim)`, of the last n of seqlen positions.
-            key, value: `(batch, n_local_heads, seqlen, head_dim)`, or with `n_local_kv_heads`, each
-                then serving several queries.
-            mask: which keys each query sees, broadcastable to `(batch, n_local_heads, n, seqlen)`;
-                None is as the configuration says, all of them or those up to its own position.
-
-        Returns:
-            `(batch, n_local_heads, n, head_dim)`.
+            query: `(batch, n_local_heads, n, head_dim)`, of the last n of seqlen positions; so is
+                what is returned.
+            key, value: `(batch, n_local_heads or n_local_kv_heads, seqlen, head_dim)`.
+            mask: True where a query sees a key, broadcastable to `(batch, n_local_heads, n,
+                seqlen)`. None means the causal mask if `config.causal`, and no mask otherwise.
         """
-        n, seqlen = query.shape[2], key.shape[2]
-        if mask is None and self.config.causal and 1 < n < seqlen:
-            mask = torch.ones(n, seqlen, dtype=torch.bool, device=query.device)
-            mask = mask.tril(diagonal=seqlen - n)
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.config.attention_dropout if self.training else 0.0,
-            is_causal=self.config.causal and mask is None and n == seqlen,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
+        if key.shape[1] != query.shape[1]:  # each key and value head serves n_rep query heads
+            key = key.repeat_interleave(self.n_rep, dim=1)
+            value = value.repeat_interleave(self.n_rep, dim=1)
+        scores = query / math.sqrt(self.head_dim) @ key.transpose(2, 3)
+        n, seqlen = scores.shape[2:]  # (batch, n_local_heads, n, seqlen)
+        if mask is None and self.config.causal:
+            mask = torch.ones(n, seqlen, dtype=torch.bool, device=scores.device).tril(seqlen - n)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        weights = F.softmax(scores.float(), dim=-1)
+        weights = F.dropout(weights, self.config.attention_dropout, self.training)
+        return weights.type_as(value) @ value
 
 
 class FeedForward(nn.Module):
-    """The SwiGLU feed-forward layer (arXiv 2002.05202, equation 6).
-
-    Args:
-        dim: width of input and output.
-        hidden_dim: inner width; None takes 2/3 · 4 · dim, rounded up to a multiple of
-            `multiple_of`.
-    """
+    """The SwiGLU feed-forward layer (arXiv 2002.05202, equation 6)."""
 
     def __init__(self, dim: int, hidden_dim: int | None, multiple_of: int, dropout: float):
         super().__init__()
@@ -299,11 +240,11 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def SwiGLU(self, x: torch.Tensor) -> torch.Tensor:
+    def SwiGLU(self, x: Tensor) -> Tensor:
         """silu(w1 x) * w3 x: `(…, dim)` to `(…, hidden_dim)`."""
         return F.silu(self.w1(x)) * self.w3(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """`(…, dim)` to the same shape."""
         return self.dropout(self.w2(self.SwiGLU(x)))
 
@@ -316,23 +257,17 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def _norm(self, x: torch.Tensor) -> torch.Tensor:
+    def _norm(self, x: Tensor) -> Tensor:
         """x / √(mean(x²) + eps) over the last dimension, unscaled."""
-        return torch.rms_norm(x, x.shape[-1:], None, self.eps)
+        return x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + self.eps)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """`(…, dim)` to the same shape."""
         return self._norm(x.float()).type_as(x) * self.weight
 
 
-def select(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Of each row the given positions: `(batch, seqlen, …)` and `(batch, n)` to `(batch, n, …)`."""
-    rows = torch.arange(len(x), device=x.device)[:, None]
-    return x[rows, positions]
-
-
 def load_pretrained(
-    checkpoint: str | Path | Checkpoint,
+    checkpoint: str | Path,
     *,
     causal: bool | None = None,
     init_weights: bool = True,
@@ -341,26 +276,20 @@ def load_pretrained(
     """Build the Llama that a checkpoint describes and load its weights.
 
     Args:
-        checkpoint: a file like `stories42M.pt`, a folder of Hugging Face or of Meta, or a `.bin` of
-            llama2.c, for each of which `checkpoints/` has a file; or what was read from one.
-        causal: overrides what the checkpoint says.
-        init_weights: draw the initial weights before they are replaced, as the assignment does, so
-            that what is drawn afterwards (a new head, the order of the batches) is the same for the
-            same seed. False draws nothing, and takes less time and memory.
-        dtype: of the weights. None keeps the file's and leaves the weights in it, mapped into
-            memory, until they are changed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        InputError: it is no such checkpoint; the message names the tensors that are missing,
-            unexpected or of another shape.
+        checkpoint: a path that `minllama.checkpoints.formats.load` reads; raises what it raises.
+        causal: overrides the checkpoint's.
+        init_weights: draw initial weights first, as the assignment does, so that what is drawn
+            later (a new head, the order of the batches) is the same for the same seed.
+        dtype: of the weights. None keeps the file's, and leaves the weights in the file, mapped
+            into memory, until they are changed.
     """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = formats.load(checkpoint)
-    config, tensors, source = checkpoint
+    from minllama.checkpoints import formats
+    from minllama.common.errors import FOR_LOADING, explain_out_of_memory
+
+    config, tensors, _ = formats.load(checkpoint)
     if causal is not None:
         config.causal = causal
-    with explain_out_of_memory(f"loading {source}", FOR_LOADING):
+    with explain_out_of_memory(f"loading {checkpoint}", FOR_LOADING):
         with contextlib.nullcontext() if init_weights else NoInitialWeights():
             model = Llama(config)
         if dtype is not None:

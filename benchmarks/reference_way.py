@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import rope
-from llama import Llama, select
+from llama import Llama
 from minllama.evaluation.classification import model_eval
 from minllama.inference.cache import KVCache
 from minllama.kernels.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
@@ -39,7 +39,7 @@ def reference_way() -> Iterator[None]:
     """
     with (
         freed_memory_given_back(),
-        mock.patch.object(rope, "rotary_table", rope.rotary_table_once.__wrapped__),
+        mock.patch.object(rope, "rotary_table", rope.rotary_table.__wrapped__),
         mock.patch.object(Llama, "hidden_states", all_hidden_states),
         mock.patch.object(AdamW, "_update", update_one_by_one),
     ):
@@ -67,11 +67,10 @@ def all_hidden_states(
     tokens: torch.Tensor,
     positions: torch.Tensor | None = None,
     cache: KVCache | None = None,
-    offset: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`Llama.hidden_states`, but all layers compute all positions."""
-    hidden = hidden_states(self, tokens, cache=cache, offset=offset)
-    return hidden if positions is None else select(hidden, positions)
+    hidden = hidden_states(self, tokens, cache=cache)
+    return hidden if positions is None else hidden.take_along_dim(positions[..., None], dim=1)
 
 
 def update_one_by_one(self: AdamW, group: dict) -> None:

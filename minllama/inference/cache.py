@@ -6,25 +6,27 @@ from config import LlamaConfig
 
 
 class KVCache:
-    """The keys and values of each row's tokens so far, for all layers.
+    """The keys and values of each sequence's tokens so far, for all layers.
 
-    A row's tokens stand at positions 0, 1, … on the left, however long the other rows are. What
-    lies behind a row's length is never attended to, and its next tokens overwrite it.
+    The tokens of a sequence stand at positions 0, 1, … on the left, however long the other
+    sequences are. Whatever follows them is never attended to, and the next tokens overwrite it.
 
     Args:
         max_len: number of positions to make room for.
-        data, lengths: of another cache of this shape, to work on; None is an empty one.
 
     Attributes:
-        lengths: number of tokens of each row. Setting one lower forgets the row's last tokens.
+        lengths: number of tokens of each sequence. Setting one lower forgets its last tokens.
         data: keys and values of all layers, `(n_layers, 2, batch, n_kv_heads, max_len, head_dim)`.
         keys, values: of each layer, `(batch, n_kv_heads, max_len, head_dim)`; views of `data`, or
-            where autograd follows copies.
-        start: while a forward pass runs, the position of its first token, one number if all rows
-            agree and otherwise `(batch,)`.
-        stop: then also the number of positions that it reaches to.
-        positions, mask: where rows differ, the positions of its tokens `(batch, n)` and which keys
-            they see `(batch, 1, n, stop)`.
+            copies where autograd needs them.
+        start: during a forward pass, the position of its first token: one number if all sequences
+            agree, otherwise `(batch,)`.
+        stop: during a forward pass, the number of positions that it reaches to.
+        positions: if sequences differ, the positions of the pass's tokens, `(batch, n)`.
+        mask: if sequences differ, which keys these tokens see, `(batch, 1, n, stop)`.
+
+    Raises:
+        ValueError: the model is not causal, so that a new token changes all keys and values.
     """
 
     def __init__(
@@ -33,23 +35,21 @@ class KVCache:
         batch_size: int,
         max_len: int,
         device: torch.device | str = "cpu",
-        data: torch.Tensor | None = None,
-        lengths: list[int] | torch.Tensor | None = None,
     ):
+        if not config.causal:
+            raise ValueError("without a causal mask, nothing can be cached")
         n_kv_heads = config.n_kv_heads or config.n_heads
         shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
-        self.lengths = [0] * batch_size if lengths is None else lengths
-        if data is None:
-            data = torch.zeros(config.n_layers, 2, *shape, device=device)
-        self.data = data
-        self._view()
+        self.data = torch.zeros(config.n_layers, 2, *shape, device=device)
+        self._split_layers()
+        self.lengths = [0] * batch_size
         self.start: int | torch.Tensor = 0
         self.stop = 0
         self.positions: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None
 
     def begin(self, n: int) -> None:
-        """Prepare for a forward pass over each row's next n tokens."""
+        """Prepare for a forward pass over the next n tokens of each sequence."""
         self.stop = max(self.lengths) + n
         if min(self.lengths) == max(self.lengths):
             self.start, self.mask = self.lengths[0], None
@@ -71,7 +71,7 @@ class KVCache:
         Returns:
             those of all tokens so far, `(batch, n_kv_heads, stop, head_dim)`.
         """
-        if torch.is_grad_enabled():  # autograd needs those that it has seen
+        if torch.is_grad_enabled():  # the backward pass needs the former ones as they are
             self.keys[layer_id] = self.keys[layer_id].clone()
             self.values[layer_id] = self.values[layer_id].clone()
         keys, values = self.keys[layer_id], self.values[layer_id]
@@ -85,15 +85,15 @@ class KVCache:
         return keys[:, :, : self.stop], values[:, :, : self.stop]
 
     def end(self, n: int) -> None:
-        """Count the n tokens of the pass in."""
+        """Count the n tokens of a forward pass."""
         self.lengths = [length + n for length in self.lengths]
 
     def keep(self, rows: list[int]) -> None:
-        """Forget all rows but these."""
+        """Forget all sequences except these."""
         self.lengths = [self.lengths[row] for row in rows]
         self.data = self.data[:, :, rows]
-        self._view()
+        self._split_layers()
 
-    def _view(self) -> None:
+    def _split_layers(self) -> None:
         self.keys = [layer[0] for layer in self.data]
         self.values = [layer[1] for layer in self.data]

@@ -1,46 +1,47 @@
-"""What is faster on a CPU: products, short attention, norms, and freed memory that is kept.
+"""Modules that are faster on a CPU, and memory that is kept when it is freed.
 
-All compute the same as the plain lines of `llama.py`, but for rounding.
+They compute the same as the plain modules of `llama.py`, except for rounding.
 """
 
 import ctypes
-import math
 import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from base_llama import replace
-from llama import RMSNorm, ScaledDotProductAttention
+from base_llama import NoInitialWeights, replace
+from llama import Attention, RMSNorm
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 MIN_ROWS = 8  # for fewer, MKL's float32 products are as fast as oneDNN's
-MAX_PLAIN = 512  # tokens up to which attention by plain products is faster in bfloat16
+MAX_PLAIN = 512  # tokens up to which plain attention is faster in bfloat16
 
 
 def accelerate(model: nn.Module) -> None:
-    """Replace linear layers, attention and norms by what is faster on a CPU, and as fast elsewhere.
+    """Replace linear layers, attention and norms by modules that are faster on a CPU.
 
-    Do this when everything else has been put into the model. It can be trained and saved as before.
+    They share the parameters of those that they replace, and are as fast on other devices. A model
+    is accelerated right after it is loaded: subclasses, which a method puts in, stay as they are.
 
     Args:
-        model: a Llama, or what holds one; layers with a bias are left alone.
+        model: a Llama, or a module that holds one; linear layers with a bias are left alone.
     """
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and module.bias is None:
-            replace(model, name, OneDNNLinear(module))
-        elif type(module) is ScaledDotProductAttention:
-            replace(model, name, ShortAttention(module))
+            replace(model, name, FastLinear(module))
+        elif type(module) is Attention:
+            replace(model, name, FastAttention(module))
         elif type(module) is RMSNorm:
-            replace(model, name, FusedNorm(module))
+            replace(model, name, FastNorm(module))
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that tensors give back for the next ones.
+    """Let glibc keep freed memory for the next tensors.
 
-    By default large blocks go back to the system at once, and come again page by page, zeroed: in
-    training up to a fifth of the time.
+    By default it returns large blocks to the system at once and gets them back page by page,
+    zeroed, which takes up to a fifth of a training step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -48,7 +49,7 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-class FusedNorm(RMSNorm):
+class FastNorm(RMSNorm):
     """The norm of float32 numbers in one operation, on every device."""
 
     def __init__(self, norm: RMSNorm):
@@ -62,12 +63,12 @@ class FusedNorm(RMSNorm):
         return super().forward(x)
 
 
-class OneDNNLinear(nn.Module):
-    """x Wᵀ, with float32 products from oneDNN. W stays the parameter that it was."""
+class FastLinear(nn.Linear):
+    """x Wᵀ, with float32 products from oneDNN."""
 
     def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        with NoInitialWeights():
+            super().__init__(linear.in_features, linear.out_features, bias=False)
         self.weight = linear.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,8 +80,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x Wᵀ: `(…, in)` and `(out, in)` to `(…, out)`.
 
     PyTorch takes float32 products on a CPU from MKL, which does not use the widest instructions of
-    processors other than Intel's. oneDNN, which PyTorch brings too, does. The results differ in
-    rounding only.
+    processors other than Intel's. oneDNN, which comes with PyTorch too, does.
     """
     if (
         x.device.type == "cpu"
@@ -106,12 +106,14 @@ class OneDNNProduct(torch.autograd.Function):
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor
+    ) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, weight = ctx.saved_tensors
         x_grad = weight_grad = None
         if ctx.needs_input_grad[0]:
@@ -121,53 +123,45 @@ class OneDNNProduct(torch.autograd.Function):
         return x_grad, weight_grad
 
     @staticmethod
-    def jvp(ctx, x_tangent: torch.Tensor, weight_tangent: torch.Tensor) -> torch.Tensor:
+    def jvp(ctx: Any, x_tangent: torch.Tensor, weight_tangent: torch.Tensor) -> torch.Tensor:
         x, weight = ctx.saved_tensors
         return F.linear(x_tangent, weight) + F.linear(x, weight_tangent)
 
 
-class ShortAttention(ScaledDotProductAttention):
-    """Attention by plain products for short rows in bfloat16; for all others as it was.
+class FastAttention(Attention):
+    """Attention by PyTorch's fused kernel, or plainly where that is faster.
 
-    There PyTorch's CPU kernel takes several times as long, above all backward.
+    That is for short bfloat16 sequences on a CPU, where the kernel takes several times as long,
+    above all backward.
     """
 
-    def __init__(self, attention: ScaledDotProductAttention):
-        super().__init__(attention.config)
+    def __init__(self, attention: Attention):
+        with NoInitialWeights():
+            super().__init__(attention.config, attention.layer_id)
+        for name, part in attention.named_children():
+            setattr(self, name, part)
 
-    def forward(
+    def compute_query_key_value_scores(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Arguments and result are those of its base."""
+        """Arguments and result are those of `Attention`."""
         n, seqlen = query.shape[2], key.shape[2]
-        is_short = mask is None and 1 < n <= seqlen <= MAX_PLAIN
-        if not is_short or query.dtype != torch.bfloat16 or query.device.type != "cpu":
-            return super().forward(query, key, value, mask)
-        dropout_p = self.config.attention_dropout if self.training else 0.0
-        return plain_attention(query, key, value, self.config.causal, dropout_p)
-
-
-def plain_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, dropout_p: float
-) -> torch.Tensor:
-    """softmax(query · keyᵀ / √head_dim) · value, its softmax in float32.
-
-    Args:
-        query: `(batch, n_heads, n, head_dim)`, of the last n of seqlen positions.
-        key, value: `(batch, n_kv_heads, seqlen, head_dim)`.
-
-    Returns:
-        as the query.
-    """
-    (n, head_dim), seqlen = query.shape[2:], key.shape[2]
-    query = query / math.sqrt(head_dim)
-    query = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # all that share a key together
-    scores = (query @ key.transpose(-1, -2)).unflatten(2, (-1, n)).float()
-    if causal:
-        scores += scores.new_full((n, seqlen), -math.inf).triu(diagonal=1 + seqlen - n)
-    weights = F.dropout(scores.softmax(dim=-1), dropout_p).type_as(value)
-    return (weights.flatten(2, 3) @ value).unflatten(2, (-1, n)).flatten(1, 2)
+        is_short = mask is None and n > 1 and seqlen <= MAX_PLAIN
+        if is_short and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            return super().compute_query_key_value_scores(query, key, value)
+        causal = self.config.causal and mask is None
+        if causal and 1 < n < seqlen:
+            mask = torch.ones(n, seqlen, dtype=torch.bool, device=query.device).tril(seqlen - n)
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.config.attention_dropout if self.training else 0.0,
+            is_causal=causal and n == seqlen,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )

@@ -18,6 +18,7 @@ from torch import nn
 
 from base_llama import replace
 from minllama.inference.cache import KVCache
+from minllama.kernels.cpu import FastAttention
 from rope import apply_rotary_emb
 
 if TYPE_CHECKING:
@@ -79,20 +80,16 @@ class PackedLlama(nn.Module):
         return self.llama.next_logits(tokens, cache)
 
 
-class PackedAttention(nn.Module):
+class PackedAttention(FastAttention):
     """`Attention` for inference, with query, key and value from one product."""
 
     def __init__(self, attention: Attention, packed: Pack):
-        super().__init__()
-        self.layer_id = attention.layer_id
-        self.config = attention.config
-        self.head_dim = attention.head_dim
-        self.attend = attention.attend
+        super().__init__(attention)
         parts = (attention.compute_query, attention.compute_key, attention.compute_value)
-        self.grouped = attention.n_rep > 1
         self.n_heads = [part.out_features // self.head_dim for part in parts]
         self.query_key_value = packed(torch.cat([part.weight for part in parts]))
         self.output = packed(attention.compute_output.weight)
+        del self.compute_query, self.compute_key, self.compute_value, self.compute_output
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
@@ -107,15 +104,11 @@ class PackedAttention(nn.Module):
             start=0 if cache is None else cache.start,
         )
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        if cache is None:
-            output = self.attend(query, key, value)
-        else:
+        mask = None
+        if cache is not None:
             key, value = cache.update(self.layer_id, key, value)
             query, mask = query.type_as(key), cache.mask
-            if mask is None and x.shape[1] == 1:  # it sees all keys
-                output = F.scaled_dot_product_attention(query, key, value, enable_gqa=self.grouped)
-            else:
-                output = self.attend(query, key, value, mask)
+        output = self.compute_query_key_value_scores(query, key, value, mask)
         return self.output(output.transpose(1, 2).reshape(x.shape))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from classifier import LlamaEmbeddingClassifier
 from minllama.common.settings import Settings, flag
+from minllama.kernels.cpu import accelerate
 from minllama.methods.adapter import Adapters
 from minllama.methods.learning_rates import EarlyStopping, LearningRates
 from minllama.methods.lora import LoRA
@@ -132,6 +133,7 @@ def build_classifier(config: Any, methods: Sequence[Method], tokenizer: Tokenize
     model = next((model for model in built if model is not None), None)
     if model is None:
         model = LlamaEmbeddingClassifier(config)
+    accelerate(model)
     check_vocabulary(tokenizer, model.llama.vocab_size, config.pretrained_model_path)
     for method in methods:
         method.adapt(model)
@@ -146,12 +148,6 @@ def rows_for(
         if (rows := method.rows(model, tokenizer, splits)) is not None:
             return rows
     return fit_context(*splits, max_len=model.llama.config.max_seq_len, keep="first")
-
-
-def keep_bfloat16(methods: Sequence[Method]) -> bool:
-    """Whether frozen matrices can stay in bfloat16: they are frozen, and all methods allow it."""
-    frozen = any("frozen weights" in method.traits for method in methods)
-    return frozen and all(method.takes_bfloat16 for method in methods)
 
 
 def former_names(methods: Sequence[Method]) -> dict[str, str]:

@@ -1,13 +1,12 @@
-"""Adapters: small bottlenecks behind frozen sub-layers."""
+"""Adapters: small bottlenecks after frozen sub-layers."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from base_llama import Wrapper, replace
+from llama import Attention, FeedForward
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
 from minllama.methods.recipe import Method
@@ -15,7 +14,7 @@ from minllama.methods.recipe import Method
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters(Method):
-    """An adapter behind every attention and feed-forward layer trains; all else is frozen."""
+    """Train an adapter after every attention and feed-forward layer, and freeze the rest."""
 
     title = "--tune adapter (arXiv 1902.00751)"
     takes_shards = True
@@ -27,27 +26,26 @@ class Adapters(Method):
     def adapt(self, model: nn.Module) -> None:
         """
         Raises:
-            InputError: they would be wider than what they adapt.
+            InputError: the adapters would be wider than the layers.
         """
         dim = model.llama.config.dim
         if self.adapter_size > dim:
             raise InputError(f"--adapter_size {self.adapter_size}: the layers are {dim} wide")
         model.llama.requires_grad_(False)
         for layer in model.llama.layers:
-            for name in ("attention", "feed_forward"):
-                replace(layer, name, Adapted(layer.get_submodule(name), dim, self.adapter_size))
+            add_adapter(layer.attention, dim, self.adapter_size)
+            add_adapter(layer.feed_forward, dim, self.adapter_size)
 
 
-class Adapted(Wrapper):
-    """A sub-layer with an adapter behind it."""
+def add_adapter(sub_layer: Attention | FeedForward, dim: int, size: int) -> None:
+    """Let a sub-layer pass its output through a new adapter, by a forward hook."""
+    sub_layer.adapter = Adapter(dim, size).to(next(sub_layer.parameters()).device)
+    sub_layer.register_forward_hook(apply_adapter)
 
-    def __init__(self, wrapped: nn.Module, dim: int, size: int):
-        super().__init__(wrapped)
-        self.adapter = Adapter(dim, size).to(next(wrapped.parameters()).device)
 
-    def forward(self, *args: Any) -> torch.Tensor:
-        """Arguments and shapes are those of the sub-layer."""
-        return self.adapter(self.wrapped(*args))
+def apply_adapter(sub_layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    """The forward hook: `(batch, seqlen, dim)` to the same shape."""
+    return sub_layer.adapter(output)
 
 
 class Adapter(nn.Module):

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from base_llama import Wrapper, replace
+from base_llama import replace
 from llama import Llama
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
+from minllama.kernels.cpu import FastLinear
 from minllama.methods.recipe import Method
 
 
@@ -41,29 +42,31 @@ class LoRA(Method):
         add_lora(llama, self.lora_rank, self.lora_alpha, self.lora_dropout)
 
     def merge(self, model: nn.Module) -> None:
-        """Merge all updates into the weights, but for those that would round them to bfloat16."""
+        """Add all updates to the weights."""
         for name, module in list(model.named_modules()):
-            if isinstance(module, LoRALinear) and module.wrapped.weight.dtype == torch.float32:
+            if isinstance(module, LoRALinear):
                 replace(model, name, module.merged())
 
 
-class LoRALinear(Wrapper):
+class LoRALinear(FastLinear):
     """x Wᵀ + alpha/rank · dropout(x) Aᵀ Bᵀ (arXiv 2106.09685, equation 3).
 
-    A is drawn as a linear layer's weight and B begins at zero, so that nothing changes at first.
+    A is initialized like the weight of a linear layer. B begins at zero, so that nothing changes at
+    first.
 
     Args:
-        wrapped: the linear layer with W `(out_features, in_features)`.
+        linear: the layer whose W this one shares.
 
     Attributes:
+        weight: W `(out_features, in_features)`.
         lora_a, lora_b: A `(rank, in_features)` and B `(out_features, rank)`.
     """
 
-    def __init__(self, wrapped: nn.Linear, rank: int, alpha: float, dropout: float):
-        super().__init__(wrapped)
-        like = {"dtype": torch.float32, "device": wrapped.weight.device}
-        self.lora_a = nn.Parameter(torch.empty(rank, wrapped.in_features, **like))
-        self.lora_b = nn.Parameter(torch.zeros(wrapped.out_features, rank, **like))
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float):
+        super().__init__(linear)
+        device = linear.weight.device
+        self.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
         self.scale = alpha / rank
@@ -71,20 +74,20 @@ class LoRALinear(Wrapper):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, in_features)` to `(…, out_features)`."""
         update = F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b)
-        return self.wrapped(x) + self.scale * update
+        return super().forward(x) + self.scale * update
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """The linear layer that computes the same in one product, W + alpha/rank · B A.
+    def merged(self) -> FastLinear:
+        """Return the linear layer that computes the same in one product, W + alpha/rank · B A.
 
-        W is changed in place, so that this layer must not be used any more.
+        W is changed in place, so this layer must not be used any more.
         """
-        self.wrapped.weight += self.scale * (self.lora_b @ self.lora_a)
-        return self.wrapped
+        self.weight += self.scale * (self.lora_b @ self.lora_a)
+        return FastLinear(self)
 
 
 def add_lora(llama: Llama, rank: int, alpha: float, dropout: float) -> None:
-    """Put updates beside all linear layers of the layers."""
+    """Replace every linear layer of attention and feed-forward by a `LoRALinear`."""
     for name, module in list(llama.layers.named_modules()):
         if isinstance(module, nn.Linear):
             replace(llama.layers, name, LoRALinear(module, rank, alpha, dropout))

@@ -10,7 +10,7 @@ from torch import nn
 from base_llama import replace
 from llama import Llama
 from minllama.common.settings import flag
-from minllama.kernels.cpu import product
+from minllama.kernels.cpu import FastLinear, product
 from minllama.methods.recipe import Method, Recipe
 
 
@@ -32,33 +32,37 @@ class Mixout(Method):
         add_mixout(recipe.model.llama, self.mixout)
 
 
-class MixoutLinear(nn.Module):
+class MixoutLinear(FastLinear):
     """In training, x times a random mixture of the weights W and the pretrained U.
 
     Every element is taken from U with probability p, and corrected so that the expectation is W:
     (M∘U + (1 - M)∘W - p·U) / (1 - p) (arXiv 1909.11299, section 4).
 
+    Args:
+        linear: the layer whose W this one shares.
+        p: probability that an element is taken from U.
+
     Attributes:
-        weight: W `(out_features, in_features)`, the same parameter as that of `linear`.
+        weight: W `(out_features, in_features)`.
         pretrained: U, a copy of W as it is now.
     """
 
     def __init__(self, linear: nn.Linear, p: float):
-        super().__init__()
-        self.weight, self.p = linear.weight, p
+        super().__init__(linear)
+        self.p = p
         self.register_buffer("pretrained", linear.weight.detach().clone(), persistent=False)
 
     def mixed(self) -> torch.Tensor:
-        """One random mixture: U + (1 - M)∘(W - U) / (1 - p)."""
+        """Draw a mixture, U + (1 - M)∘(W - U) / (1 - p)."""
         return self.pretrained + F.dropout(self.weight - self.pretrained, self.p)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, in_features)` to `(…, out_features)`."""
-        return product(x, self.mixed() if self.training else self.weight)
+        return product(x, self.mixed()) if self.training else super().forward(x)
 
 
 def add_mixout(llama: Llama, p: float) -> None:
-    """Replace all linear layers of the layers."""
+    """Replace every linear layer of attention and feed-forward by a `MixoutLinear`."""
     for name, module in list(llama.layers.named_modules()):
         if isinstance(module, nn.Linear):
             replace(llama.layers, name, MixoutLinear(module, p))

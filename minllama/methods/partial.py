@@ -1,4 +1,4 @@
-"""Training a part of the weights that are there: the new head only, or the norms' scales."""
+"""Training a part of the pretrained weights: only the new head, or the norms' scales."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from minllama.methods.recipe import Method
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOnly(Method):
-    """The new head trains; all else is frozen."""
+    """Train the new head, and freeze the rest."""
 
     title = "--tune head"
     takes_shards = True
@@ -25,7 +25,7 @@ class HeadOnly(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class NormsOnly(Method):
-    """The norms' scales train; all else is frozen."""
+    """Train the norms' scales, and freeze the rest."""
 
     title = "--tune norm"
     takes_shards = True

@@ -6,22 +6,22 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from base_llama import Wrapper, replace
-from llama import Llama
+from base_llama import replace
+from llama import Attention, Llama
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
+from minllama.kernels.cpu import FastAttention
 from minllama.methods.recipe import Method
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(Method):
-    """A prefix in every attention layer trains; all else is frozen."""
+    """Train a prefix in every attention layer, and freeze the rest."""
 
     title = "--tune prefix (arXiv 2101.00190)"
     tune = "prefix"
     traits = frozenset({"added tensors", "frozen weights"})
-    takes_bfloat16 = False  # the prefix begins as what they compute in float32
-    former_names: ClassVar = {".attention.prefix_": ".attention.attend.prefix_"}
+    former_names: ClassVar = {".attention.attend.prefix_": ".attention.prefix_"}
 
     prefix_length: int = flag(16, "learned positions in every layer", low=1)
 
@@ -36,58 +36,53 @@ class PrefixTuning(Method):
         add_prefix(model.llama, self.prefix_length)
 
 
-class PrefixedAttention(Wrapper):
-    """softmax(query · [P_k; key]ᵀ / √head_dim) · [P_v; value] (arXiv 2101.00190).
+class PrefixAttention(FastAttention):
+    """softmax(query · [P_k; key]ᵀ / √head_dim) · [P_v; value] (arXiv 2110.04366, equation 5).
 
-    This is the form of arXiv 2110.04366, equation 5. All tokens see the whole prefix, which has no
-    position.
+    All tokens see the whole prefix, which has no position.
 
     Args:
-        wrapped: the `ScaledDotProductAttention`.
-        key, value: what P_k and P_v begin as, `(n_kv_heads, length, head_dim)`.
-
-    Attributes:
-        prefix_key, prefix_value: P_k and P_v.
+        attention: the layer whose parameters this one shares.
+        prefix_key, prefix_value: initial values of P_k and P_v, `(n_kv_heads, length, head_dim)`.
     """
 
-    def __init__(self, wrapped: nn.Module, key: torch.Tensor, value: torch.Tensor):
-        super().__init__(wrapped)
-        self.prefix_key = nn.Parameter(key.clone())
-        self.prefix_value = nn.Parameter(value.clone())
+    def __init__(self, attention: Attention, prefix_key: torch.Tensor, prefix_value: torch.Tensor):
+        super().__init__(attention)
+        self.prefix_key = nn.Parameter(prefix_key.clone())
+        self.prefix_value = nn.Parameter(prefix_value.clone())
 
-    def forward(
+    def compute_query_key_value_scores(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Arguments and result are those of what it wraps."""
+        """Arguments and result are those of `Attention`."""
+        prefix_key = self.prefix_key.type_as(key).expand(len(key), -1, -1, -1)
+        prefix_value = self.prefix_value.type_as(value).expand(len(value), -1, -1, -1)
+        key = torch.cat((prefix_key, key), dim=2)  # (batch, n_kv_heads, length + seqlen, head_dim)
+        value = torch.cat((prefix_value, value), dim=2)
         if mask is not None:
-            seen = mask.new_ones(*mask.shape[:-1], self.prefix_key.shape[1])
-            mask = torch.cat((seen, mask), dim=-1)
-        key, value = (
-            torch.cat((prefix.type_as(x).expand(len(x), -1, -1, -1), x), dim=2)
-            for prefix, x in ((self.prefix_key, key), (self.prefix_value, value))
-        )
-        return self.wrapped(query, key, value, mask)
+            sees_prefix = mask.new_ones(*mask.shape[:-1], prefix_key.shape[2])
+            mask = torch.cat((sees_prefix, mask), dim=-1)
+        return super().compute_query_key_value_scores(query, key, value, mask)
 
 
 @torch.no_grad()
 def add_prefix(llama: Llama, length: int) -> None:
-    """Put a prefix into every attention layer.
+    """Replace every attention layer by a `PrefixAttention`.
 
-    They begin as the keys and values of random tokens, before rotation; random numbers train
-    worse (arXiv 2101.00190, section 7.4).
+    A prefix begins as the keys and values of random tokens, before rotation, because random numbers
+    train worse (arXiv 2101.00190, section 7.4).
     """
     weight = llama.tok_embeddings.weight
     states = llama.tok_embeddings(torch.randint(len(weight), (1, length), device=weight.device))
     llama.eval()
     for layer in llama.layers:
         attention, normed = layer.attention, layer.attention_norm(states)
-        key, value = (
-            compute(normed).view(length, -1, attention.head_dim).transpose(0, 1)
-            for compute in (attention.compute_key, attention.compute_value)
-        )
+        shape = (length, attention.n_local_kv_heads, attention.head_dim)
+        key = attention.compute_key(normed).view(shape).transpose(0, 1)
+        value = attention.compute_value(normed).view(shape).transpose(0, 1)
         states = layer(states)
-        replace(attention, "attend", PrefixedAttention(attention.attend, key, value))
+        replace(layer, "attention", PrefixAttention(attention, key, value))

@@ -53,22 +53,17 @@ class PromptBased(Method):
 class PromptClassifier(LlamaZeroShotClassifier):
     """The zero-shot classifier, trained (arXiv 2109.01247; LM-BFF, arXiv 2012.15723, equation 1).
 
-    p(label | prompt) is the probability of the label's name behind the prompt, over the sum of
-    those of all labels.
+    p(label | prompt) is the probability that the label's name continues the prompt, divided by the
+    sum of those of all labels.
     """
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.llama.requires_grad_()
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        lengths: torch.Tensor | None = None,
-        offset: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities of the labels, `(batch, num_labels)`, from prompts as its base does."""
-        return F.log_softmax(super().forward(input_ids, lengths, offset), dim=-1)
+        return F.log_softmax(super().forward(input_ids, lengths), dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,11 @@ if TYPE_CHECKING:
 class Loss:
     """What fine-tuning goes down: called with a batch and the model, it gives a scalar."""
 
-    def log_probs(
-        self, batch: Batch, model: Callable, offset: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def log_probs(self, batch: Batch, model: Callable) -> torch.Tensor:
         """Log-probabilities of the labels, `(batch, num_labels)` in float32.
 
         Args:
             model: the classifier, or a function that takes what it takes.
-            offset: added to the embeddings of the sentences, `(batch, seqlen, dim)`.
         """
         raise NotImplementedError
 
@@ -85,7 +82,6 @@ class Method(Settings):
             weights", "no new head".
         excludes: traits that it does not go with, each with the reason.
         takes_shards: whether each process may hold a part of the model only.
-        takes_bfloat16: whether frozen matrices may be in bfloat16 rather than in float32.
         former_names: parts of the names that its tensors had in older files, and what they are now.
     """
 
@@ -95,7 +91,6 @@ class Method(Settings):
     traits: ClassVar[frozenset[str]] = frozenset()
     excludes: ClassVar[dict[str, str]] = {}
     takes_shards: ClassVar[bool] = False
-    takes_bfloat16: ClassVar[bool] = True
     former_names: ClassVar[dict[str, str]] = {}
 
     @classmethod

@@ -11,17 +11,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from base_llama import load_state, trained_state
 from minllama.checkpoints.layout import is_dense, is_finite
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
 from minllama.common.flags import TaskSettings, dataset_of
 from minllama.common.settings import Settings, to_plain
-from minllama.kernels.cpu import accelerate
 from minllama.methods import build_classifier, former_names, switched_on
 from minllama.methods.recipe import Method
 from minllama.text.labelled import MAX_LABELS, load_label_names
 from minllama.training import distributed
+from minllama.training.state import trained_state
 from tokenizer import Tokenizer
 
 
@@ -34,7 +33,6 @@ class ClassifierConfig(Settings):
         causal: as the model is.
         label_names: where they are known.
         init_weights: whether to draw the initial weights, for what is drawn after them.
-        keep_bfloat16: whether frozen matrices stay in the file's bfloat16.
     """
 
     pretrained_model_path: str
@@ -44,7 +42,6 @@ class ClassifierConfig(Settings):
     causal: bool | None = None
     label_names: list[str] | None = None
     init_weights: bool = True
-    keep_bfloat16: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,6 +135,8 @@ def read_saved(path: str | Path, settings_class: type[Settings]) -> SavedRun:
         settings_class(**settings_class.known(saved["args"]))
         if not isinstance(saved.get("frozen"), str | None):
             raise InputError("the digest of the frozen weights is no text")
+        if values.get("keep_bfloat16"):  # of an older version, which had them in bfloat16
+            saved["frozen"] = None
     except InputError as error:
         raise InputError(f"{path}: {error}: not what --option finetune saves") from error
     weights = {}
@@ -167,7 +166,7 @@ def load_trained(model: nn.Module, saved: dict[str, torch.Tensor], path: str | P
             raise InputError(f"{path}: {name} is no tensor of floating-point numbers")
         if not is_finite(tensor):
             raise InputError(f"{path}: {name} has values that are not finite in float32")
-    load_state(model, saved, strict=False)
+    model.load_state_dict(saved, strict=False)
 
 
 def frozen_digest(model: nn.Module) -> str:
@@ -206,7 +205,6 @@ def load_classifier(saved: SavedRun, config: ClassifierConfig, tokenizer: Tokeni
         )
     for method in saved.methods:
         method.merge(model)
-    accelerate(model)
     return model
 
 

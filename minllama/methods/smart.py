@@ -82,7 +82,8 @@ class SmartLoss(Loss):
         loss = self.loss(batch, model)
         with evaluating(model):
             log_p = self.log_probs(batch, model)
-            log_q = self.log_probs(batch, model, self.ascend(batch, model, log_p.detach()))
+            with self.perturbed(self.ascend(batch, model, log_p.detach())):
+                log_q = self.log_probs(batch, model)
             divergence = self.settings.smart * symmetric_divergence(log_p, log_q)
             if self.settings.smart_mu > 0:
                 with torch.no_grad():
@@ -98,14 +99,20 @@ class SmartLoss(Loss):
         delta = settings.smart_noise * self.unit * torch.randn(shape, device=log_p.device)
         for _ in range(settings.smart_steps):
             delta.requires_grad_()
-            divergence = symmetric_divergence(log_p, self.log_probs(batch, model, delta))
+            with self.perturbed(delta):
+                log_q = self.log_probs(batch, model)
+            divergence = symmetric_divergence(log_p, log_q)
             (gradient,) = torch.autograd.grad(divergence, delta)
             largest = gradient.abs().amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)
             delta = (delta + step_size * gradient / largest).clamp(-radius, radius).detach()
         return delta
 
+    def perturbed(self, delta: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """A context in which δ is added to the embeddings of the batch."""
+        return perturbed_embeddings(self.model.llama.tok_embeddings, delta)
+
     def averaged(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What the averaged model predicts."""
+        """Predict with the averaged weights."""
         return functional_call(self.model, self.average, inputs)
 
     @torch.no_grad()
@@ -118,9 +125,27 @@ class SmartLoss(Loss):
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and training again afterwards."""
+    """A context without dropout; the model is in training mode again after it."""
     model.eval()
     try:
         yield
     finally:
         model.train()
+
+
+@contextlib.contextmanager
+def perturbed_embeddings(embeddings: nn.Module, delta: torch.Tensor) -> Iterator[None]:
+    """A context in which δ is added to the first output of the embeddings.
+
+    Only to the first, because the tokens of a label are embedded after those of the prompt.
+    """
+
+    def add_delta(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        hook.remove()
+        return output + delta
+
+    hook = embeddings.register_forward_hook(add_delta)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -29,12 +29,9 @@ class ClassificationLoss(Loss):
     device: torch.device
     dtype: str
 
-    def log_probs(
-        self, batch: Batch, model: Callable, offset: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        offsets = {} if offset is None else {"offset": offset}
+    def log_probs(self, batch: Batch, model: Callable) -> torch.Tensor:
         with mixed_precision(self.device, self.dtype):
-            return model(*inputs_of(batch, self.device), **offsets)
+            return model(*inputs_of(batch, self.device))
 
     def __call__(self, batch: Batch, model: nn.Module) -> torch.Tensor:
         log_probs = self.log_probs(batch, model)

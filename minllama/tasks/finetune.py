@@ -29,7 +29,6 @@ from minllama.evaluation.classification import (
 )
 from minllama.evaluation.plot import check_picture, draw
 from minllama.kernels.adamw import FastAdamW
-from minllama.kernels.cpu import accelerate
 from minllama.methods.recipe import Method, Recipe
 from minllama.methods.saved import (
     ClassifierConfig,
@@ -292,9 +291,6 @@ class FineTuning:
             hidden_dropout_prob=settings.hidden_dropout_prob,
             causal=settings.causal,
             label_names=label_names,
-            keep_bfloat16=settings.dtype == "bfloat16"
-            and not settings.shard
-            and methods.keep_bfloat16(settings.methods),
         )
         model = methods.build_classifier(config, settings.methods, self.tokenizer)
         self.model = model.to(self.device)
@@ -313,7 +309,6 @@ class FineTuning:
             self.dtype = "float32"  # of autocast, which has nothing left to do
         self.load_data()
         self.recipe = self.make_recipe()
-        accelerate(model)
         step = LossOfModel(self.recipe.loss, model)
         self.spread = distributed.data_parallel(step, all_used=False)
         self.optimizer = FastAdamW(self.recipe.groups, lr=settings.lr)
@@ -507,7 +502,6 @@ def loader_for(
 
 def shard_classifier(model: nn.Module, dtype: str) -> bool:
     """Let each process hold a part of a classifier; tells whether there are several."""
-    accelerate(model)
     return distributed.shard(model, model.llama.layers, dtype)
 
 

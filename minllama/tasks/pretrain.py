@@ -18,7 +18,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from base_llama import state_of
 from config import LlamaConfig
 from llama import Llama, load_pretrained
 from minllama.checkpoints.pt import model_args_of, write_checkpoint
@@ -577,7 +576,7 @@ class Pretraining:
     def _save_model(self) -> None:
         """Write the weights in the layout of `stories42M.pt`."""
         dtype = getattr(torch, self.settings.save_dtype)
-        weights = distributed.whole(state_of(self.llama))
+        weights = distributed.whole(self.llama.state_dict())
         if not distributed.is_first():
             return
         weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in weights.items()}

@@ -1,34 +1,53 @@
-"""Checkpointed activations: less memory for one more forward pass."""
+"""Activation checkpointing: less memory for one more forward pass (arXiv 1604.06174)."""
 
-from typing import Any
-
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from base_llama import Wrapper, replace
+from base_llama import NoInitialWeights, replace
+from llama import LlamaLayer
+from minllama.inference.cache import KVCache
 
 
-class CheckpointedLayer(Wrapper):
-    """A layer that keeps only its input for the backward pass, and computes the rest again in it.
+class CheckpointedLayer(LlamaLayer):
+    """A layer that saves only its input for the backward pass, which computes the rest again.
 
-    arXiv 1604.06174; the results are the same.
+    Args:
+        layer: the plain layer, whose parts become this one's.
     """
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Arguments and result are those of the layer."""
-        return checkpoint(self._run, self.wrapped.training, *args, use_reentrant=False, **kwargs)
+    def __init__(self, layer: LlamaLayer):
+        with NoInitialWeights():
+            super().__init__(layer.layer_id, layer.attention.config)
+        for name, part in layer.named_children():
+            setattr(self, name, part)
 
-    def _run(self, training: bool, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer in the mode it was first run in, whatever mode it is in by now."""
-        before = self.wrapped.training
-        self.wrapped.train(training)
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Arguments and result are those of `LlamaLayer`."""
+        return checkpoint(self._run, self.training, x, positions, cache, use_reentrant=False)
+
+    def _run(
+        self,
+        training: bool,
+        x: torch.Tensor,
+        positions: torch.Tensor | None,
+        cache: KVCache | None,
+    ) -> torch.Tensor:
+        """Run the layer in a mode; by the second run its own may be another than in the first."""
+        mode_now = self.training
+        self.train(training)
         try:
-            return self.wrapped(*args, **kwargs)
+            return super().forward(x, positions, cache)
         finally:
-            self.wrapped.train(before)
+            self.train(mode_now)
 
 
 def checkpoint_activations(layers: nn.ModuleList) -> None:
-    """Let each layer be a `CheckpointedLayer`."""
+    """Replace each layer by a `CheckpointedLayer`."""
     for i, layer in enumerate(layers):
         replace(layers, str(i), CheckpointedLayer(layer))

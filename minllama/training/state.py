@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from base_llama import load_state, named_weights, trained_state
 from minllama.checkpoints.layout import is_finite
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
@@ -40,6 +39,13 @@ INDEX_CLASSES = {  # what the index of a distributed checkpoint is made of, besi
         )
     ),
 }
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors to save: all of them, or if some parameters are frozen, those that train."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return model.state_dict()
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict[str, Any]) -> None:
@@ -191,7 +197,7 @@ def _remove_others(folder: Path, kept: Path | None) -> None:
 
 def _names(model: nn.Module) -> dict[nn.Parameter, str]:
     """Of what trains."""
-    return {p: name for name, p in named_weights(model).items() if p.requires_grad}
+    return {p: name for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
@@ -207,7 +213,7 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
 
 def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     saved = read_checkpoint(path)
-    expected, trained = trained_state(model), named_weights(model)
+    expected, trained = trained_state(model), dict(model.named_parameters())
     if saved["model"].keys() != expected.keys():
         raise InputError(f"{path}: its tensors are not those that the run trains; move it away")
     for name, tensor in expected.items():
@@ -224,7 +230,7 @@ def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, 
                 if parameter.requires_grad:
                     parameter.copy_(_like(saved["model"][name], parameter))
     else:
-        load_state(model, saved["model"], strict=False)
+        model.load_state_dict(saved["model"], strict=False)
     for parameter, values in states.items():
         moments = {key: _like(values[key], parameter) for key in MOMENTS}
         optimizer.state[parameter] = {"step": values["step"], **moments}

@@ -55,7 +55,7 @@ def test_the_reference_computes_everything_anew():
     llama.layers[-1].feed_forward.register_forward_hook(
         lambda module, args, output: shapes.append(tuple(output.shape[:2]))
     )
-    rope.rotary_table_once.cache_clear()
+    rope.rotary_table.cache_clear()
     for way in (contextlib.nullcontext, reference_way):
         with way(), mock.patch.object(torch, "polar", side_effect=torch.polar) as polar:
             for _ in range(2):

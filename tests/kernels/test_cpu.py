@@ -8,25 +8,27 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, make_llama
 
+from base_llama import replace
 from config import LlamaConfig
-from llama import ScaledDotProductAttention
+from llama import Attention
 from minllama.kernels.cpu import (
-    FusedNorm,
-    OneDNNLinear,
+    MAX_PLAIN,
+    FastAttention,
+    FastLinear,
+    FastNorm,
     OneDNNProduct,
-    ShortAttention,
     accelerate,
-    plain_attention,
     product,
 )
+from minllama.methods.lora import LoRALinear
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def fast_linear() -> OneDNNLinear:
-    return OneDNNLinear(torch.nn.Linear(24, 16, bias=False))
+def fast_linear() -> FastLinear:
+    return FastLinear(torch.nn.Linear(24, 16, bias=False))
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -135,72 +137,46 @@ def test_a_wrong_width_is_named():
         fast_linear()(torch.randn(10, 23))
 
 
+def fast_attention(**config) -> FastAttention:
+    heads = {"dim": 32, "n_heads": 4}
+    return FastAttention(Attention(LlamaConfig(**heads, **config)))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("n_before", [0, 3])
-def test_plain_attention_is_pytorchs_with_its_gradients(causal, n_kv_heads, n_before):
+def test_fast_attention_is_the_plain_one_with_its_gradients(causal, n_kv_heads, n_before):
     torch.manual_seed(0)
+    fast = fast_attention(n_kv_heads=n_kv_heads, causal=causal)
     query = torch.randn(3, 4, 11, 8, requires_grad=True)
     shape = (3, n_kv_heads, n_before + 11, 8)
     key, value = (torch.randn(shape, requires_grad=True) for _ in range(2))
     weights = torch.randn(3, 4, 11, 8)
-    seen = torch.ones(11, n_before + 11, dtype=torch.bool)
-    seen = seen.tril(diagonal=n_before) if causal else seen
     results = []
-    for output in (
-        plain_attention(query, key, value, causal, 0.0),
-        F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True),
+    for scores in (
+        fast.compute_query_key_value_scores,
+        super(FastAttention, fast).compute_query_key_value_scores,
     ):
-        results.append(
-            [output, *torch.autograd.grad((output * weights).sum(), (query, key, value))]
-        )
+        output = scores(query, key, value)
+        gradients = torch.autograd.grad((output * weights).sum(), (query, key, value))
+        results.append([output, *gradients])
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_short_bfloat16_rows_are_as_exact_as_their_scores_allow():
+@pytest.mark.parametrize("seqlen", [60, MAX_PLAIN + 1])
+def test_bfloat16_sequences_are_as_exact_as_their_scores_allow(seqlen):
     """Scores below 4 in bfloat16 are known to 2⁻⁸, so the weights are to about that fraction."""
     torch.manual_seed(0)
-    attend = ShortAttention(ScaledDotProductAttention(LlamaConfig(causal=True)))
-    query = torch.randn(2, 4, 60, 8).bfloat16()
-    key, value = torch.randn(2, 2, 2, 60, 8).bfloat16()
+    query = torch.randn(2, 4, seqlen, 8).bfloat16()
+    key, value = torch.randn(2, 2, 2, seqlen, 8).bfloat16()
     exact = F.scaled_dot_product_attention(
         query.double(), key.double(), value.double(), is_causal=True, enable_gqa=True
     )
-    output = attend(query, key, value)
+    attention = fast_attention(n_kv_heads=2, causal=True)
+    output = attention.compute_query_key_value_scores(query, key, value)
     assert output.dtype == torch.bfloat16
     assert (output - exact).abs().max() < 2**-7 * exact.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "seqlen", "mask", "plain"),
-    [
-        (torch.bfloat16, 11, None, True),
-        (torch.bfloat16, 12, None, False),
-        (torch.float32, 11, None, False),
-        (torch.bfloat16, 11, torch.ones(11, 11, dtype=torch.bool), False),
-    ],
-)
-def test_only_short_bfloat16_rows_take_plain_attention(monkeypatch, dtype, seqlen, mask, plain):
-    calls = []
-    monkeypatch.setattr("minllama.kernels.cpu.MAX_PLAIN", 11)
-    monkeypatch.setattr(
-        "minllama.kernels.cpu.plain_attention",
-        lambda *args: calls.append(args) or plain_attention(*args),
-    )
-    attend = ShortAttention(ScaledDotProductAttention(LlamaConfig()))
-    query, key, value = torch.randn(3, 2, 4, seqlen, 8).to(dtype)
-    attend(query, key, value, mask)
-    assert len(calls) == plain
-
-
-def test_plain_attention_drops_weights_and_keeps_their_mean():
-    torch.manual_seed(0)
-    query, key = torch.zeros(2, 64, 1, 50, 8)
-    value = torch.ones(64, 1, 50, 8)
-    output = plain_attention(query, key, value, False, 0.5)
-    assert output.std() > 0.1
-    assert output.mean().item() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
@@ -224,19 +200,20 @@ print(faults[1] - faults[0], faults[2] - faults[1])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_accelerated_model_is_the_plain_one(causal, dtype):
-    """Its states and its gradients, but for the rounding of the precision."""
+    """Its states and its gradients, except for the rounding of the precision."""
     tokens = torch.randint(4, 320, (3, 20), generator=torch.Generator().manual_seed(1))
     results = []
     for fast in (False, True):
         llama = make_llama(causal=causal, scale=2.0).train()
-        names = list(llama.state_dict())
+        names, state = list(llama.state_dict()), torch.get_rng_state()
         if fast:
             accelerate(llama)
             accelerate(llama)  # once more changes nothing
             kinds = [type(module) for module in llama.modules()]
-            assert kinds.count(OneDNNLinear) == 2 * 7 + 1 and kinds.count(ShortAttention) == 2
-            assert kinds.count(FusedNorm) == 2 * 2 + 1
+            assert kinds.count(FastLinear) == 2 * 7 + 1 and kinds.count(FastAttention) == 2
+            assert kinds.count(FastNorm) == 2 * 2 + 1
             assert llama.tok_embeddings.weight is llama.output.weight
+            assert torch.equal(torch.get_rng_state(), state)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             hidden = llama.hidden_states(tokens)
         hidden.float().square().mean().backward()
@@ -245,3 +222,11 @@ def test_an_accelerated_model_is_the_plain_one(causal, dtype):
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     for plain, fast in zip(*results, strict=True):
         assert relative_error(fast.float(), plain.float()) < tolerance
+
+
+def test_what_a_method_has_put_in_stays():
+    llama = make_llama()
+    lora = LoRALinear(llama.layers[0].attention.compute_query, 2, 1.0, 0.0)
+    replace(llama, "layers.0.attention.compute_query", lora)
+    accelerate(llama)
+    assert llama.layers[0].attention.compute_query is lora

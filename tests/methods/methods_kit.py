@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import torch
 
-from base_llama import named_weights
 from minllama import methods
 from minllama.methods.recipe import Recipe
 from minllama.tasks.epoch import ClassificationLoss, train_epoch
@@ -63,7 +62,7 @@ def predictions(model):
 
 
 def snapshot(model):
-    return {name: p.detach().clone() for name, p in named_weights(model).items()}
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def saved_file(project):

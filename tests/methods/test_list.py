@@ -23,15 +23,14 @@ from methods_kit import (
 from toy_method import Toy
 
 import minllama.tasks.finetune
-from base_llama import named_weights
 from minllama import methods
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError
-from minllama.kernels.cpu import accelerate
-from minllama.methods.saved import count_parameters, load_trained, trained_state
+from minllama.methods.saved import count_parameters, load_trained
 from minllama.tasks.finetune import FinetuneSettings
 from minllama.text.labelled import read_labelled
 from minllama.training.activation_checkpointing import checkpoint_activations
+from minllama.training.state import trained_state
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -100,7 +99,7 @@ def test_frozen_tensors_stay_and_the_others_train(make_model, tune, flags):
     losses = train(model, 6)
     assert losses[-1] < losses[0]
     n_trained = 0
-    for name, parameter in named_weights(model).items():
+    for name, parameter in model.named_parameters():
         trains = TRAINED_PARTS[tune] in name or name.startswith("classifier_head")
         assert parameter.requires_grad == trains, name
         assert torch.equal(parameter, before[name]) != trains, name
@@ -114,7 +113,7 @@ def test_trained_tensors_load_onto_the_base(make_model, tune, tmp_path):
     train(model)
     torch.save(trained_state(model), tmp_path / "trained.pt")
     saved = read_checkpoint(tmp_path / "trained.pt")
-    names = {name for name, p in named_weights(model).items() if p.requires_grad}
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
     assert names <= saved.keys() and (tune == "full" or saved.keys() == names)
     other = make_model(tune=tune)
     assert not torch.allclose(predictions(other), predictions(model), atol=1e-3)
@@ -151,14 +150,12 @@ def test_every_method_is_among_those_tested_two_by_two():
 
 @pytest.mark.parametrize("flags", TWO_BY_TWO, ids=lambda flags: " ".join(map(str, flags.values())))
 def test_two_methods_train_and_load_together_or_are_refused(make_model, flags):
-    """With the replacements of `accelerate` before training, and with those that merge after it."""
     for refused, named in NOT_TOGETHER:
         if flags == refused:
             with pytest.raises(InputError, match=named):
                 train(make_model(**flags), **flags)
             return
     model = make_model(hidden_dropout_prob=0.1, **flags)
-    accelerate(model)
     before = predictions(model)
     assert all(map(math.isfinite, train(model, **flags)))
     assert not torch.allclose(predictions(model), before, atol=1e-3)
@@ -166,7 +163,6 @@ def test_two_methods_train_and_load_together_or_are_refused(make_model, flags):
     load_trained(other, trained_state(model), "trained.pt")
     for method in methods_of(flags):
         method.merge(other)
-    accelerate(other)
     assert torch.allclose(predictions(other), predictions(model), atol=1e-4)
 
 

@@ -4,7 +4,6 @@ import torch
 from conftest import make_llama
 from methods_kit import BATCH, predictions, saved_file, train
 
-from base_llama import named_weights
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.methods.lora import LoRA, LoRALinear
 
@@ -16,7 +15,7 @@ def test_lora_is_its_definition_and_merges():
     linear = LoRALinear(make_llama().layers[0].feed_forward.w1, rank=4, alpha=12.0, dropout=0.0)
     torch.nn.init.normal_(linear.lora_b)
     x = torch.randn(5, 9, 32)
-    tensors = (linear.wrapped.weight, linear.lora_a, linear.lora_b)
+    tensors = (linear.weight, linear.lora_a, linear.lora_b)
     w, a, b = (tensor.detach().double() for tensor in tensors)
     expected = x.double() @ w.T + 12 / 4 * (x.double() @ a.T @ b.T)
     assert torch.allclose(linear(x).double(), expected, atol=1e-4)
@@ -77,32 +76,3 @@ def test_a_saved_adapter_is_small_and_needs_its_base(project, run_cli):
     load = ["--option", "finetune", "--load", saved_file(project)]
     code, _, err = run_cli(*load, *project.flags, "--pretrained-model-path", "base.pt")
     assert code == 0, err
-
-
-def test_frozen_matrices_of_a_bfloat16_file_stay_so(project, run_cli, trained):
-    """They are not copied; what trains, and what is added to the residual stream, is float32."""
-    saved = torch.load("model.pt", weights_only=True)
-    saved["model"] = {name: tensor.bfloat16() for name, tensor in saved["model"].items()}
-    torch.save(saved, "model.pt")
-    model = trained(
-        "--tune", "lora", "--dtype", "bfloat16", "--causal", "--activation_checkpointing"
-    ).model
-    kinds = {name: p.dtype for name, p in named_weights(model).items()}
-    for name, dtype in kinds.items():
-        is_matrix = name.endswith(("compute_query.weight", "w1.weight", "output.weight"))
-        is_bfloat16 = is_matrix and "lora" not in name
-        if is_matrix or "norm" in name or "lora" in name or "embeddings" in name:
-            assert dtype == (torch.bfloat16 if is_bfloat16 else torch.float32), name
-    predictions = (project.path / "toy-dev-advanced-output.txt").read_text()
-    (path,) = project.path.glob("finetune-*.pt")
-    names = [
-        "--dev_out",
-        "toy-dev-advanced-output.txt",
-        "--test_out",
-        "toy-test-advanced-output.txt",
-    ]
-    code, _, err = run_cli("--option", "finetune", *project.flags, "--load", path.name, *names)
-    assert code == 0, err
-    assert (project.path / "toy-dev-advanced-output.txt").read_text() == predictions
-    other = trained("--tune", "lora", "--causal").model  # in float32 there is nothing to keep
-    assert {p.dtype for p in other.parameters()} == {torch.float32}

@@ -9,7 +9,7 @@ from methods_kit import TOKENS, saved_file
 
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.inference.cache import KVCache
-from minllama.methods.prefix_tuning import PrefixedAttention, add_prefix
+from minllama.methods.prefix_tuning import PrefixAttention, add_prefix
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -18,8 +18,8 @@ pytest_plugins = ["methods_fixtures"]
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
 def test_a_prefix_is_more_keys_and_values(causal, n_kv_heads):
     torch.manual_seed(0)
-    attend = make_llama(causal=causal, n_kv_heads=n_kv_heads).layers[0].attention.attend
-    attention = PrefixedAttention(attend, *torch.randn(2, n_kv_heads, 5, 8))
+    plain = make_llama(causal=causal, n_kv_heads=n_kv_heads).layers[0].attention
+    attention = PrefixAttention(plain, *torch.randn(2, n_kv_heads, 5, 8))
     query = torch.randn(2, 4, 7, 8)
     key, value = torch.randn(2, 2, n_kv_heads, 7, 8)
     keys, values = (
@@ -33,7 +33,8 @@ def test_a_prefix_is_more_keys_and_values(causal, n_kv_heads):
         hidden = torch.ones(7, 7, dtype=torch.bool).triu(1)
         scores[..., 5:] = scores[..., 5:].masked_fill(hidden, -math.inf)
     expected = scores.softmax(-1) @ values
-    assert torch.allclose(attention(query, key, value).double(), expected, atol=1e-5)
+    scores = attention.compute_query_key_value_scores(query, key, value)
+    assert torch.allclose(scores.double(), expected, atol=1e-5)
 
 
 def test_a_prefix_works_with_a_cache_and_ragged_rows():
@@ -64,8 +65,8 @@ def test_a_prefix_begins_as_keys_and_values_of_tokens(n_kv_heads):
         x = llama.tok_embeddings.weight[token]
         normed = x / (x.square().mean() + 1e-5).sqrt() * llama.layers[0].attention_norm.weight
         for prefix, linear in (
-            (attention.attend.prefix_key, attention.compute_key),
-            (attention.attend.prefix_value, attention.compute_value),
+            (attention.prefix_key, attention.compute_key),
+            (attention.prefix_value, attention.compute_value),
         ):
             for head in range(n_kv_heads):
                 expected = linear.weight[8 * head : 8 * head + 8] @ normed
@@ -74,7 +75,7 @@ def test_a_prefix_begins_as_keys_and_values_of_tokens(n_kv_heads):
 
 def test_its_length_reaches_the_prefixes(trained):
     model = trained("--tune", "prefix", "--prefix_length", "5").model
-    assert model.llama.layers[1].attention.attend.prefix_key.shape[1] == 5
+    assert model.llama.layers[1].attention.prefix_key.shape[1] == 5
 
 
 def test_a_file_with_the_former_names_predicts_the_same(project, run_cli):
@@ -86,7 +87,10 @@ def test_a_file_with_the_former_names_predicts_the_same(project, run_cli):
     assert code == 0
     predictions = (project.path / "toy-dev-advanced-output.txt").read_text()
     saved = read_checkpoint(path)
-    names = {name: name.replace(".attend.prefix_", ".prefix_") for name in saved["model"]}
+    names = {
+        name: name.replace(".attention.prefix_", ".attention.attend.prefix_")
+        for name in saved["model"]
+    }
     assert sum(old != new for old, new in names.items()) == 2 * 2
     saved["model"] = {names[name]: tensor for name, tensor in saved["model"].items()}
     torch.save(saved, path)

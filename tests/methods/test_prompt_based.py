@@ -44,30 +44,6 @@ def test_prompt_based_gradients_are_those_without_a_cache(make_model, tokenizer)
         assert torch.allclose(a, b, atol=1e-3 * b.abs().max().item() + 1e-5)
 
 
-def test_an_offset_moves_the_prompts_and_not_the_labels(make_model, tokenizer):
-    """Row by row, without a cache, the offset added to the embeddings of the prompt's tokens."""
-    model = make_model(prompt_based=True).eval()
-    offset = torch.randn(6, 11, 32, generator=torch.Generator().manual_seed(0))
-    offset *= model.llama.tok_embeddings.weight.std()
-    plain = predictions(model)
-    with torch.no_grad():
-        moved = model(BATCH.token_ids, BATCH.lengths, offset)
-    assert (moved - plain).abs().max() > 0.1
-    for row, length in enumerate(BATCH.lengths.tolist()):
-        scores = []
-        for name in NAMES:
-            ids = tokenizer.encode(name, bos=False, eos=False)
-            tokens = torch.tensor([BATCH.token_ids[row, :length].tolist() + ids])
-            change = torch.zeros(1, len(tokens[0]), 32)
-            change[0, :length] = offset[row, :length]
-            with torch.no_grad():
-                hidden = model.llama.hidden_states(tokens, offset=change)[0]
-                log_probs = model.llama.output(hidden).log_softmax(-1)
-            scores.append(sum(log_probs[length + i - 1, token] for i, token in enumerate(ids)))
-        expected = torch.stack(scores).log_softmax(-1)
-        assert torch.allclose(moved[row], expected, atol=1e-4)
-
-
 def test_prompt_based_training_goes_with_checkpointed_activations(make_model):
     """Where no label has several tokens, so that no cache is used."""
     gradients = []

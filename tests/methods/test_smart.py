@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from methods_kit import BATCH, make_recipe, predictions, snapshot, train
+from methods_kit import BATCH, NAMES, make_recipe, predictions, snapshot, train
 
-from minllama.methods.smart import SmartLoss, symmetric_divergence
+from minllama.methods.smart import SmartLoss, perturbed_embeddings, symmetric_divergence
 from minllama.tasks.epoch import train_epoch
 from minllama.text.batches import Batch
 from optimizer import AdamW
@@ -114,6 +114,32 @@ def test_the_perturbation_stays_in_its_ball_and_ascends(make_model):
 
     assert divergence(delta) > 3 * divergence(random) > 0
     assert divergence(torch.zeros_like(delta)) < 1e-9
+
+
+def test_a_perturbation_moves_the_prompts_and_not_the_labels(make_model, tokenizer):
+    """Row by row, without a cache, δ added to the embeddings of the prompt's tokens."""
+    model = make_model(prompt_based=True).eval()
+    embeddings = model.llama.tok_embeddings
+    delta = torch.randn(6, 11, 32, generator=torch.Generator().manual_seed(0))
+    delta *= embeddings.weight.std()
+    plain = predictions(model)
+    with perturbed_embeddings(embeddings, delta):
+        moved = predictions(model)
+    assert (moved - plain).abs().max() > 0.1
+    for row, length in enumerate(BATCH.lengths.tolist()):
+        scores = []
+        for name in NAMES:
+            ids = tokenizer.encode(name, bos=False, eos=False)
+            tokens = torch.tensor([BATCH.token_ids[row, :length].tolist() + ids])
+            change = torch.zeros(1, len(tokens[0]), 32)
+            change[0, :length] = delta[row, :length]
+            with torch.no_grad(), perturbed_embeddings(embeddings, change):
+                hidden = model.llama.hidden_states(tokens)[0]
+                log_probs = model.llama.output(hidden).log_softmax(-1)
+            scores.append(sum(log_probs[length + i - 1, token] for i, token in enumerate(ids)))
+        expected = torch.stack(scores).log_softmax(-1)
+        assert torch.allclose(moved[row], expected, atol=1e-4)
+    assert torch.equal(predictions(model), plain)  # nothing stays behind
 
 
 def test_the_averaged_model_is_the_moving_average(make_model):

@@ -6,7 +6,6 @@ import torch
 from methods_kit import make_recipe, saved_file, snapshot, train
 
 import minllama.tasks.finetune
-from base_llama import state_of
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.methods.wise_ft import mix
 
@@ -52,7 +51,7 @@ def test_wise_ft_mixes_the_start_and_the_best_epoch_by_dev(project, run_cli, fak
     made = minllama.tasks.finetune.saved_model
 
     def recorded(model, *args):
-        saved.append({name: tensor.clone() for name, tensor in state_of(model).items()})
+        saved.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return made(model, *args)
 
     monkeypatch.setattr(minllama.tasks.finetune, "saved_model", recorded)

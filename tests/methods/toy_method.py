@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from base_llama import Wrapper, replace
+from base_llama import NoInitialWeights, replace
 from minllama.common.settings import flag
 from minllama.methods.recipe import Loss, Method, Recipe
 
@@ -34,24 +34,28 @@ class Toy(Method):
         replace(model, "classifier_head", model.classifier_head.merged())
 
 
-class ScaledLinear(Wrapper):
+class ScaledLinear(nn.Linear):
     """W (s ∘ x) + b.
 
     Attributes:
         scale: s `(in_features,)`.
     """
 
-    def __init__(self, wrapped: nn.Linear, scale: float):
-        super().__init__(wrapped)
-        self.scale = nn.Parameter(torch.full((wrapped.in_features,), scale))
+    def __init__(self, linear: nn.Linear, scale: float):
+        with NoInitialWeights():
+            super().__init__(linear.in_features, linear.out_features)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale = nn.Parameter(torch.full((linear.in_features,), scale))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.wrapped(self.scale * x)
+        return super().forward(self.scale * x)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        self.wrapped.weight *= self.scale
-        return self.wrapped
+        linear = nn.Linear(self.in_features, self.out_features)
+        linear.weight.copy_(self.weight * self.scale)
+        linear.bias.copy_(self.bias)
+        return linear
 
 
 class Penalized(Loss):

@@ -7,7 +7,6 @@ import torch
 from conftest import SENTENCES, make_llama, save_llama
 
 import minllama.text.batches
-from base_llama import state_of
 from classifier import LlamaEmbeddingClassifier
 from minllama.evaluation.classification import model_eval
 from minllama.tasks.epoch import ClassificationLoss, train_epoch
@@ -93,7 +92,7 @@ def trained(model, loader, grad_accum=1, dtype="float32", batch_size=10, epochs=
     optimizer = AdamW(model.parameters(), lr=1e-3)
     loss = ClassificationLoss(batch_size, CPU, dtype)
     losses = [train_epoch(model, loader, optimizer, loss, e, grad_accum) for e in range(epochs)]
-    return losses, state_of(model)
+    return losses, model.state_dict()
 
 
 def test_accumulated_batches_are_one_large_batch(data, make_classifier, loader_of):

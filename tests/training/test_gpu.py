@@ -62,9 +62,9 @@ def test_a_step_of_finetuning_stays_on_its_device(monkeypatch, lora, lengths):
     monkeypatch.setattr("classifier.load_backbone", lambda config: llama)
     config = type("Config", (), {"num_labels": 3, "hidden_dropout_prob": 0.3, "option": "finetune"})
     model = LlamaEmbeddingClassifier(config)
+    accelerate(model)
     if lora:
         LoRA().adapt(model)
-    accelerate(model)
     model = model.to(META).train()
     moved(llama, META)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
