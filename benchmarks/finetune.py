@@ -34,7 +34,7 @@ from minllama.kernels.cpu import accelerate, keep_freed_memory
 from minllama.methods.saved import ClassifierConfig
 from minllama.tasks.epoch import ClassificationLoss, train_epoch
 from minllama.text.labelled import encode, fit_context, read_labelled
-from minllama.training.step import mixed_precision
+from minllama.training.precision import mixed_precision
 from optimizer import AdamW
 from tokenizer import Tokenizer
 from utils import seed_everything

@@ -85,7 +85,7 @@ def race(sources: str, path: str, tokenizer: str, n_new: int, rounds: int) -> No
         checkpoint.config.causal = True
         for version in (0, 2):
             llama2c.save(checkpoint, folder / f"v{version}.bin", version)
-        (folder / "tokenizer.bin").write_bytes(Tokenizer(tokenizer_model=tokenizer).to_llama2c())
+        (folder / "tokenizer.bin").write_bytes(Tokenizer(tokenizer_model=tokenizer).exported())
         contenders = make_contenders(path, folder, n_threads)
         for contender in contenders.values():  # warm-up
             contender(16)

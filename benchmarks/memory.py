@@ -26,7 +26,7 @@ from minllama.tasks.epoch import train_epoch
 from minllama.text.batches import Example
 from minllama.text.labelled import read_labelled
 from minllama.training.activation_checkpointing import checkpoint_activations
-from minllama.training.step import mixed_precision
+from minllama.training.precision import mixed_precision
 from utils import peak_memory
 
 FASTEST = WAYS["d causal bfloat16"]

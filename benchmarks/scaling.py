@@ -29,7 +29,7 @@ from minllama.common.program import ArgumentParser, run_script
 from minllama.evaluation.language_model import NextTokenScores
 from minllama.kernels.cpu import accelerate, keep_freed_memory
 from minllama.training import distributed
-from minllama.training.step import mixed_precision, update
+from minllama.training.precision import mixed_precision, update
 from optimizer import AdamW
 
 SHAPES = {

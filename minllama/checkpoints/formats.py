@@ -66,3 +66,8 @@ def tokenizer_beside(path: str | Path) -> Path | None:
             "name it with --tokenizer-path"
         )
     return None
+
+
+def find_tokenizer(checkpoint: str | Path) -> str:
+    """The tokenizer beside a checkpoint, or else the one in the working folder."""
+    return str(tokenizer_beside(checkpoint) or "tokenizer.model")

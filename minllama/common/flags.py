@@ -1,74 +1,70 @@
-"""The flags that all options share, and the demo files that stand in for absent defaults."""
+"""The flags that several options share, and the demo files that replace absent defaults."""
 
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from minllama.checkpoints.formats import tokenizer_beside
+from config import LlamaConfig
 from minllama.common.errors import InputError
 from minllama.common.files import check_outputs
 from minllama.common.settings import Settings, flag
-from minllama.kernels.quantize import DTYPES
-from tokenizer import TOKENIZER_MODEL
 
 OPTIONS = ("generate", "prompt", "finetune", "pretrain", "predict")
-ASSIGNMENT_FLAGS = (  # as the assignment prints them; every option takes them
-    *("train", "dev", "test", "label_names", "pretrained_model_path", "max_sentence_len", "seed"),
-    *("epochs", "option", "use_gpu", "generated_sentence_low_temp_out"),
-    *("generated_sentence_high_temp_out", "dev_out", "test_out", "batch_size"),
-    *("hidden_dropout_prob", "lr"),
+DTYPES = ("float32", "bfloat16", "int8")
+ASSIGNMENT_FLAGS = (  # in the order in which the assignment prints them
+    "train",
+    "dev",
+    "test",
+    "label_names",
+    "pretrained_model_path",
+    "max_sentence_len",
+    "seed",
+    "epochs",
+    "option",
+    "use_gpu",
+    "generated_sentence_low_temp_out",
+    "generated_sentence_high_temp_out",
+    "dev_out",
+    "test_out",
+    "batch_size",
+    "hidden_dropout_prob",
+    "lr",
 )
-
+SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of", "max_seq_len")
+LESS_MEMORY = "lower --batch_size or --max_sentence_len"
+LESS_TRAINING_MEMORY = (
+    "lower --batch_size (and raise --grad_accum) or --max_sentence_len, or add "
+    "--activation_checkpointing or --dtype bfloat16"
+)
 
 DEMO = Path(__file__).parent.parent.parent / "data" / "demo"
 DEMO_MODEL = {"pretrained_model_path": "model.pt"}
-DEMO_DATA = {
+DEMO_LABELS = {"label_names": "reviews-label-mapping.json"}
+DEMO_DATA = DEMO_LABELS | {
     "train": "reviews-train.txt",
     "dev": "reviews-dev.txt",
     "test": "reviews-test.txt",
-    "label_names": "reviews-label-mapping.json",
 }
 
 
-def demo_path(file: str) -> str:
-    """The path of a file of the demo, relative where the repository is the working folder."""
-    is_inside = DEMO.is_relative_to(Path.cwd())
-    return str((DEMO / file).relative_to(Path.cwd()) if is_inside else DEMO / file)
-
-
-def dataset_of(path: str, split: str) -> str:
-    """The name of the data: data/sst-dev.txt is sst's dev."""
+def dataset_name(path: str, split: str) -> str:
+    """The name of a dataset: "sst" for data/sst-dev.txt, the split "dev"."""
     return re.sub(f"[-_.]?{split}$", "", Path(path).stem) or "data"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings(Settings):
-    """The assignment's flags, and what every option has besides.
+    """The flags of every option: the assignment's, and a few more.
 
     Attributes:
         explicit: the names of the flags on the command line.
-        demo: the files of the demo that may stand in, in groups: those of a group only together.
-        takes_methods: whether the flags of methods act.
-        takes_processes: whether `torchrun` may start several processes.
-        less_memory: what to do where memory runs out.
-        outlives_output: whether the work goes on when standard output cannot be written any more.
-        shows_args: whether the flags are printed, as the assignment does.
-        keeps_freed_memory: whether `minllama.kernels.cpu.keep_freed_memory` pays; it costs some memory.
     """
 
-    demo: ClassVar[tuple[dict[str, str], ...]] = (DEMO_MODEL, DEMO_DATA)
-    takes_methods: ClassVar[bool] = False
-    takes_processes: ClassVar[bool] = False
-    less_memory: ClassVar[str] = "lower --batch_size or --max_sentence_len"
-    outlives_output: ClassVar[bool] = False
-    shows_args: ClassVar[bool] = True
-    keeps_freed_memory: ClassVar[bool] = True
-
     title = "all options"
-    description = "The assignment's flags; those of other options are taken and not used."
+    description = "The assignment's flags. An option accepts those that it does not use."
 
     option: str = flag("generate", "what to do", choices=OPTIONS)
     pretrained_model_path: str = flag(
@@ -76,44 +72,41 @@ class TaskSettings(Settings):
     )
     tokenizer_path: str | None = flag(
         None,
-        f"SentencePiece model; by default {TOKENIZER_MODEL} beside the checkpoint, else here",
+        "SentencePiece model (default: tokenizer.model beside the checkpoint, else here)",
         spelling="--tokenizer-path",
     )
     causal: bool | None = flag(
         None,
-        "attend only to what came before, or to everything; by default as the checkpoint says",
+        "mask later positions in attention (default: as the checkpoint says)",
     )
     dtype: str = flag(
         "float32",
-        "of the weights when generating or prompting, where less pays with --causal on a CPU; of "
-        "the products when training",
+        "of the weights in generation and prompting, of matrix products in training",
         choices=DTYPES,
     )
-    max_sentence_len: int | None = flag(None, "keep this many tokens of a sentence", low=1)
-    seed: int = flag(1337, "of every random draw", high=2**32 - 1)
-    verify: bool = flag(
-        False, "compare every checkpoint with its checksums first; up to 1 GB this is always done"
-    )
-    use_gpu: bool = flag(False, "run on CUDA, or else MPS")
+    max_sentence_len: int | None = flag(None, "truncate sentences to so many tokens", low=1)
+    seed: int = flag(1337, "random seed", high=2**32 - 1)
+    verify: bool = flag(False, "verify the checksums of checkpoints over 1 GB too")
+    use_gpu: bool = flag(False, "run on CUDA, or else on MPS")
     train: str = flag("data/cfimdb-train.txt", "labelled sentences to train on")
-    dev: str = flag("data/cfimdb-dev.txt", "labelled sentences to choose by")
+    dev: str = flag("data/cfimdb-dev.txt", "labelled sentences to select the best epoch by")
     test: str = flag("data/cfimdb-test.txt", "labelled sentences to test on")
     label_names: str = flag(
         "data/cfimdb-label-mapping.json",
-        "JSON list of the labels' names; prompting needs it, fine-tuning checks against it",
+        "JSON list of label names; prompting requires it",
         spelling="--label-names",
     )
-    batch_size: int = flag(8, "rows per batch", low=1)
-    epochs: int = flag(5, "passes over train", low=1)
+    batch_size: int = flag(8, "examples per batch", low=1)
+    epochs: int = flag(5, "passes over the training set", low=1)
     lr: float = flag(2e-5, "learning rate")
-    hidden_dropout_prob: float = flag(0.3, "dropout before the new head", high=1)
+    hidden_dropout_prob: float = flag(0.3, "dropout before the classification head", high=1)
     dev_out: str = flag(
         "cfimdb-dev-prompting-output.txt",
-        "file for the predictions on dev; by default named for the data and the option",
+        "file for predictions on dev (default: named after data and option)",
     )
     test_out: str = flag(
         "cfimdb-test-prompting-output.txt",
-        "file for the predictions on test; by default named for the data and the option",
+        "file for predictions on test (default: named after data and option)",
     )
     generated_sentence_low_temp_out: str = flag(
         "generated-sentence-temp-0.txt", "file for the text generated at temperature 0"
@@ -124,51 +117,47 @@ class TaskSettings(Settings):
     explicit: tuple[str, ...] = ()
 
     @classmethod
-    def from_saved_run(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The flags on the command line, and those that they bring with them."""
-        return given
+    def from_flags(cls, values: dict[str, Any]) -> Self:
+        """Build the settings from the flags on the command line."""
+        return cls(**cls.known(values), explicit=tuple(sorted(values)))
 
     @property
     def checkpoints(self) -> list[str]:
-        """The checkpoints that are read."""
+        """The checkpoints that the option reads."""
         return [self.pretrained_model_path]
 
-    def resolved(self) -> Self:
-        """The same with what depends on other flags and on the files that are there."""
-        return self.with_demo().with_tokenizer()
+    def with_demo(self, *groups: dict[str, str]) -> Self:
+        """Replace default paths whose files are absent by files of the demo, and report it.
 
-    def with_demo(self) -> Self:
-        """Take the demo's files for default paths whose files are absent, and say so.
-
-        A group of files is replaced only if all of them are absent and none of them was given.
+        Args:
+            groups: names of flags with the demo's files. A group is replaced only if all its files
+                are absent and none of its flags was given.
         """
         paths: dict[str, str] = {}
-        for stand_ins in self.demo:
-            defaults = [getattr(self, name) for name in stand_ins]
-            is_complete = all((DEMO / file).is_file() for file in stand_ins.values())
-            is_there = any(Path(path).exists() for path in defaults)
-            if is_there or not is_complete or not stand_ins.keys().isdisjoint(self.explicit):
-                continue
-            new = {name: demo_path(file) for name, file in stand_ins.items()}
-            print(
-                f"{', '.join(defaults)}: not here; used instead, from this repository: "
-                f"{', '.join(new.values())}; `bash setup.sh` fetches the assignment's",
-                file=sys.stderr,
-            )
-            paths |= new
+        for group in groups:
+            defaults = [getattr(self, name) for name in group]
+            is_wanted = group.keys().isdisjoint(self.explicit)
+            is_absent = not any(Path(path).exists() for path in defaults)
+            if is_wanted and is_absent and all((DEMO / file).is_file() for file in group.values()):
+                demo = {name: demo_path(file) for name, file in group.items()}
+                print(
+                    f"{', '.join(defaults)}: not here; used instead, from this repository: "
+                    f"{', '.join(demo.values())}; `bash setup.sh` fetches the assignment's",
+                    file=sys.stderr,
+                )
+                paths |= demo
         return self.replace(**paths)
 
-    def with_tokenizer(self) -> Self:
-        """Name the tokenizer beside the checkpoint, or else the one in the working folder."""
-        if self.tokenizer_path is not None:
-            return self
-        beside = tokenizer_beside(self.pretrained_model_path)
-        return self.replace(tokenizer_path=str(beside or TOKENIZER_MODEL))
+
+def demo_path(file: str) -> str:
+    """The path of a demo file, relative if the repository is in the working folder."""
+    is_inside = DEMO.is_relative_to(Path.cwd())
+    return str((DEMO / file).relative_to(Path.cwd()) if is_inside else DEMO / file)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifySettings(TaskSettings):
-    """What prompting and fine-tuning share."""
+    """The flags that prompting and fine-tuning share."""
 
     title = "prompt and finetune"
     description = None
@@ -176,93 +165,111 @@ class ClassifySettings(TaskSettings):
     metrics_out: str | None = flag(
         None, "append accuracies, F1 and speeds as JSON lines", metavar="FILE.jsonl"
     )
-    report: bool = flag(False, "print every class's scores and the confusion matrix")
+    report: bool = flag(False, "print scores per class and the confusion matrix")
 
     @property
     def advanced(self) -> dict[str, Any]:
-        """The flags that make the predictions other than the assignment's, with their values."""
+        """The flags, with their values, that make predictions differ from the assignment's."""
         raise NotImplementedError
 
     def with_output_names(self, kind: str) -> Self:
-        """Name the files of predictions where no name is given: data/sst-dev.txt is sst's dev.
+        """Name the files of predictions after data and option, unless a name was given.
 
         Args:
-            kind: "prompting" or "finetuning"; with an advanced flag the names tell that instead.
+            kind: "prompting" or "finetuning"; an advanced flag makes it "advanced".
         """
         if not {"dev_out", "test_out"}.isdisjoint(self.explicit):
             return self
-        names = {}
-        for split in ("dev", "test"):
-            dataset = dataset_of(getattr(self, split), split)
-            names[f"{split}_out"] = (
-                f"{dataset}-{split}-{'advanced' if self.advanced else kind}-output.txt"
-            )
-        return self.replace(**names)
+        kind = "advanced" if self.advanced else kind
+        dev, test = dataset_name(self.dev, "dev"), dataset_name(self.test, "test")
+        return self.replace(
+            dev_out=f"{dev}-dev-{kind}-output.txt", test_out=f"{test}-test-{kind}-output.txt"
+        )
 
     def check_output_names(
-        self, kind: str, own_weights: bool, *outputs: str, reads: Sequence[str] = ()
+        self, kind: str, own_weights: bool, outputs: Sequence[str] = (), inputs: Sequence[str] = ()
     ) -> None:
-        """See, before any work, that all results can be written where they are wanted.
+        """Check, before any work, that all results can be written.
 
         Args:
-            kind: "prompting" or "finetuning", which the names tell.
-            own_weights: whether the model is not the assignment's; the names may then tell
+            kind: "prompting" or "finetuning", part of the names of the files.
+            own_weights: whether the model is not the assignment's. The names may then say
                 "advanced", as with an advanced flag.
-            outputs: what is written besides the predictions.
-            reads: what is read besides data, model and tokenizer.
+            outputs: files that are written besides predictions and metrics.
+            inputs: files that are read besides data, model and tokenizer.
 
         Raises:
-            InputError: a name does not end as the assignment has it, or no file can be written
-                there.
+            InputError: a name does not end as the assignment requires, or cannot be written.
         """
         kinds = [kind, "advanced"] if self.advanced or own_weights else [kind]
-        for split in ("dev", "test"):
-            outfile = getattr(self, f"{split}_out")
+        for split, outfile in (("dev", self.dev_out), ("test", self.test_out)):
             endings = [f"{split}-{kind}-output.txt" for kind in kinds]
             if not outfile.endswith(tuple(endings)):
                 raise InputError(
                     f"--{split}_out {outfile}: the name must end in {' or '.join(endings)}, "
                     f"as in sst-{endings[0]}"
                 )
-        inputs = [self.train, self.dev, self.test, self.label_names, self.pretrained_model_path]
-        inputs += [self.tokenizer_path or TOKENIZER_MODEL, *reads]
+        reads = [self.train, self.dev, self.test, self.label_names, self.pretrained_model_path]
+        reads += [self.tokenizer_path or "tokenizer.model", *inputs]
+        writes = [self.dev_out, self.test_out, *outputs]
         if self.metrics_out is not None:
-            outputs += (self.metrics_out,)
-        check_outputs([self.dev_out, self.test_out, *outputs], inputs)
+            writes.append(self.metrics_out)
+        check_outputs(writes, reads)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompileSettings(TaskSettings):
-    """What generation, fine-tuning and pre-training share."""
+class TrainSettings(TaskSettings):
+    """The flags that fine-tuning and pre-training share."""
 
-    title = "generate, finetune and pretrain"
-    description = None
-
-    compile: bool = flag(
-        False,
-        "make a step of decoding (with --causal), or the layers in training, one compiled "
-        "function; that takes seconds, or a minute, first",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings(CompileSettings):
-    """What fine-tuning and pre-training share."""
-
-    takes_processes = True
-    less_memory = (
-        "lower --batch_size (and raise --grad_accum) or --max_sentence_len, or add "
-        "--activation_checkpointing or --dtype bfloat16"
-    )
-    outlives_output = True
     title = "finetune and pretrain"
     description = None
 
-    grad_accum: int = flag(1, "batches per step of training", low=1)
+    grad_accum: int = flag(1, "batches per optimizer step", low=1)
     activation_checkpointing: bool = flag(
-        False, "train in less memory, for the time of one more forward pass"
+        False, "recompute activations in the backward pass to save memory"
     )
-    plot: str | None = flag(None, "draw how it went, an SVG or PNG file")
-    shard: bool = flag(
-        False, "with several processes: each holds a part of the model, not a copy (FSDP2)"
+    plot: str | None = flag(None, "draw loss and accuracy curves, an SVG or PNG file")
+    shard: bool = flag(False, "shard the model over the processes of torchrun (FSDP2)")
+    compile: bool = flag(False, "compile the layers with torch.compile; takes a minute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeSettings(Settings):
+    """The flags that describe a new model."""
+
+    title = "pretrain: the shape of a new model"
+
+    dim: int = flag(256, "width of the residual stream", low=1)
+    n_layers: int = flag(6, "number of layers", low=1)
+    n_heads: int = flag(4, "number of query heads", low=1)
+    n_kv_heads: int | None = flag(None, "key and value heads (default: as --n_heads)", low=1)
+    hidden_dim: int | None = flag(None, "feed-forward width (default: 8/3 of --dim)", low=1)
+    multiple_of: int = flag(32, "the default of --hidden_dim is rounded up to it", low=1)
+    max_seq_len: int | None = flag(
+        None, "context and sequence length in tokens (default: 256, or the checkpoint's)", low=1
     )
+    dropout: float = flag(0.0, "dropout of embeddings and sub-layers", high=1)
+    attention_dropout: float | None = flag(
+        None, "dropout of attention weights (default: as --dropout)", high=1
+    )
+
+    def config(self, vocab_size: int) -> LlamaConfig:
+        """The configuration of a new causal model.
+
+        Raises:
+            InputError: no model has this shape.
+        """
+        shape = {name: getattr(self, name) for name in SHAPE}
+        shape["max_seq_len"] = self.max_seq_len or 256
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            causal=True,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            **shape,
+        )
+        try:
+            config.check()
+        except ValueError as error:
+            raise InputError(f"no such model: {error}") from error
+        return config

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,18 @@ from minllama.training import distributed
 from utils import peak_memory, to_device
 
 
+class Evaluation(NamedTuple):
+    """The result of classifying some sentences."""
+
+    accuracy: float
+    macro_f1: float
+    predictions: list[int]
+    labels: list[int]
+    sentences: list[str]
+
+
 @torch.inference_mode()
-def model_eval(
-    dataloader: DataLoader, model: nn.Module, device: torch.device
-) -> tuple[float, float, list[int], list[int], list[str]]:
+def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device) -> Evaluation:
     """Classify everything that a loader of `LlamaDataset` batches gives.
 
     The results are in the loader's order; if that was sorted by length, in the data's.
@@ -51,12 +59,12 @@ def model_eval(
         for each in map(as_batch, batches):
             y_true += each.labels.tolist()
             sents += each.sents
-    y_pred = [label for labels in distributed.in_rounds(mine) for label in labels]
+    y_pred = [label for labels in distributed.gather_rounds(mine) for label in labels]
     if isinstance(dataloader.batch_sampler, SortedBatchSampler):
         unsort = dataloader.batch_sampler.unsort
         y_pred, y_true, sents = unsort(y_pred), unsort(y_true), unsort(sents)
     f1 = f1_score(y_true, y_pred, average="macro")
-    return accuracy_score(y_true, y_pred), f1, y_pred, y_true, sents
+    return Evaluation(accuracy_score(y_true, y_pred), f1, y_pred, y_true, sents)
 
 
 def report_results(
@@ -84,7 +92,7 @@ def report_results(
         results[split] = evaluate(loader)
         seconds[split] = time.perf_counter() - start
     records: list[dict[str, Any]] = []
-    distributed.on_first(
+    distributed.on_rank0(
         lambda: records.extend(write_results(settings, results, seconds, device, labels))
     )
     return records

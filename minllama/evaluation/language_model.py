@@ -1,88 +1,98 @@
-"""How well a language model predicts the next tokens: per batch, added up, and as text."""
+"""How well a language model predicts the next token: loss, accuracy, perplexity, bits per byte."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
 
-from minllama.text.sequences import IGNORED
+from minllama.common.progress import Bar
+from minllama.text.sequences import IGNORED, EvaluationSequences
 from minllama.training import distributed
+from minllama.training.precision import mixed_precision
+from utils import to_device
 
 
-class NextTokenScores:
-    """How well the next tokens of a batch are predicted.
+def next_token_loss(
+    logits: torch.Tensor, targets: torch.Tensor, bos_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the cross-entropy of the next tokens, and count the tokens that are predicted.
 
-    The end of a document, where BOS comes next, is learned too, but is not counted.
+    Where BOS comes next a document ends. This is trained, but not counted.
 
     Args:
         logits: `(batch, seqlen, vocab_size)`.
-        targets: ids `(batch, seqlen)`, `IGNORED` where there is none.
-        n_targets: what the loss is divided by, where the batch is a share of another one; by
-            default the number of its own targets.
+        targets: ids `(batch, seqlen)`, `IGNORED` where nothing comes next.
 
-    Attributes:
-        loss: the mean cross-entropy, a scalar to go down.
-        sums: of the counted targets their number, how many are the likeliest, and their
-            cross-entropies in nats, `(3,)`.
+    Returns:
+        the cross-entropy of all targets in nats, a scalar to backpropagate; and, detached, of the
+        counted targets their number, the number predicted correctly, and the nats, `(3,)`.
     """
-
-    def __init__(
-        self,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        bos_id: int,
-        n_targets: torch.Tensor | None = None,
-    ):
-        # A CPU finds the likeliest faster in float32 than in bfloat16.
-        logits, targets = logits.flatten(0, 1).float(), targets.flatten()
-        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-        is_target = targets != IGNORED
-        self.loss = losses.sum() / (is_target.sum() if n_targets is None else n_targets)
-        is_counted = is_target & (targets != bos_id)
-        is_correct = is_counted & (logits.detach().argmax(dim=-1) == targets)
-        nats = (losses.detach() * is_counted).sum()
-        self.sums = torch.stack((is_counted.sum(), is_correct.sum(), nats))
+    # A CPU finds the largest logit faster in float32 than in bfloat16.
+    logits, targets = logits.flatten(0, 1).float(), targets.flatten()  # (batch · seqlen, …)
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    is_counted = (targets != IGNORED) & (targets != bos_id)
+    is_correct = is_counted & (logits.detach().argmax(dim=-1) == targets)
+    nats = (losses.detach() * is_counted).sum()
+    return losses.sum(), torch.stack((is_counted.sum(), is_correct.sum(), nats))
 
 
-class Tally:
-    """Adds up scores, of all processes. They stay on their device until they are asked for."""
-
-    def __init__(self) -> None:
-        self._sums: list[torch.Tensor] = []
-
-    def add(self, scores: NextTokenScores) -> None:
-        self._sums.append(scores.sums)
-
-    def totals(self) -> list[float]:
-        """The sums of `NextTokenScores.sums`."""
-        mine = torch.stack(self._sums) if self._sums else torch.zeros(1, 3)
-        return distributed.total(mine.cpu().double().sum(dim=0)).tolist()
-
-    @property
-    def n_targets(self) -> int:
-        return int(self.totals()[0])
-
-    def scores(self, tokens_per_byte: float) -> dict[str, float]:
-        """Loss per token (nats), accuracy, perplexity, and bits per byte.
-
-        Args:
-            tokens_per_byte: of the whole text, without the BOS of its documents.
-
-        Bits per byte do not depend on the tokenizer, unless it has unknown characters: a run of
-        them is a single token, and what they were is not predicted.
-        """
-        n_targets, n_correct, nats = self.totals()
-        loss = nats / n_targets
-        return {
-            "loss": loss,
-            "accuracy": n_correct / n_targets,
-            "perplexity": math.exp(min(loss, 700)),
-            "bits_per_byte": loss / math.log(2) * tokens_per_byte,
-        }
+def total_counts(counts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Add the counts of `next_token_loss` over batches and processes, in float64 on the CPU."""
+    total = torch.zeros(3, dtype=torch.float64)
+    if counts:
+        total += torch.stack(list(counts)).cpu().double().sum(dim=0)
+    return distributed.sum_over_ranks(total)
 
 
-def describe(scores: dict[str, float]) -> str:
+def scores_of(counts: torch.Tensor, tokens_per_byte: float) -> dict[str, float]:
+    """Loss per token in nats, accuracy, perplexity and bits per byte.
+
+    Bits per byte can be compared between tokenizers, unless one has unknown characters: it reads a
+    run of them as one token, and need not predict which they were.
+
+    Args:
+        counts: of `total_counts`.
+        tokens_per_byte: of the whole text, without the BOS of its documents.
+    """
+    n_targets, n_correct, nats = counts.tolist()
+    loss = nats / n_targets
+    return {
+        "loss": loss,
+        "accuracy": n_correct / n_targets,
+        "perplexity": math.exp(min(loss, 700)),  # exp(710) overflows
+        "bits_per_byte": loss / math.log(2) * tokens_per_byte,
+    }
+
+
+def format_scores(scores: dict[str, float]) -> str:
+    """Write scores as a log line has them."""
     return (
         f"loss {scores['loss']:.3f}, acc {scores['accuracy']:.3f}, "
         f"ppl {scores['perplexity']:.2f}, {scores['bits_per_byte']:.3f} bits per byte"
     )
+
+
+@torch.inference_mode()
+def evaluate(
+    llama: nn.Module, sequences: EvaluationSequences, batch_size: int, dtype: str
+) -> dict[str, float]:
+    """Score a language model on sequences; several processes share the batches.
+
+    Args:
+        dtype: of matrix products.
+    """
+    llama.eval()
+    device = next(llama.parameters()).device
+    loader = DataLoader(sequences, batch_size, generator=torch.Generator())
+    counts = []
+    for _, (tokens, targets), is_counted in distributed.rounds(Bar(loader, desc="evaluate")):
+        tokens, targets = to_device(tokens, device), to_device(targets, device)
+        with mixed_precision(device, dtype):
+            logits, _ = llama(tokens, targets)  # (batch, seqlen, vocab_size)
+        _, batch_counts = next_token_loss(logits, targets, sequences.text.bos_id)
+        if is_counted:
+            counts.append(batch_counts)
+    return scores_of(total_counts(counts), sequences.text.tokens_per_byte)

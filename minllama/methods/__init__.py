@@ -1,12 +1,9 @@
-"""Ways to fine-tune: one paper, one file. Only the list below knows them by name.
+"""Ways to fine-tune: one paper, one file, one line in `METHODS`."""
 
-Each file can be deleted with its line in the list, and nothing else.
-"""
-
-import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -15,6 +12,7 @@ from classifier import LlamaEmbeddingClassifier
 from minllama.common.settings import Settings, flag
 from minllama.kernels.cpu import accelerate
 from minllama.methods.adapter import Adapters
+from minllama.methods.base import Method
 from minllama.methods.learning_rates import EarlyStopping, LearningRates
 from minllama.methods.lora import LoRA
 from minllama.methods.mixout import Mixout
@@ -22,14 +20,13 @@ from minllama.methods.partial import HeadOnly, NormsOnly
 from minllama.methods.pooling import Pooling
 from minllama.methods.prefix_tuning import PrefixTuning
 from minllama.methods.prompt_based import FewShot, PromptBased
-from minllama.methods.recipe import Method
 from minllama.methods.smart import Smart
 from minllama.methods.wise_ft import WiseFT
 from minllama.text.batches import Example
 from minllama.text.labelled import fit_context
 from tokenizer import Tokenizer, check_vocabulary
 
-METHODS: tuple[type[Method], ...] = (  # in the order in which they act
+METHODS: tuple[type[Method], ...] = (  # in the order in which their hooks are called
     PromptBased,
     FewShot,
     HeadOnly,
@@ -47,34 +44,32 @@ METHODS: tuple[type[Method], ...] = (  # in the order in which they act
 
 
 def tune_choices() -> tuple[str, ...]:
-    """What `--tune` may be."""
+    """The values of `--tune`."""
     return ("full", *(cls.tune for cls in METHODS if cls.tune is not None))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuning(Settings):
     """The flag that chooses among the methods with a `tune`."""
 
     title = "parameter-efficient fine-tuning (arXiv 2110.04366)"
-    tune: str = flag(
-        "full", "what trains besides a new head: everything, or what is named", choices=tune_choices
-    )
+    tune: str = flag("full", "the weights that train besides a new head", choices=tune_choices)
 
 
 def flag_classes() -> list[type[Settings]]:
-    """All that have flags, in the order of `--help`."""
+    """All classes with flags of methods, in the order of `--help`."""
     first_tuning = next(i for i, cls in enumerate(METHODS) if cls.tune is not None)
     return [*METHODS[:first_tuning], Tuning, *METHODS[first_tuning:]]
 
 
-def switched_on(values: dict[str, Any]) -> tuple[Method, ...]:
+def active_methods(values: dict[str, Any]) -> tuple[Method, ...]:
     """The methods that flags turn on.
 
     Args:
-        values: by flag; others than those of methods may be among them.
+        values: by flag; other flags are ignored.
 
     Raises:
-        InputError: a value is wrong, or two methods do not go together.
+        InputError: a value is wrong, or two methods cannot be combined.
     """
     Tuning(**Tuning.known(values))
     every = [cls(**cls.known(values)) for cls in METHODS]
@@ -84,8 +79,8 @@ def switched_on(values: dict[str, Any]) -> tuple[Method, ...]:
     return methods
 
 
-def values_of(methods: Sequence[Method]) -> dict[str, Any]:
-    """All flags of all methods: those of some that are on, the others at their defaults."""
+def flag_values(methods: Sequence[Method]) -> dict[str, Any]:
+    """The flags of all methods: those of `methods`, the others at their defaults."""
     values: dict[str, Any] = {}
     for cls in flag_classes():
         values |= cls.defaults()
@@ -98,15 +93,12 @@ def values_of(methods: Sequence[Method]) -> dict[str, Any]:
 
 def changed_values(methods: Sequence[Method]) -> dict[str, Any]:
     """The flags of methods that are not at their defaults."""
-    defaults = values_of(())
-    return {name: x for name, x in values_of(methods).items() if x != defaults[name]}
+    defaults = flag_values(())
+    return {name: x for name, x in flag_values(methods).items() if x != defaults[name]}
 
 
 def file_suffix(methods: Sequence[Method]) -> str:
-    """The methods that are on, for a file's name: "-tune-lora" where that is the only one.
-
-    Where it would become long, a digest stands for all of them.
-    """
+    """A suffix for file names that tells the methods, such as "-tune-lora", or a digest of it."""
     values = changed_values(methods)
     parts = (name if value is True else f"{name}-{value}" for name, value in values.items())
     suffix = "".join(f"-{part}" for part in parts)
@@ -116,18 +108,18 @@ def file_suffix(methods: Sequence[Method]) -> str:
 
 
 def need_label_names(methods: Sequence[Method]) -> bool:
-    """Whether one of the methods reads the labels' names."""
+    """Whether a method needs the names of the labels."""
     return any("label names" in method.requires for method in methods)
 
 
 def build_classifier(config: Any, methods: Sequence[Method], tokenizer: Tokenizer) -> nn.Module:
-    """The classifier that the methods fine-tune, before training.
+    """Build the classifier that the methods fine-tune.
 
     Args:
-        config: what the classifiers of `classifier.py` take, and `label_names`.
+        config: as the classifiers of `classifier.py` take it, with `label_names`.
 
     Raises:
-        InputError: the tokenizer is not the model's, or nothing is left to train.
+        InputError: the tokenizer is another model's.
     """
     built = [method.build(config, tokenizer) for method in methods]
     model = next((model for model in built if model is not None), None)
@@ -135,21 +127,23 @@ def build_classifier(config: Any, methods: Sequence[Method], tokenizer: Tokenize
         model = LlamaEmbeddingClassifier(config)
     accelerate(model)
     check_vocabulary(tokenizer, model.llama.vocab_size, config.pretrained_model_path)
+    accelerate(model.llama)
     for method in methods:
         method.adapt(model)
     return model
 
 
-def rows_for(
+def model_inputs(
     model: nn.Module, methods: Sequence[Method], tokenizer: Tokenizer, *splits: list[Example]
 ) -> list[list[Example]]:
-    """The rows that the model reads: sentences, or what a method makes of them."""
+    """The examples as the model reads them: sentences, or what a method makes of them."""
     for method in methods:
-        if (rows := method.rows(model, tokenizer, splits)) is not None:
-            return rows
+        examples = method.examples(model, tokenizer, splits)
+        if examples is not None:
+            return examples
     return fit_context(*splits, max_len=model.llama.config.max_seq_len, keep="first")
 
 
 def former_names(methods: Sequence[Method]) -> dict[str, str]:
-    """Parts of the names that tensors had in older files, and what they are now."""
+    """Parts of tensor names in files of older versions, with today's."""
     return {old: new for method in methods for old, new in method.former_names.items()}

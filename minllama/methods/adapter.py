@@ -9,7 +9,7 @@ from torch import nn
 from llama import Attention, FeedForward
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
-from minllama.methods.recipe import Method
+from minllama.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Adapters(Method):
     """Train an adapter after every attention and feed-forward layer, and freeze the rest."""
 
     title = "--tune adapter (arXiv 1902.00751)"
-    takes_shards = True
+    shardable = True
     tune = "adapter"
     traits = frozenset({"added tensors", "frozen weights"})
 

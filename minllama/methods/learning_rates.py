@@ -1,13 +1,19 @@
-"""Learning rates that differ by step and by layer, and when to stop early."""
+"""Learning rates that differ by step and by layer, and early stopping."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
-from minllama.methods.recipe import Method, Recipe
-from minllama.training.step import learning_rate
+from minllama.methods.base import Method
+from minllama.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from minllama.methods.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,52 +21,52 @@ class LearningRates(Method):
     """Group the parameters by depth, and set the rates before every step."""
 
     title = "learning rates (arXiv 1801.06146)"
-    takes_shards = True
+    shardable = True
 
     lr_schedule: str = flag(
-        "constant",
-        "whether and how --lr goes down to 0 over the training",
-        choices=("constant", "linear", "cosine"),
+        "constant", "decay of --lr to 0", choices=("constant", "linear", "cosine")
     )
     warmup: float = flag(
-        0.0, "share of the steps in which --lr is reached", high=1, metavar="SHARE"
+        0.0, "fraction of the steps in which --lr is warmed up", high=1, metavar="FRACTION"
     )
     layer_decay: float = flag(
         1.0,
-        "each layer's learning rate as a fraction of that of the layer above it",
+        "learning rate of a layer, relative to the layer above",
         high=1,
-        metavar="FRACTION",
+        metavar="FACTOR",
     )
 
-    def prepare(self, recipe: Recipe) -> None:
-        """
+    def before_training(self, training: Training) -> None:
+        """Split the parameter group by depth, and set the rates of the first step.
+
         Raises:
             InputError: all that trains is at one depth.
         """
         if self.layer_decay != 1:
-            (group,) = recipe.groups
-            recipe.groups = groups_by_depth(recipe.model, group["lr"], self.layer_decay)
-            if len(recipe.groups) == 1:
+            (group,) = training.groups
+            groups = groups_by_depth(training.model, group["lr"], self.layer_decay)
+            if len(groups) == 1:
                 raise InputError("--layer_decay: all that trains is in one layer; leave it out")
-        if self.lr_schedule == "constant" and self.warmup == 0:
-            return
-        highest = [group["lr"] for group in recipe.groups]
-        n_warmup = round(self.warmup * recipe.n_steps)
+            training.groups[:] = groups
+        if self.lr_schedule != "constant" or self.warmup > 0:
+            for group in training.groups:
+                group["initial_lr"] = group["lr"]
+            self.after_step(training, 0)
 
-        def set_rates(step: int) -> None:
-            for group, rate in zip(recipe.groups, highest, strict=True):
+    def after_step(self, training: Training, step: int) -> None:
+        """Set the rates of the next step."""
+        n_warmup = round(self.warmup * training.n_steps)
+        for group in training.groups:
+            if "initial_lr" in group:
                 group["lr"] = learning_rate(
-                    step, recipe.n_steps, n_warmup, rate, schedule=self.lr_schedule
+                    step, training.n_steps, n_warmup, group["initial_lr"], schedule=self.lr_schedule
                 )
-
-        set_rates(0)
-        recipe.after_step.append(lambda _model, step: set_rates(step))
 
 
 def groups_by_depth(model: nn.Module, lr: float, decay: float) -> list[dict]:
     """Parameters with rates lr · decay^(distance from the top) (arXiv 1801.06146, section 3.2).
 
-    At the top are the new head and the last norm, below them the layers, then the embeddings.
+    The top has the head and the last norm, below it are the layers, then the embeddings.
     """
     n_layers = len(model.llama.layers)
     groups: dict[int, list[nn.Parameter]] = {}
@@ -74,7 +80,7 @@ def groups_by_depth(model: nn.Module, lr: float, decay: float) -> list[dict]:
 
 
 def depth(name: str, n_layers: int) -> int:
-    """0 for the embeddings, 1 for the first layer, `n_layers` + 1 for what comes after the last."""
+    """0 for the embeddings, 1 for the first layer, `n_layers` + 1 after the last."""
     if name.startswith("llama.tok_embeddings."):
         return 0
     if name.startswith("llama.layers."):
@@ -84,17 +90,14 @@ def depth(name: str, n_layers: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping(Method):
-    """Stop when dev has not become better for some epochs."""
+    """Stop when the accuracy on dev has not improved for some epochs."""
 
     title = "early stopping"
-    takes_shards = True
+    shardable = True
 
     patience: int | None = flag(
-        None, "stop when dev has not become better for so many epochs", low=1, metavar="EPOCHS"
+        None, "stop after so many epochs without improvement on dev", low=1, metavar="EPOCHS"
     )
-
-    def prepare(self, recipe: Recipe) -> None:
-        recipe.after_epoch.append(self.reason_to_stop)
 
     def reason_to_stop(self, epoch: int, best_epoch: int) -> str | None:
         if epoch - best_epoch < self.patience:

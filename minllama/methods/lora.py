@@ -12,7 +12,7 @@ from llama import Llama
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
 from minllama.kernels.cpu import FastLinear
-from minllama.methods.recipe import Method
+from minllama.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,13 @@ class LoRA(Method):
     """Updates beside all linear layers of attention and feed-forward train; all else is frozen."""
 
     title = "--tune lora (arXiv 2106.09685)"
-    takes_shards = True
+    shardable = True
     tune = "lora"
     traits = frozenset({"added tensors", "frozen weights"})
 
-    lora_rank: int = flag(8, "rank of the updates", low=1)
-    lora_alpha: float = flag(16.0, "their scale, times the rank")
-    lora_dropout: float = flag(0.0, "of what they read", high=1)
+    lora_rank: int = flag(8, "LoRA rank", low=1)
+    lora_alpha: float = flag(16.0, "LoRA scale: updates are multiplied by alpha / rank")
+    lora_dropout: float = flag(0.0, "dropout of the input of the updates", high=1)
 
     def adapt(self, model: nn.Module) -> None:
         """

@@ -1,7 +1,9 @@
 """Mixout: dropout toward the pretrained weights."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,10 @@ from base_llama import replace
 from llama import Llama
 from minllama.common.settings import flag
 from minllama.kernels.cpu import FastLinear, product
-from minllama.methods.recipe import Method, Recipe
+from minllama.methods.base import Method
+
+if TYPE_CHECKING:
+    from minllama.methods.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +28,14 @@ class Mixout(Method):
 
     mixout: float = flag(
         0.0,
-        "probability with which a weight is the pretrained one in a training step",
+        "probability that a training step uses the pretrained weight",
         high=0.99,
         metavar="P",
     )
 
-    def prepare(self, recipe: Recipe) -> None:
-        add_mixout(recipe.model.llama, self.mixout)
+    def before_training(self, training: Training) -> None:
+        """Replace the linear layers of the layers."""
+        add_mixout(training.model.llama, self.mixout)
 
 
 class MixoutLinear(FastLinear):

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from llama import RMSNorm
-from minllama.methods.recipe import Method
+from minllama.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class HeadOnly(Method):
     """Train the new head, and freeze the rest."""
 
     title = "--tune head"
-    takes_shards = True
+    shardable = True
     tune = "head"
     traits = frozenset({"frozen weights"})
     excludes: ClassVar = {"no new head": "so there is nothing to train"}
@@ -28,7 +28,7 @@ class NormsOnly(Method):
     """Train the norms' scales, and freeze the rest."""
 
     title = "--tune norm"
-    takes_shards = True
+    shardable = True
     tune = "norm"
     traits = frozenset({"frozen weights"})
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from minllama.common.settings import flag
-from minllama.methods.recipe import Method
+from minllama.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Pooling(Method):
     """The last token's state, or the mean of all (arXiv 1908.10084, section 3)."""
 
     title = "pooling (arXiv 1908.10084)"
-    takes_shards = True
+    shardable = True
     excludes: ClassVar = {"no new head": "so no states are pooled"}
 
     pooling: str | None = flag(

@@ -11,7 +11,7 @@ from llama import Attention, Llama
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
 from minllama.kernels.cpu import FastAttention
-from minllama.methods.recipe import Method
+from minllama.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)

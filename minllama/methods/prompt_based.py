@@ -10,7 +10,7 @@ from torch import nn
 
 from classifier import LlamaZeroShotClassifier
 from minllama.common.settings import flag
-from minllama.methods.recipe import Method
+from minllama.methods.base import Method
 from minllama.text.batches import Example
 from minllama.text.labelled import few_shot, fit_context
 from minllama.text.prompts import TEMPLATE, make_prompts
@@ -28,20 +28,19 @@ class PromptBased(Method):
 
     prompt_template: str = flag(
         TEMPLATE,
-        "the prompt, with {sentence}, and {labels} where their names are to be listed",
+        "prompt with {sentence}, and optionally {labels} for their names",
         metavar="TEXT",
     )
-    prompt_based: bool = flag(
-        False, "train the model to continue the prompt with the label's name; there is no new head"
-    )
+    prompt_based: bool = flag(False, "train the model to continue a prompt with the label's name")
 
     def build(self, config: Any, tokenizer: Tokenizer) -> nn.Module:
+        """Build the zero-shot classifier, to be trained."""
         return PromptClassifier(config, tokenizer, config.label_names)
 
-    def rows(
+    def examples(
         self, model: nn.Module, tokenizer: Tokenizer, splits: Sequence[list[Example]]
     ) -> list[list[Example]]:
-        """Prompts, whose ends are kept."""
+        """Make prompts; long ones lose their beginning."""
         causal = model.llama.config.causal
         prompts = (
             make_prompts(data, self.prompt_template, model.label_names, tokenizer, causal=causal)
@@ -71,11 +70,9 @@ class FewShot(Method):
     """Train on few sentences."""
 
     title = "few-shot fine-tuning"
-    takes_shards = True
+    shardable = True
 
-    shots: int | None = flag(
-        None, "train on so many sentences of each label, drawn with --seed", low=1, metavar="K"
-    )
+    shots: int | None = flag(None, "train on K random sentences per label", low=1, metavar="K")
 
-    def choose(self, data: list[Example], num_labels: int, seed: int) -> list[Example]:
-        return few_shot(data, self.shots, num_labels, seed)
+    def choose(self, examples: list[Example], num_labels: int, seed: int) -> list[Example]:
+        return few_shot(examples, self.shots, num_labels, seed)

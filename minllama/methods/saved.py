@@ -1,4 +1,4 @@
-"""What fine-tuning saves, and taking it up again."""
+"""A fine-tuned classifier on disk: settings, trained weights, and how to load them."""
 
 import hashlib
 import random
@@ -14,25 +14,24 @@ from torch.optim import Optimizer
 from minllama.checkpoints.layout import is_dense, is_finite
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
-from minllama.common.flags import TaskSettings, dataset_of
+from minllama.common.flags import TaskSettings, dataset_name
 from minllama.common.settings import Settings, to_plain
-from minllama.methods import build_classifier, former_names, switched_on
-from minllama.methods.recipe import Method
+from minllama.methods import active_methods, former_names
+from minllama.methods.base import Method
 from minllama.text.labelled import MAX_LABELS, load_label_names
 from minllama.training import distributed
-from minllama.training.state import trained_state
-from tokenizer import Tokenizer
+from minllama.training.run import like_parameter, trained_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(Settings):
-    """What the classifiers take, as it is saved.
+    """The arguments of the classifiers, as they are saved.
 
     Attributes:
-        option: "finetune", or "pretrain" where Llama is frozen.
-        causal: as the model is.
-        label_names: where they are known.
-        init_weights: whether to draw the initial weights, for what is drawn after them.
+        option: "finetune", or "pretrain" for a frozen Llama (the assignment's old word).
+        label_names: None where they are unknown.
+        init_weights: whether to draw the initial weights before they are loaded, so that later
+            random draws are the assignment's.
     """
 
     pretrained_model_path: str
@@ -60,13 +59,13 @@ REQUIRED = ("pretrained_model_path", "num_labels", "option", "hidden_dropout_pro
 
 
 @dataclass(frozen=True)
-class SavedRun:
-    """What a file that fine-tuning saved tells.
+class SavedClassifier:
+    """The content of a file that fine-tuning saved.
 
     Attributes:
-        weights: the trained tensors; all of them where the model was trained whole.
-        frozen: what `frozen_digest` gave of the others; None in old files.
-        args: the run's flags.
+        weights: the trained tensors.
+        frozen: the digest of the others (`frozen_digest`); None in files of version 0.1.
+        args: the flags of the run.
     """
 
     path: str
@@ -81,23 +80,25 @@ def save_model(
     model: nn.Module, optimizer: Optimizer, args: Any, config: Any, filepath: str | Path
 ) -> None:
     """Save weights, optimizer, settings and generator states, as tensors and plain values."""
-    write_saved(saved_model(model, optimizer, args, config), filepath)
+    save_classifier(classifier_dict(model, optimizer, args, config), filepath)
 
 
-def write_saved(saved: dict[str, Any], filepath: str | Path) -> None:
-    """Write what `saved_model` gave, and tell so."""
-    distributed.on_first(lambda: write_checkpoint(saved, filepath))
+def save_classifier(saved: dict[str, Any], filepath: str | Path) -> None:
+    """Write what `classifier_dict` returned."""
+    distributed.on_rank0(lambda: write_checkpoint(saved, filepath))
     print(f"save the model to {filepath}")
 
 
-def saved_model(model: nn.Module, optimizer: Optimizer, args: Any, config: Any) -> dict[str, Any]:
-    """What `save_model` saves."""
-    distributed.keep_parts(model)
+def classifier_dict(
+    model: nn.Module, optimizer: Optimizer, args: Any, config: Any
+) -> dict[str, Any]:
+    """The dict that `save_model` saves."""
+    distributed.reshard(model)
     kind, keys, *rest = np.random.get_state()
     return {
-        "model": distributed.whole(trained_state(model)),
+        "model": distributed.full_tensors(trained_tensors(model)),
         "frozen": frozen_digest(model),
-        "optim": distributed.whole(optimizer.state_dict()),
+        "optim": distributed.full_tensors(optimizer.state_dict()),
         "args": plain_values(args),
         "model_config": plain_values(config),
         "system_rng": random.getstate(),
@@ -108,26 +109,28 @@ def saved_model(model: nn.Module, optimizer: Optimizer, args: Any, config: Any) 
 
 def plain_values(settings: Any) -> dict[str, Any]:
     """Settings, or the attributes of any object, as a checkpoint can hold them."""
+    if isinstance(settings, dict):
+        return {name: to_plain(value) for name, value in settings.items()}
     if isinstance(settings, Settings):
         return settings.to_dict()
     return {name: to_plain(value) for name, value in vars(settings).items()}
 
 
-def read_saved(path: str | Path, settings_class: type[Settings]) -> SavedRun:
-    """What `save_model` saved, checked.
+def read_classifier(path: str | Path, settings_class: type[Settings]) -> SavedClassifier:
+    """Read and check what `save_model` saved.
 
     Args:
-        settings_class: what the flags are checked against; others that are there are left alone.
+        settings_class: the settings that the flags are checked against.
 
     Raises:
-        InputError: it is something else.
+        InputError: the file is something else.
     """
     saved = read_checkpoint(path)
     if not all(isinstance(saved.get(part), dict) for part in ("model", "args", "model_config")):
         raise InputError(f"{path}: not what --option finetune saves")
     values = saved["model_config"]
     try:
-        methods = switched_on(values)
+        methods = active_methods(values)
         missing = [name for name in REQUIRED if name not in values]
         if missing:
             raise InputError(f"{', '.join(missing)} is missing")
@@ -135,42 +138,38 @@ def read_saved(path: str | Path, settings_class: type[Settings]) -> SavedRun:
         settings_class(**settings_class.known(saved["args"]))
         if not isinstance(saved.get("frozen"), str | None):
             raise InputError("the digest of the frozen weights is no text")
-        if values.get("keep_bfloat16"):  # of an older version, which had them in bfloat16
-            saved["frozen"] = None
     except InputError as error:
         raise InputError(f"{path}: {error}: not what --option finetune saves") from error
     weights = {}
     for name, tensor in saved["model"].items():
-        if not is_dense(tensor):
-            raise InputError(f"{path}: {name} is no tensor of floating-point numbers")
         for old, new in former_names(methods).items():
             name = str(name).replace(old, new)
         weights[name] = tensor
-    return SavedRun(str(path), weights, saved.get("frozen"), saved["args"], config, methods)
+    return SavedClassifier(str(path), weights, saved.get("frozen"), saved["args"], config, methods)
 
 
-def load_trained(model: nn.Module, saved: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Load what `trained_state` gave into a model that was built and adapted alike.
+def load_weights(model: nn.Module, saved: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Load what `trained_tensors` returned into a model of the same settings.
 
     Raises:
         InputError: these are not its trained tensors.
     """
-    expected = trained_state(model)
-    if saved.keys() != expected.keys() or not all(
-        isinstance(saved[name], torch.Tensor) and saved[name].shape == tensor.shape
-        for name, tensor in expected.items()
-    ):
-        raise InputError(f"{path}: its tensors are not those that its settings describe")
     for name, tensor in saved.items():
         if not is_dense(tensor):
             raise InputError(f"{path}: {name} is no tensor of floating-point numbers")
         if not is_finite(tensor):
             raise InputError(f"{path}: {name} has values that are not finite in float32")
-    model.load_state_dict(saved, strict=False)
+    trained = trained_tensors(model)
+    expected = {name: tensor.shape for name, tensor in trained.items()}
+    if {name: tensor.shape for name, tensor in saved.items()} != expected:
+        raise InputError(f"{path}: its tensors are not those that its settings describe")
+    with torch.no_grad():
+        for name, tensor in trained.items():
+            tensor.copy_(like_parameter(saved[name], tensor))
 
 
 def frozen_digest(model: nn.Module) -> str:
-    """SHA-256 of the tensors that do not train, to know their base again by."""
+    """SHA-256 of the tensors that do not train, which identifies the weights trained on."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if not parameter.requires_grad:
@@ -181,49 +180,49 @@ def frozen_digest(model: nn.Module) -> str:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many numbers train, and how many there are."""
+    """The numbers of trained and of all parameters."""
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return trained, sum(p.numel() for p in parameters)
 
 
-def load_classifier(saved: SavedRun, config: ClassifierConfig, tokenizer: Tokenizer) -> nn.Module:
-    """The classifier that a run saved.
-
-    Args:
-        config: the run's, with the checkpoint that it began with.
+def check_frozen(model: nn.Module, saved: SavedClassifier, checkpoint: str) -> None:
+    """Check that a model's frozen weights are those that a classifier was trained on.
 
     Raises:
-        InputError: it began with other weights.
+        InputError: they are not.
     """
-    model = build_classifier(config, saved.methods, tokenizer)
-    load_trained(model, saved.weights, saved.path)
     if saved.frozen not in (None, frozen_digest(model)):
         raise InputError(
-            f"{saved.path}: trained on other weights than {config.pretrained_model_path}; "
+            f"{saved.path}: trained on other weights than {checkpoint}; "
             "name them with --pretrained-model-path"
         )
-    for method in saved.methods:
-        method.merge(model)
-    return model
 
 
-def same_label_names(settings: TaskSettings, config: ClassifierConfig) -> list[str]:
-    """The names in `settings.label_names`.
+def config_to_load(saved: SavedClassifier, settings: TaskSettings) -> ClassifierConfig:
+    """The configuration of a saved classifier, with the paths and names that flags override.
 
     Raises:
-        InputError: there are more or fewer than labels, or the model was trained with others.
+        InputError: the flags name other labels.
     """
+    config = saved.config.replace(
+        init_weights=False, pretrained_model_path=settings.pretrained_model_path
+    )
+    if "label_names" not in settings.explicit:
+        return config
     names = load_label_names(settings.label_names)
     if len(names) != config.num_labels or config.label_names not in (None, names):
         known = config.label_names or f"{config.num_labels} labels"
-        raise InputError(f"{settings.label_names}: {settings.load} was trained with {known}")
-    return names
+        raise InputError(f"{settings.label_names}: {saved.path} was trained with {known}")
+    return config.replace(label_names=names)
 
 
-def names_beside(dev: str, num_labels: int) -> list[str]:
-    """The labels' names, from the mapping that lies beside data/x-dev.txt, else their numbers."""
-    path = Path(dev).with_name(f"{dataset_of(dev, 'dev')}-label-mapping.json")
-    if path.is_file() and len(names := load_label_names(path)) == num_labels:
+def label_names_or_numbers(config: ClassifierConfig, dev: str) -> list[str]:
+    """The labels' names: saved, or from the mapping beside dev; else their numbers."""
+    if config.label_names is not None:
+        return config.label_names
+    path = Path(dev).with_name(f"{dataset_name(dev, 'dev')}-label-mapping.json")
+    names = load_label_names(path) if path.is_file() else []
+    if len(names) == config.num_labels:
         return names
-    return [str(label) for label in range(num_labels)]
+    return [str(label) for label in range(config.num_labels)]

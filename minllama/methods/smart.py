@@ -1,126 +1,114 @@
 """SMART: smoothness-inducing regularization and the Bregman proximal step."""
 
+from __future__ import annotations
+
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from minllama.common.settings import flag
-from minllama.methods.recipe import Loss, Method, Recipe
+from minllama.methods.base import Method
 from minllama.text.batches import Batch
+
+if TYPE_CHECKING:
+    from minllama.methods.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Smart(Method):
-    """Add two regularizers to the loss."""
-
-    title = "SMART (arXiv 1911.03437)"
-    switch = "smart"
-
-    smart: float = flag(
-        0.0, "weight of the smoothness regularization; 0 turns SMART off", metavar="LAMBDA"
-    )
-    smart_steps: int = flag(1, "ascent steps of the perturbation", low=1)
-    smart_radius: float = flag(
-        0.1, "largest change of an element of an embedding, in deviations of the embedding matrix"
-    )
-    smart_step_size: float = flag(0.1, "size of an ascent step, in the same unit")
-    smart_noise: float = flag(
-        0.01,
-        "deviation of the perturbation that the ascent starts from, in the same unit",
-        low=1e-6,
-    )
-    smart_mu: float = flag(
-        1.0, "weight of the divergence from the averaged model's predictions; 0 leaves it out"
-    )
-    smart_momentum: float = flag(
-        0.99, "share of the averaged model that is kept at every step", high=1
-    )
-
-    def prepare(self, recipe: Recipe) -> None:
-        loss = SmartLoss(self, recipe)
-        recipe.loss = loss
-        if self.smart_mu > 0:
-            recipe.after_step.append(loss.update_average)
-            recipe.kept |= {f"smart.{name}": mean for name, mean in loss.average.items()}
-
-
-def symmetric_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p‖q) + KL(q‖p), the sum over rows of log-probabilities `(batch, num_labels)`."""
-    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum()
-
-
-class SmartLoss(Loss):
-    """The loss of arXiv 1911.03437, equations 1 to 4.
+    """Add two regularizers to the loss (arXiv 1911.03437, equations 1 to 4).
 
         L + λ · max_{‖δ‖∞ ≤ ε} ℓ(f(x + δ), f(x)) + μ · ℓ(f(x), f̃(x))
 
     f gives the probabilities of the labels, ℓ is the symmetric divergence, δ is added to the
     embeddings, and f̃ has the moving average of the weights, θ̃ = β·θ̃ + (1 - β)·θ after each step.
     The regularizers are computed without dropout, so that they measure nothing else.
-
-    Args:
-        recipe: its loss is L.
     """
 
-    def __init__(self, settings: Smart, recipe: Recipe):
-        self.settings, self.model, self.loss = settings, recipe.model, recipe.loss
-        self.batch_size = recipe.batch_size
-        self.unit = recipe.model.llama.tok_embeddings.weight.detach().std().item()
-        self.average = {
-            name: p.detach().clone()
-            for name, p in self.model.named_parameters()
-            if p.requires_grad and settings.smart_mu > 0
-        }
-        self.log_probs = recipe.loss.log_probs
+    title = "SMART (arXiv 1911.03437)"
+    switch = "smart"
 
-    def __call__(self, batch: Batch, model: nn.Module) -> torch.Tensor:
-        """The regularized loss of a batch, a scalar."""
-        loss = self.loss(batch, model)
-        with evaluating(model):
-            log_p = self.log_probs(batch, model)
-            with self.perturbed(self.ascend(batch, model, log_p.detach())):
-                log_q = self.log_probs(batch, model)
-            divergence = self.settings.smart * symmetric_divergence(log_p, log_q)
-            if self.settings.smart_mu > 0:
+    smart: float = flag(
+        0.0, "weight of the smoothness regularizer; 0 turns SMART off", metavar="LAMBDA"
+    )
+    smart_steps: int = flag(1, "gradient ascent steps of the perturbation", low=1)
+    smart_radius: float = flag(
+        0.1, "bound of the perturbation, in standard deviations of the embeddings"
+    )
+    smart_step_size: float = flag(0.1, "size of an ascent step, in the same unit")
+    smart_noise: float = flag(0.01, "initial noise of the perturbation, same unit", low=1e-6)
+    smart_mu: float = flag(1.0, "weight of the divergence from the averaged model")
+    smart_momentum: float = flag(0.99, "momentum of the averaged model", high=1)
+
+    def before_training(self, training: Training) -> None:
+        """Measure the embeddings, and start the average at the weights."""
+        embeddings = training.model.llama.tok_embeddings.weight
+        training.constants["smart.unit"] = embeddings.detach().std()
+        if self.smart_mu > 0:
+            for name, parameter in training.model.named_parameters():
+                if parameter.requires_grad:
+                    training.tensors[f"smart.{name}"] = parameter.detach().clone()
+
+    def loss(self, training: Training, batch: Batch, loss: torch.Tensor) -> torch.Tensor:
+        """Add the regularizers."""
+        with evaluating(training.model):
+            log_p = training.log_probs(batch)
+            delta = self.ascend(training, batch, log_p.detach())
+            with perturbed_embeddings(training.model.llama.tok_embeddings, delta):
+                log_q = training.log_probs(batch)
+            divergence = self.smart * symmetric_divergence(log_p, log_q)
+            if self.smart_mu > 0:
                 with torch.no_grad():
-                    log_average = self.log_probs(batch, self.averaged)
-                divergence += self.settings.smart_mu * symmetric_divergence(log_p, log_average)
-        return loss + divergence / self.batch_size  # as the loss, in a smaller batch too
+                    log_average = training.log_probs(batch, averaged_model(training))
+                divergence += self.smart_mu * symmetric_divergence(log_p, log_average)
+        return loss + divergence / training.settings.batch_size  # as the loss in a smaller batch
 
-    def ascend(self, batch: Batch, model: nn.Module, log_p: torch.Tensor) -> torch.Tensor:
-        """The perturbation δ of the embeddings, `(batch, seqlen, dim)`, by projected ascent."""
-        settings = self.settings
-        shape = (*batch.token_ids.shape, self.model.llama.config.dim)
-        radius, step_size = self.unit * settings.smart_radius, self.unit * settings.smart_step_size
-        delta = settings.smart_noise * self.unit * torch.randn(shape, device=log_p.device)
-        for _ in range(settings.smart_steps):
+    def ascend(self, training: Training, batch: Batch, log_p: torch.Tensor) -> torch.Tensor:
+        """Find the perturbation δ `(batch, seqlen, dim)` by projected gradient ascent."""
+        unit = training.constants["smart.unit"].item()
+        radius, step_size = unit * self.smart_radius, unit * self.smart_step_size
+        shape = (*batch.token_ids.shape, training.model.llama.config.dim)
+        delta = self.smart_noise * unit * torch.randn(shape, device=log_p.device)
+        for _ in range(self.smart_steps):
             delta.requires_grad_()
-            with self.perturbed(delta):
-                log_q = self.log_probs(batch, model)
-            divergence = symmetric_divergence(log_p, log_q)
-            (gradient,) = torch.autograd.grad(divergence, delta)
+            with perturbed_embeddings(training.model.llama.tok_embeddings, delta):
+                log_q = training.log_probs(batch)
+            (gradient,) = torch.autograd.grad(symmetric_divergence(log_p, log_q), delta)
             largest = gradient.abs().amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)
             delta = (delta + step_size * gradient / largest).clamp(-radius, radius).detach()
         return delta
 
-    def perturbed(self, delta: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-        """A context in which δ is added to the embeddings of the batch."""
-        return perturbed_embeddings(self.model.llama.tok_embeddings, delta)
-
-    def averaged(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Predict with the averaged weights."""
-        return functional_call(self.model, self.average, inputs)
-
     @torch.no_grad()
-    def update_average(self, model: nn.Module, step: int) -> None:
-        """θ̃ = β·θ̃ + (1 - β)·θ."""
-        parameters = dict(model.named_parameters())
-        for name, mean in self.average.items():
-            mean.lerp_(parameters[name], 1 - self.settings.smart_momentum)
+    def after_step(self, training: Training, step: int) -> None:
+        """Update the average, θ̃ = β·θ̃ + (1 - β)·θ."""
+        for name, parameter in training.model.named_parameters():
+            if f"smart.{name}" in training.tensors:
+                training.tensors[f"smart.{name}"].lerp_(parameter, 1 - self.smart_momentum)
+
+
+def symmetric_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p‖q) + KL(q‖p), summed over log-probabilities `(batch, num_labels)`."""
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum()
+
+
+def averaged_model(training: Training) -> Callable[..., torch.Tensor]:
+    """The classifier with the averaged weights."""
+    prefix = "smart."
+    average = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in training.tensors.items()
+        if name.startswith(prefix)
+    }
+
+    def predict(*inputs: torch.Tensor | None) -> torch.Tensor:
+        return functional_call(training.model, average, inputs)
+
+    return predict
 
 
 @contextlib.contextmanager

@@ -1,60 +1,74 @@
-"""WiSE-FT: weights between those before and those after fine-tuning."""
+"""WiSE-FT: interpolate between the weights before and after fine-tuning."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
 
 from minllama.common.settings import flag
-from minllama.methods.recipe import Method, Recipe
+from minllama.methods.base import Method
+
+if TYPE_CHECKING:
+    from minllama.methods.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class WiseFT(Method):
-    """Keep the weights before training; after it, choose the best mixture on dev.
+    """Keep the weights before training; after it, choose the best interpolation on dev.
 
-    A new head begins as the embeddings of the label's words, so that the start means something.
+    A new head starts as the embeddings of the labels' words, so that the start means something.
     """
 
     title = "WiSE-FT (arXiv 2109.01903)"
     requires = frozenset({"label names"})
-    excludes: ClassVar = {"added tensors": "where mixed weights mean nothing"}
+    excludes: ClassVar = {"added tensors": "where interpolated weights mean nothing"}
 
     wise_ft: list[float] | None = flag(
         None,
-        "after training, keep the best on dev of these mixtures: 0 is the start, 1 the end",
+        "keep the best interpolation on dev: 0 is before training, 1 after",
         high=1,
         nargs="+",
         metavar="ALPHA",
     )
 
-    def prepare(self, recipe: Recipe) -> None:
-        if hasattr(recipe.model, "classifier_head"):
-            names = recipe.label_names
-            ids = [recipe.tokenizer.encode(n, bos=False, eos=False, truncate=False) for n in names]
-            start_head(recipe.model, ids)
-        parameters = dict(recipe.model.named_parameters())
-        start = {name: p.detach().clone() for name, p in parameters.items() if p.requires_grad}
-        recipe.finish.append(lambda: self.keep_best(recipe, start))
+    def before_training(self, training: Training) -> None:
+        """Initialize a new head, and remember the weights."""
+        if hasattr(training.model, "classifier_head"):
+            encode = training.tokenizer.encode
+            names = training.label_names or []
+            ids = [encode(name, bos=False, eos=False, truncate=False) for name in names]
+            start_head(training.model, ids)
+        for name, parameter in training.model.named_parameters():
+            if parameter.requires_grad:
+                training.constants[f"wise_ft.{name}"] = parameter.detach().clone()
 
-    def keep_best(self, recipe: Recipe, start: dict[str, torch.Tensor]) -> None:
-        """Evaluate every mixture, print the curve, and leave the best in the model."""
-        parameters = dict(recipe.model.named_parameters())
+    def after_training(self, training: Training) -> bool:
+        """Evaluate every interpolation, print the curve, and leave the best in the model."""
+        parameters = dict(training.model.named_parameters())
+        start = {name: training.constants[f"wise_ft.{name}"] for name in trained(training.model)}
         end = {name: parameters[name].detach().clone() for name in start}
         curve = {}
-        for alpha in sorted(set(self.wise_ft)):
-            mix(recipe.model, start, end, alpha)
-            curve[alpha] = recipe.evaluate()
+        for alpha in sorted(set(self.wise_ft or ())):
+            interpolate(training.model, start, end, alpha)
+            curve[alpha] = training.dev_accuracy()
             print(f"alpha {alpha:g}: dev acc :: {curve[alpha]:.3f}")
         best = max(curve, key=lambda alpha: (curve[alpha], alpha))
-        mix(recipe.model, start, end, best)
+        interpolate(training.model, start, end, best)
         print(f"keep alpha {best:g}")
+        return True
+
+
+def trained(model: nn.Module) -> list[str]:
+    """The names of the parameters that train."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 @torch.no_grad()
-def mix(model: nn.Module, start: dict, end: dict, alpha: float) -> None:
-    """(1 - alpha) · start + alpha · end (arXiv 2109.01903, equation 1), for the tensors named."""
+def interpolate(model: nn.Module, start: dict, end: dict, alpha: float) -> None:
+    """Set the weights to (1 - alpha) · start + alpha · end (arXiv 2109.01903, equation 1)."""
     parameters = dict(model.named_parameters())
     for name, tensor in start.items():
         parameters[name].copy_(torch.lerp(tensor, end[name], alpha))
@@ -62,7 +76,7 @@ def mix(model: nn.Module, start: dict, end: dict, alpha: float) -> None:
 
 @torch.no_grad()
 def start_head(model: nn.Module, label_name_ids: list[list[int]]) -> None:
-    """A label's row of the head becomes the mean embedding of its name's tokens, its bias zero."""
+    """Set each label's row of the head to the mean embedding of its name, and the bias to 0."""
     embedding = model.llama.tok_embeddings.weight
     for label, ids in enumerate(label_name_ids):
         model.classifier_head.weight[label] = embedding[ids].mean(dim=0)

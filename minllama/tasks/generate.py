@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from llama import Llama, load_pretrained
-from minllama.checkpoints.formats import tokenizer_beside
-from minllama.common.errors import InputError, in_gibibytes, print_error
+from minllama.checkpoints.formats import find_tokenizer, tokenizer_beside
+from minllama.common.errors import InputError, explain_out_of_memory, in_gibibytes, print_error
 from minllama.common.files import atomic_write, check_outputs
-from minllama.common.flags import DEMO_MODEL, CompileSettings
+from minllama.common.flags import DEMO_MODEL, TaskSettings
 from minllama.common.progress import Bar
 from minllama.common.settings import flag
 from minllama.inference.decoding import decode, decode_unmasked
@@ -24,6 +24,7 @@ from minllama.inference.sampling import Sampling
 from minllama.kernels.batch1 import OneRowLlama
 from minllama.kernels.cpu import accelerate
 from minllama.kernels.quantize import BYTES, pack
+from minllama.training import distributed
 from tokenizer import TOKENIZER_MODEL, Tokenizer, check_vocabulary
 from utils import peak_memory, pick_device
 
@@ -32,18 +33,16 @@ PREFIX = (
     "Keanu Reeves, playing the hero John Wick, is"
 )
 LINE = "---------------"  # below a text
+LESS_MEMORY = "lower --max_new_tokens, or add --causal with --dtype int8 or bfloat16"
 FOR_ONE_THREAD = 8 << 20  # bytes of weights; for fewer a second thread gains little
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSettings(CompileSettings):
+class GenerateSettings(TaskSettings):
     """Two texts, at temperature 0 and 1, or what the flags say."""
 
     title = "generate"
     description = None
-    demo = (DEMO_MODEL,)
-    less_memory = "lower --max_new_tokens, or add --causal with --dtype int8 or bfloat16"
-    keeps_freed_memory = False
 
     prefix: str = flag(PREFIX, "the text to continue", metavar="TEXT")
     max_new_tokens: int = flag(75, "number of tokens to generate")
@@ -61,7 +60,13 @@ class GenerateSettings(CompileSettings):
         None, "end a text before the first of these that it adds", nargs="+", metavar="TEXT"
     )
     num_samples: int | None = flag(None, "texts, written together, at one temperature", low=1)
+    compile: bool = flag(False, "compile the decoding step of a causal model (Numba)")
     interactive: bool = flag(False, "continue each line that is typed in; nothing goes to a file")
+
+    def resolved(self) -> "GenerateSettings":
+        settings = self.with_demo(DEMO_MODEL)
+        path = settings.tokenizer_path or find_tokenizer(settings.pretrained_model_path)
+        return settings.replace(tokenizer_path=path)
 
     def check(self) -> None:
         """
@@ -449,9 +454,15 @@ def generate_sentence(
     write(generator_of(settings), settings, outfile, temperature)
 
 
-def generate(args: argparse.Namespace) -> None:
+def generate(settings: GenerateSettings) -> None:
     """Write the assignment's two texts, at temperature 0 and at temperature 1, or what is asked."""
-    settings = GenerateSettings.from_args(args)
+    distributed.require_one_process("generate")
+    with explain_out_of_memory("generating", LESS_MEMORY):
+        write_texts(settings)
+
+
+def write_texts(settings: GenerateSettings) -> None:
+    """Write the texts that the settings ask for."""
     settings.check()
     if settings.interactive:
         converse(generator_of(settings, may_limit_threads=True), settings)

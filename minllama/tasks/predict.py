@@ -1,6 +1,5 @@
 """`--option predict`: label sentences that nobody has labelled, as they come."""
 
-import argparse
 import contextlib
 import csv
 import json
@@ -11,27 +10,30 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any, Self
 
 import torch
 from torch import nn
 
 from minllama import methods
-from minllama.common.errors import InputError, missing_file
+from minllama.checkpoints.formats import find_tokenizer
+from minllama.common.errors import InputError, explain_out_of_memory, missing_file
 from minllama.common.files import atomic_write, check_outputs
-from minllama.common.flags import DEMO_MODEL
+from minllama.common.flags import DEMO_LABELS, DEMO_MODEL, LESS_MEMORY
 from minllama.common.progress import Bar
 from minllama.common.settings import flag
 from minllama.evaluation.classification import inputs_of
-from minllama.methods.saved import load_classifier, read_saved, same_label_names
+from minllama.kernels.cpu import keep_freed_memory
+from minllama.methods.classify import load
+from minllama.methods.saved import read_classifier
 from minllama.tasks.finetune import FinetuneSettings
-from minllama.tasks.prompt import Asking, AskingSettings
+from minllama.tasks.prompt import Asking, ZeroShotSettings
 from minllama.text.batches import Example, SortedBatchSampler, make_loader
 from minllama.text.labelled import load_label_names
 from minllama.text.prompts import frame
-from minllama.training.step import mixed_precision
+from minllama.training import distributed
+from minllama.training.precision import mixed_precision
 from tokenizer import TOKENIZER_MODEL, Tokenizer
-from utils import pick_device
 
 FIELDS = ("label", "name", "probability")
 MOST_BATCHES = 100  # that are formed together, of sentences of about the same length
@@ -40,13 +42,11 @@ Label = tuple[int, str | None, float]  # number, name, probability
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(AskingSettings):
+class PredictSettings(ZeroShotSettings):
     """Which sentences are labelled, by what, and where the labels go."""
 
     title = "predict"
     description = None
-    demo = (DEMO_MODEL, {"label_names": "reviews-label-mapping.json"})
-    shows_args: ClassVar[bool] = False
 
     load: str | None = flag(
         None,
@@ -62,17 +62,22 @@ class PredictSettings(AskingSettings):
     )
 
     @classmethod
-    def from_saved_run(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """With `load` the settings of the saved run, as far as they are known here."""
-        if given.get("load") is None:
-            return given
-        for name in ("prompt_template", "calibrate"):
-            if name in given:
-                raise InputError(f"--{name}: --load does not ask for labels; leave one of them out")
-        return cls.known(FinetuneSettings.from_saved_run(given)) | given
+    def from_flags(cls, values: dict[str, Any]) -> Self:
+        """Build the settings from flags; with `load`, absent flags are as the run was saved."""
+        explicit = tuple(sorted(values))
+        if values.get("load") is not None:
+            for name in ("prompt_template", "calibrate"):
+                if name in values:
+                    raise InputError(
+                        f"--{name}: --load does not ask for labels; leave one of them out"
+                    )
+            values = FinetuneSettings.from_saved_run(values)
+        return cls(**cls.known(values), explicit=explicit)
 
     def resolved(self) -> Self:
-        return self.with_tokenizer() if self.load is not None else super().resolved()
+        settings = self if self.load is not None else self.with_demo(DEMO_MODEL, DEMO_LABELS)
+        path = settings.tokenizer_path or find_tokenizer(settings.pretrained_model_path)
+        return settings.replace(tokenizer_path=path)
 
     @property
     def checkpoints(self) -> list[str]:
@@ -156,37 +161,39 @@ class Prompted(Labeller):
 
 
 class Finetuned(Labeller):
-    """What fine-tuning saved."""
+    """A classifier that fine-tuning saved."""
 
     def __init__(self, settings: PredictSettings):
-        self.saved = saved = read_saved(settings.load, FinetuneSettings)
-        config = saved.config.replace(
-            init_weights=False, pretrained_model_path=settings.pretrained_model_path
-        )
-        if "label_names" in settings.explicit:
-            config = config.replace(label_names=same_label_names(settings, config))
-        device = pick_device(settings.use_gpu)
-        tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
-        model = load_classifier(saved, config, tokenizer).to(device)
+        self.classifier = load(settings, read_classifier(settings.load, FinetuneSettings))
         super().__init__(
             settings.batch_size,
-            config.label_names,
-            model,
-            tokenizer,
-            device,
-            causal=model.llama.config.causal,
+            self.classifier.config.label_names,
+            self.classifier.model,
+            self.classifier.tokenizer,
+            self.classifier.device,
+            causal=self.classifier.model.llama.config.causal,
             dtype=settings.dtype,
-            with_lengths=model.reads_lengths,
+            with_lengths=self.classifier.model.reads_lengths,
         )
 
     def rows(self, data: list[Example]) -> list[Example]:
-        (rows,) = methods.rows_for(self.model, self.saved.methods, self.tokenizer, data)
-        return rows
+        classifier = self.classifier
+        (inputs,) = methods.model_inputs(
+            classifier.model, classifier.methods, classifier.tokenizer, data
+        )
+        return inputs
 
 
-def predict(args: argparse.Namespace) -> None:
+def predict(settings: PredictSettings) -> None:
     """Write a label for each line of the input, in order, as they are known."""
-    settings = PredictSettings.from_args(args)
+    distributed.require_one_process("predict")
+    keep_freed_memory()
+    with explain_out_of_memory("predicting", LESS_MEMORY):
+        label_lines(settings)
+
+
+def label_lines(settings: PredictSettings) -> None:
+    """Write a label for each line of the input."""
     if settings.input is not None and not Path(settings.input).is_file():
         raise missing_file(settings.input)
     if settings.output is not None:

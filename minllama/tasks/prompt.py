@@ -10,11 +10,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from classifier import LlamaZeroShotClassifier
-from minllama.common.errors import InputError
-from minllama.common.flags import ClassifySettings, TaskSettings
+from minllama.checkpoints.formats import find_tokenizer
+from minllama.common.errors import InputError, explain_out_of_memory
+from minllama.common.flags import (
+    DEMO_DATA,
+    DEMO_MODEL,
+    LESS_MEMORY,
+    ClassifySettings,
+    TaskSettings,
+)
 from minllama.common.settings import Settings, flag
 from minllama.evaluation.classification import check_metrics_file, model_eval, report_results
-from minllama.kernels.cpu import accelerate
+from minllama.kernels.cpu import accelerate, keep_freed_memory
 from minllama.kernels.quantize import pack
 from minllama.text.batches import Example, make_loader
 from minllama.text.labelled import (
@@ -25,6 +32,7 @@ from minllama.text.labelled import (
     read_labelled,
 )
 from minllama.text.prompts import TEMPLATE, frame, make_prompts
+from minllama.training import distributed
 from tokenizer import Tokenizer, check_vocabulary
 from utils import pick_device
 
@@ -37,7 +45,7 @@ CONTENT_FREE = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskingSettings(TaskSettings):
+class ZeroShotSettings(TaskSettings):
     """How labels are asked for."""
 
     title = "prompt and predict"
@@ -57,14 +65,16 @@ class AskingSettings(TaskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSettings(AskingSettings, ClassifySettings):
+class PromptSettings(ZeroShotSettings, ClassifySettings):
     """Zero-shot classification of dev and test."""
 
     title = "prompt"
     description = None
 
     def resolved(self) -> Self:
-        return super().resolved().with_output_names("prompting")
+        settings = self.with_demo(DEMO_MODEL, DEMO_DATA)
+        path = settings.tokenizer_path or find_tokenizer(settings.pretrained_model_path)
+        return settings.replace(tokenizer_path=path).with_output_names("prompting")
 
     @property
     def advanced(self) -> dict[str, Any]:
@@ -82,14 +92,26 @@ class ZeroShotConfig(Settings):
     init_weights: bool = False  # prompting draws no random numbers
 
 
-def test_with_prompting(args: argparse.Namespace) -> None:
+def prompt(settings: PromptSettings) -> None:
     """Classify dev and test, print the accuracies and write the predictions.
 
-    Without a mask this is the assignment's way: `max_sentence_len` cuts sentence and question
+    Without a mask this is the assignment's way: `max_sentence_len` truncates sentence and question
     together, and the last column of the padded batch is read. With causal attention the question
     stays whole, and every row's own last token is read.
     """
-    settings = PromptSettings.from_args(args)
+    distributed.require_one_process("prompt")
+    keep_freed_memory()
+    with explain_out_of_memory("prompting", LESS_MEMORY):
+        classify_splits(settings)
+
+
+def test_with_prompting(args: argparse.Namespace) -> None:
+    """Classify dev and test by prompting; the assignment's function."""
+    classify_splits(PromptSettings.from_args(args))
+
+
+def classify_splits(settings: PromptSettings) -> None:
+    """Classify dev and test."""
     settings.check_output_names("prompting", "pretrained_model_path" in settings.explicit)
     check_metrics_file(settings.metrics_out)
     label_names = load_label_names(settings.label_names)
@@ -127,7 +149,7 @@ class Asking:
         InputError: the flags do not go together, or the tokenizer is not the model's.
     """
 
-    def __init__(self, settings: AskingSettings, label_names: list[str]):
+    def __init__(self, settings: ZeroShotSettings, label_names: list[str]):
         self.template, self.label_names = settings.prompt_template, label_names
         self.device = pick_device(settings.use_gpu)
         self.tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)

@@ -36,6 +36,11 @@ class Batch:
     sents: list[str]
     lengths: torch.Tensor | None = None
 
+    def select(self, examples: slice) -> "Batch":
+        """Some of the examples, with the padding of the whole batch."""
+        lengths = None if self.lengths is None else self.lengths[examples]
+        return Batch(self.token_ids[examples], self.labels[examples], self.sents[examples], lengths)
+
 
 def collate(examples: Sequence[Example], pad_id: int, with_lengths: bool = False) -> Batch:
     """Pad examples into a batch."""

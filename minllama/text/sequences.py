@@ -1,9 +1,13 @@
 """Sequences of token ids that a language model learns from and is evaluated on."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from minllama.common.errors import InputError
 from minllama.text.tokenized import TokenizedText
 
 IGNORED = -100  # a target that does not count, the default of F.cross_entropy
@@ -102,3 +106,58 @@ class EvaluationSequences(Dataset):
         targets = ids.new_full((self.seqlen,), IGNORED)
         tokens[: len(ids) - 1], targets[: len(ids) - 1] = ids[:-1], ids[1:]
         return tokens, targets
+
+
+def training_batches(
+    text: TokenizedText, seqlen: int, batch_size: int, seed: int, skip: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of tokens and targets in random order, epoch after epoch, without end.
+
+    The order depends on seed and epoch only. Sequences that do not fill a batch are left out,
+    because a smaller batch would weigh too much, unless a text has no more.
+
+    Args:
+        skip: leave out so many batches at the start.
+
+    Yields:
+        tokens and targets, each `(batch, seqlen)`.
+    """
+    for epoch in itertools.count():
+        generator = torch.Generator().manual_seed(seed + epoch)
+        offset = int(torch.randint(seqlen, (), generator=generator))
+        sequences = TrainingSequences(text, seqlen, offset)
+        n_batches = max(1, len(sequences) // batch_size)
+        if skip >= n_batches:
+            skip -= n_batches
+            continue
+        order = torch.randperm(len(sequences), generator=generator)
+        indices = order[skip * batch_size : n_batches * batch_size]
+        # With a generator of its own, the loader draws nothing from the global one.
+        sampler = BatchSampler(indices.tolist(), batch_size, drop_last=False)
+        yield from DataLoader(sequences, batch_sampler=sampler, generator=generator)
+        skip = 0
+
+
+def check_lengths(seqlen: int, grad_accum: int, context: int, n_tokens: int) -> None:
+    """Check that a text can be cut into training sequences.
+
+    Args:
+        seqlen: tokens of a sequence.
+        context: the model's, in tokens.
+        n_tokens: of the training split.
+
+    Raises:
+        InputError: the context or the text is too short.
+    """
+    if seqlen > context:
+        raise InputError(f"--max_seq_len {seqlen}: the context of the checkpoint is {context}")
+    if n_tokens <= seqlen:
+        raise InputError(
+            f"a context of {seqlen} tokens is longer than the training part's {n_tokens}; lower "
+            "--max_seq_len or give more text"
+        )
+    if grad_accum > n_tokens // seqlen:
+        raise InputError(
+            f"--grad_accum {grad_accum}: a step would be more batches than the training part has "
+            f"sequences of {seqlen} tokens; lower it or give more text"
+        )

@@ -1,0 +1,235 @@
+"""A running fine-tuning: what the hooks of methods see, how far it has come, its state on disk."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from minllama import methods
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.errors import InputError, in_gibibytes
+from minllama.evaluation.classification import append_metrics
+from minllama.kernels.adamw import FastAdamW
+from minllama.methods.classify import Classifier
+from minllama.methods.saved import (
+    classifier_dict,
+    count_parameters,
+    load_weights,
+    save_classifier,
+)
+from minllama.text.batches import Batch
+from minllama.training import distributed, run
+from minllama.training.precision import mixed_precision
+from utils import peak_memory, to_device
+
+COUNTERS = {  # attributes that are saved, with their types
+    "epoch": int,
+    "best_dev_acc": float,
+    "best_epoch": int,
+    "seconds": (int, float),
+    "records": list,
+    "losses": list,
+}
+
+
+class Training:
+    """A running fine-tuning.
+
+    Args:
+        settings: a `FinetuneSettings`.
+        dev_loader: the examples that the best epoch is selected by.
+        steps_per_epoch: optimizer steps.
+
+    Attributes:
+        groups: the optimizer's parameter groups.
+        tensors: a method's tensors that change during training; saved with the state.
+        constants: a method's tensors that do not; computed again when a run is resumed.
+        epoch: the epoch that it is in.
+        losses: of this epoch's steps so far, scalars on the model's device.
+        seconds: spent in this epoch before it was resumed.
+        best_dev_acc, best_epoch: of the finished epochs.
+        records: the metrics of the finished epochs.
+        rng: the random generators at the start of this epoch, and where it was resumed.
+        fingerprint: of a run that can be resumed; None saves no state.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        classifier: Classifier,
+        dev_loader: DataLoader,
+        steps_per_epoch: int,
+    ):
+        self.settings, self.classifier = settings, classifier
+        self.model, self.device = classifier.model, classifier.device
+        self.dev_loader, self.steps_per_epoch = dev_loader, steps_per_epoch
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.groups: list[dict[str, Any]] = [{"params": parameters, "lr": settings.lr}]
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.epoch, self.losses, self.seconds = 0, list[torch.Tensor](), 0.0
+        self.best_dev_acc, self.best_epoch = -1.0, 0
+        self.records: list[dict[str, Any]] = []
+        self.rng: dict[str, torch.Tensor] = {}
+        self.fingerprint: dict[str, Any] | None = None
+        for method in settings.methods:
+            method.before_training(self)
+        self.optimizer = FastAdamW(self.groups, lr=settings.lr)
+        if settings.advanced:
+            n_trained, n_parameters = count_parameters(self.model)
+            print(f"train {n_trained:,} of {n_parameters:,} parameters")
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.settings.epochs * self.steps_per_epoch
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self.epoch * self.steps_per_epoch + len(self.losses)
+
+    def dev_accuracy(self) -> float:
+        """Evaluate the model on dev."""
+        return self.classifier.evaluate(self.dev_loader).accuracy
+
+    def log_probs(self, batch: Batch, model: Callable | None = None) -> torch.Tensor:
+        """Log-probabilities of the labels, `(batch, num_labels)` in float32.
+
+        Args:
+            model: another model than the trained one.
+        """
+        lengths = None if batch.lengths is None else to_device(batch.lengths, self.device)
+        with mixed_precision(self.device, self.classifier.dtype):
+            return (model or self.model)(to_device(batch.token_ids, self.device), lengths)
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Iterate over the batches of this epoch that it has not been trained on.
+
+        A resumed epoch is shuffled as at its start. The batches of the steps taken are skipped, and
+        the random generators set to where the run was interrupted.
+        """
+        if not self.losses:
+            self.rng = run.rng_state("at_start", self.device)
+            return iter(loader)
+        run.set_rng_state(self.rng, "at_start", self.device)
+        batches = iter(loader)
+        for _ in range(len(self.losses) * self.settings.grad_accum):
+            next(batches)
+        run.set_rng_state(self.rng, "now", self.device)
+        return batches
+
+    def end_epoch(self, **metrics: Any) -> None:
+        """Record an epoch's metrics, begin the next epoch, and save the state."""
+        record = {"option": "finetune", "epoch": self.epoch, **metrics}
+        record["peak_memory_bytes"] = peak_memory(self.device)
+        record["trained_parameters"] = count_parameters(self.model)[0]
+        self.records.append(record)
+        self.epoch, self.losses, self.seconds = self.epoch + 1, [], 0.0
+        self.save()
+        if distributed.is_rank0():
+            append_metrics(self.settings.metrics_out, **record)
+
+    def finish(self) -> None:
+        """Load the best epoch's weights, let the methods act on them, and remove the state."""
+        filepath = self.settings.filepath
+        if self.best_epoch < self.epoch - 1:
+            load_weights(self.model, read_checkpoint(filepath)["model"], filepath)
+        changed = [method.after_training(self) for method in self.settings.methods]
+        if any(changed):
+            self.save_best(finished=True)
+        if self.settings.advanced:
+            print(f"peak memory {in_gibibytes(peak_memory(self.device))}")
+        if self.fingerprint is not None:
+            run.remove_run(self.folder)
+
+    # On disk
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the state."""
+        return run.state_folder(self.settings.filepath, self.fingerprint or {})
+
+    def start_or_resume(self, fingerprint: dict[str, Any]) -> None:
+        """Restore the state of a run, or save its first one.
+
+        Raises:
+            InputError: the state is damaged, or the run's weights are gone.
+        """
+        self.fingerprint = fingerprint
+        if self.settings.fresh:
+            distributed.on_rank0(lambda: run.remove_states(self.folder))
+        if not self.restore():
+            self.save()
+            return
+        print(f"continuing from epoch {self.epoch}, step {len(self.losses)}", file=sys.stderr)
+        filepath = self.settings.filepath
+        if self.epoch > 0 and not Path(filepath).is_file():
+            raise InputError(f"{filepath}: the run's weights are gone; --fresh trains again")
+        if distributed.is_rank0() and self.settings.metrics_out is not None:
+            metrics = Path(self.settings.metrics_out)
+            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+            for record in self.records:
+                if json.dumps(record) not in lines:  # killed before it was written
+                    append_metrics(metrics, **record)
+
+    def save(self) -> None:
+        """Save the state of the run, if it can be resumed."""
+        if self.fingerprint is None:
+            return
+        self.rng = self.rng or run.rng_state("at_start", self.device)
+        values: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
+        values["losses"] = torch.stack(self.losses).tolist() if self.losses else []
+        values |= {"step": self.step, "run": self.fingerprint}
+        values |= {name: x for name, x in self.rng.items() if name.startswith("at_start.")}
+        values |= {f"method.{name}": tensor for name, tensor in self.tensors.items()}
+        run.save_state(self.folder, self.model, self.optimizer, values)
+
+    def restore(self) -> bool:
+        """Restore the state of the run; say whether it had one.
+
+        Raises:
+            InputError: the state is damaged, or another run's.
+        """
+        expected: dict[str, Any] = COUNTERS | {"at_start.cpu": torch.get_rng_state()}
+        expected |= {f"method.{name}": tensor for name, tensor in self.tensors.items()}
+        values = run.load_state(self.folder, self.model, self.optimizer, expected)
+        if values is None:
+            return False
+        if values["run"] != self.fingerprint:
+            raise InputError(f"{self.folder}: another run's; move it away")
+        losses, epoch = values["losses"], values["epoch"]
+        is_valid = all(type(loss) is float for loss in losses) and is_json(values["records"])
+        is_valid = is_valid and 0 <= epoch <= self.settings.epochs
+        if not is_valid or len(losses) > self.steps_per_epoch:
+            raise InputError(f"{self.folder}: not a state of this run; move it away")
+        for name in COUNTERS:
+            setattr(self, name, values[name])
+        self.losses = [torch.tensor(loss, device=self.device) for loss in losses]
+        self.rng = {name: x for name, x in values.items() if name.startswith(("at_start.", "now."))}
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(values[f"method.{name}"])
+        run.set_rng_state(self.rng, "now", self.device)
+        return True
+
+    def save_best(self, **more: Any) -> None:
+        """Save the weights, with the settings that they were trained with."""
+        config = self.classifier.config.to_dict() | methods.flag_values(self.settings.methods)
+        saved = classifier_dict(self.model, self.optimizer, self.settings, config) | more
+        if self.fingerprint is not None:
+            saved["run"] = json.dumps(self.fingerprint)
+        save_classifier(saved, self.settings.filepath)
+
+
+def is_json(value: Any) -> bool:
+    """Whether a value can be written as JSON."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True

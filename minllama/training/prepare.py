@@ -1,0 +1,36 @@
+"""Put a model into the form in which it is trained."""
+
+from torch import nn
+
+from llama import Llama
+from minllama.common.flags import TrainSettings
+from minllama.kernels.torch_compile import compile_layers
+from minllama.training import distributed
+from minllama.training.activation_checkpointing import checkpoint_activations
+
+
+def prepare_for_training(model: nn.Module, layers: nn.ModuleList, settings: TrainSettings) -> str:
+    """Checkpoint activations, compile the layers and shard the model, as the flags say.
+
+    Args:
+        layers: those of the model's Llama.
+
+    Returns:
+        the dtype of autocast. A sharded model computes in its own precision, without autocast.
+    """
+    if settings.activation_checkpointing:
+        checkpoint_activations(layers)
+    if settings.compile:
+        compile_layers(layers)
+    if settings.shard and distributed.shard(model, layers, settings.dtype):
+        return "float32"
+    return settings.dtype
+
+
+def set_dropout(llama: Llama, dropout: float, attention_dropout: float | None) -> None:
+    """Set a model's dropout, whatever its checkpoint says."""
+    llama.config.dropout = dropout
+    llama.config.attention_dropout = dropout if attention_dropout is None else attention_dropout
+    for module in llama.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout

@@ -1,0 +1,275 @@
+"""A training run on disk: its fingerprint, its lock, its state.
+
+A run is known by its fingerprint: the settings and files that its result depends on. One process
+holds its lock. Its state is everything that it needs to resume: the weights that train, the
+optimizer, random generators and counters. Both trainings use this module.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from minllama.checkpoints.layout import is_finite
+from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
+from minllama.common.errors import InputError
+from minllama.training import distributed, sharded_state
+from minllama.training.optimizer_state import MOMENTS, check_step, set_groups
+
+STATE = "state.pt"
+VERSION_0_2 = {"settings": "run", "torch_rng": "now.cpu", "device_rng": "now.device"}  # its names
+
+
+def digest(fingerprint: dict[str, Any]) -> str:
+    """The SHA-256 of a fingerprint, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold a lock file. The system releases it however the process ends.
+
+    Raises:
+        TimeoutError: another process holds it.
+    """
+    from filelock import FileLock
+
+    with FileLock(path).acquire(blocking=False):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes it on release
+                path.unlink()
+
+
+# Fine-tuning: a file of best weights, and a folder with the state beside it
+
+
+@contextlib.contextmanager
+def weights_file(filepath: str, fingerprint: dict[str, Any], data: str) -> Iterator[str]:
+    """Hold the file of a run's best weights; yield its name.
+
+    If the file belongs to another run, it stays as it is, and this run's name also has the data's
+    name and a digest.
+
+    Args:
+        filepath: the name that is wanted.
+        data: the data's name.
+
+    Raises:
+        InputError: another process works on the same run.
+    """
+    short_digest = digest(fingerprint)[:8]
+    wanted = Path(filepath)
+    long_name = wanted.with_name(f"{wanted.stem}-{data}-{short_digest}.pt")
+    with contextlib.ExitStack() as held:
+        chosen = wanted
+        if distributed.is_rank0():
+            try:
+                held.enter_context(lock(wanted.with_name(f".finetune-{short_digest}.lock")))
+            except TimeoutError:
+                raise InputError(f"{filepath}: another process is training this run") from None
+            is_free = not wanted.exists() and not wanted.is_symlink()
+            if owner(long_name) == fingerprint or not (is_free or owner(wanted) == fingerprint):
+                chosen = long_name
+            else:
+                try:
+                    held.enter_context(lock(wanted.with_name(f".{wanted.name}.lock")))
+                except TimeoutError:  # another run that has not saved its weights yet
+                    chosen = long_name
+            if chosen.exists() and owner(chosen) != fingerprint:
+                raise InputError(f"{chosen}: belongs to another run; move it away")
+        chosen = distributed.all_gather(chosen)[0]
+        yield str(chosen)
+
+
+def owner(path: Path) -> dict[str, Any] | None:
+    """The fingerprint of the run that saved a file of weights, or None."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(read_checkpoint(path, mapped=True)["run"])
+    except (InputError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def state_folder(filepath: str, fingerprint: dict[str, Any]) -> Path:
+    """The folder of a fine-tuning's state, beside its weights."""
+    return Path(filepath).with_name(f"finetune-{digest(fingerprint)[:8]}.state")
+
+
+def is_finished(filepath: str, fingerprint: dict[str, Any]) -> bool:
+    """Whether a run has saved its final weights. Until it has, it also has a state."""
+    if not Path(filepath).is_file():
+        return False
+    folder = state_folder(filepath, fingerprint)
+    saved = read_checkpoint(filepath, mapped=True)
+    if "finished" in saved or "log" in saved:  # version 0.2 saved a log at the end
+        distributed.on_rank0(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return newest_state(folder) is None
+
+
+# The state
+
+
+def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors to save: all of a model's, or where some are frozen, those that train."""
+    parameters = dict(model.named_parameters())
+    if all(parameter.requires_grad for parameter in parameters.values()):
+        return model.state_dict()
+    return {name: p.detach() for name, p in parameters.items() if p.requires_grad}
+
+
+def rng_state(name: str, device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the CPU's random generator and of the device's, under keys of this name."""
+    states = {f"{name}.cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[f"{name}.device"] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def set_rng_state(values: dict[str, Any], name: str, device: torch.device) -> None:
+    """Restore the states that `rng_state` returned."""
+    torch.set_rng_state(values[f"{name}.cpu"])
+    if f"{name}.device" in values and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(values[f"{name}.device"])
+
+
+def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict) -> None:
+    """Write the state in place of the last one, atomically.
+
+    One file holds it, or for a sharded model a folder that all processes write together. The
+    states of the random generators are saved too, as "now".
+
+    Args:
+        values: counters and tensors of the run: `step`, `run` (its fingerprint), and others.
+
+    Raises:
+        OSError: it could not be written; the last state remains.
+    """
+    values = values | rng_state("now", next(model.parameters()).device)
+    distributed.on_rank0(lambda: folder.mkdir(exist_ok=True))
+    if distributed.is_sharded(model):
+        path = sharded_state.save(folder, model, optimizer, values)
+    else:
+        path = folder / STATE
+        state = {"model": trained_tensors(model), "optimizer": optimizer.state_dict(), **values}
+        distributed.on_rank0(lambda: write_checkpoint(state, path))
+    distributed.on_rank0(lambda: remove_states(folder, keep=path))
+
+
+def load_state(
+    folder: Path, model: nn.Module, optimizer: Optimizer, expected: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Load the newest state into a model and its optimizer.
+
+    Args:
+        expected: for each value its type, or a tensor of its shape and type.
+
+    Returns:
+        the values that `save_state` saved; None if the folder has no state.
+
+    Raises:
+        InputError: the file is not a state of this run. Model and optimizer may have changed.
+    """
+    path = newest_state(folder)
+    if path is None:
+        return None
+    expected = expected | {"step": int, "run": dict, "now.cpu": torch.get_rng_state()}
+    try:
+        load = sharded_state.load if path.is_dir() else _load_file
+        values = load(path, model, optimizer)
+        values = {VERSION_0_2.get(name, name): value for name, value in values.items()}
+        for name, like in expected.items():
+            _check_value(name, values[name], like)
+        if values["step"] < 0:
+            raise ValueError(f"step {values['step']}")
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:  # an edited file may fail anywhere
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path}: not a state of this run ({text}); move it away") from error
+    return values
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The file or folder of the state with the most steps, or None."""
+    steps = sharded_state.find(folder)
+    if (folder / STATE).is_file():
+        step = read_checkpoint(folder / STATE, mapped=True).get("step") if steps else 0
+        steps[folder / STATE] = step if isinstance(step, int) else -1
+    return max(steps, key=lambda path: steps[path], default=None)
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the folder of a state. All processes call it."""
+    distributed.on_rank0(lambda: remove_states(folder))
+    distributed.on_rank0(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def remove_states(folder: Path, keep: Path | None = None) -> None:
+    """Remove every state from a folder but one."""
+    for path in sharded_state.find(folder):
+        if path != keep:
+            shutil.rmtree(path)
+    if keep != folder / STATE:
+        (folder / STATE).unlink(missing_ok=True)
+
+
+def _check_value(name: str, value: Any, like: Any) -> None:
+    if isinstance(like, torch.Tensor):
+        fits = isinstance(value, torch.Tensor)
+        fits = fits and (value.shape, value.dtype) == (like.shape, like.dtype)
+    else:
+        is_nan = isinstance(value, float) and math.isnan(value)
+        fits = isinstance(value, like) and not isinstance(value, bool) and not is_nan
+    if not fits:
+        raise TypeError(f"{name} is a {type(value).__name__} of another kind")
+
+
+def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    state = read_checkpoint(path)
+    weights, moments = state.pop("model"), state.pop("optimizer")
+    parameters = trained_tensors(model)
+    if weights.keys() != parameters.keys():
+        raise InputError(f"{path}: its tensors are not those that the run trains; move it away")
+    for name, parameter in parameters.items():
+        _check_tensor(name, weights[name], parameter)
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, saved in moments["state"].items():
+        check_step(saved["step"])
+        for key in MOMENTS:
+            _check_tensor(key, saved[key], order[index])
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(like_parameter(weights[name], parameter))
+    for index, saved in moments["state"].items():
+        tensors = {key: like_parameter(saved[key], order[index]) for key in MOMENTS}
+        optimizer.state[order[index]] = {"step": saved["step"], **tensors}
+    set_groups(optimizer, moments["param_groups"])
+    return state
+
+
+def _check_tensor(name: str, tensor: Any, like: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor) or tensor.shape != like.shape:
+        raise TypeError(f"{name} is not of shape {tuple(like.shape)}")
+    if not tensor.dtype.is_floating_point or not is_finite(tensor):
+        raise ValueError(f"{name} has values that are not finite numbers")
+
+
+def like_parameter(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
+    """Move a whole tensor to a parameter's device, sharded as the parameter is."""
+    if not hasattr(parameter, "device_mesh"):
+        return tensor.to(parameter.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)

@@ -1,0 +1,56 @@
+"""Learning-rate schedules, and the flags of pre-training's."""
+
+import math
+from dataclasses import dataclass
+
+from minllama.common.settings import Settings, flag
+
+MAX_WARMUP = 100  # steps, if --warmup_steps is not given
+
+
+def learning_rate(
+    step: int,
+    n_steps: int,
+    n_warmup: int,
+    peak: float,
+    final: float = 0.0,
+    schedule: str = "cosine",
+) -> float:
+    """The learning rate of a step: a linear warm-up to the peak, then a decay, or none.
+
+    Args:
+        step: the number of steps taken before.
+        schedule: "constant", "linear" or "cosine" (arXiv 1608.03983, equation 5).
+    """
+    if step < n_warmup:
+        return peak * (step + 1) / (n_warmup + 1)
+    progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+    fraction = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+    }[schedule]
+    return final + (peak - final) * fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings(Settings):
+    """The flags that say how pre-training optimizes."""
+
+    title = "pretrain: optimization"
+
+    lr: float = flag(1e-3, "peak learning rate")
+    steps: int = flag(1000, "optimizer steps", low=1)
+    warmup_steps: int | None = flag(
+        None, "steps in which --lr is warmed up (default: a tenth of all, at most 100)"
+    )
+    min_lr: float = flag(0.0, "final learning rate of the cosine decay; as --lr keeps it constant")
+    weight_decay: float = flag(0.1, "weight decay of the matrices")
+    grad_clip: float = flag(1.0, "maximum gradient norm; 0 turns clipping off")
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to `lr`, then cosine decay to `min_lr`; `step` steps were taken before."""
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = min(MAX_WARMUP, self.steps // 10)
+        return learning_rate(step, self.steps, warmup, self.lr, self.min_lr)
