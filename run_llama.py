@@ -24,7 +24,8 @@ from minllama.common.settings import add_flags
 from minllama.evaluation.classification import model_eval, write_predictions_to_file
 from minllama.methods.base import Method
 from minllama.methods.saved import save_model
-from minllama.tasks.finetune import FinetuneSettings, finetune, test, train
+from minllama.methods.settings import FinetuneSettings
+from minllama.tasks.finetune import finetune, test, train
 from minllama.tasks.generate import GenerateSettings, generate, generate_sentence
 from minllama.tasks.predict import PredictSettings, predict
 from minllama.tasks.pretrain import PretrainSettings, pretrain

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from minllama.methods.saved import (
     config_to_load,
     load_weights,
 )
+from minllama.methods.settings import FinetuneSettings
 from minllama.text.batches import Example, make_loader
 from minllama.text.labelled import (
     LabelledSentence,
@@ -87,11 +87,8 @@ def make_classifier(
     return Classifier(model, tokenizer, config, active, device, settings.dtype)
 
 
-def build(settings: Any) -> tuple[Classifier, list[list[Example]]]:
+def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
     """Build a classifier to be fine-tuned, and its inputs of train, dev and test.
-
-    Args:
-        settings: a `FinetuneSettings`.
 
     Raises:
         InputError: a label is out of range, or a flag does not suit the model.

@@ -116,11 +116,8 @@ def plain_values(settings: Any) -> dict[str, Any]:
     return {name: to_plain(value) for name, value in vars(settings).items()}
 
 
-def read_classifier(path: str | Path, settings_class: type[Settings]) -> SavedClassifier:
+def read_classifier(path: str | Path) -> SavedClassifier:
     """Read and check what `save_model` saved.
-
-    Args:
-        settings_class: the settings that the flags are checked against.
 
     Raises:
         InputError: the file is something else.
@@ -135,7 +132,6 @@ def read_classifier(path: str | Path, settings_class: type[Settings]) -> SavedCl
         if missing:
             raise InputError(f"{', '.join(missing)} is missing")
         config = ClassifierConfig(**ClassifierConfig.known(values))
-        settings_class(**settings_class.known(saved["args"]))
         if not isinstance(saved.get("frozen"), str | None):
             raise InputError("the digest of the frozen weights is no text")
     except InputError as error:

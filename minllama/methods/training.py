@@ -21,6 +21,7 @@ from minllama.methods.saved import (
     load_weights,
     save_classifier,
 )
+from minllama.methods.settings import FinetuneSettings
 from minllama.text.batches import Batch
 from minllama.training import distributed, run
 from minllama.training.precision import mixed_precision
@@ -40,7 +41,6 @@ class Training:
     """A running fine-tuning.
 
     Args:
-        settings: a `FinetuneSettings`.
         dev_loader: the examples that the best epoch is selected by.
         steps_per_epoch: optimizer steps.
 
@@ -59,7 +59,7 @@ class Training:
 
     def __init__(
         self,
-        settings: Any,
+        settings: FinetuneSettings,
         classifier: Classifier,
         dev_loader: DataLoader,
         steps_per_epoch: int,

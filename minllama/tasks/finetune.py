@@ -1,175 +1,32 @@
 """`--option finetune`: train a classifier, keep the best epoch, evaluate it on dev and test."""
 
-import functools
 import itertools
-import json
 import math
 import sys
 import time
 import warnings
 from argparse import Namespace
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from minllama import methods
-from minllama.checkpoints.formats import find_tokenizer
-from minllama.common.errors import InputError, explain_out_of_memory, missing_file
-from minllama.common.files import file_fingerprint
-from minllama.common.flags import (
-    DEMO_DATA,
-    DEMO_MODEL,
-    LESS_TRAINING_MEMORY,
-    ClassifySettings,
-    TrainSettings,
-    dataset_name,
-)
+from minllama.common.errors import explain_out_of_memory
+from minllama.common.flags import LESS_TRAINING_MEMORY, dataset_name
 from minllama.common.program import outliving_output
 from minllama.common.progress import Bar, Pace
-from minllama.common.settings import flag
-from minllama.evaluation.classification import check_metrics_file, report_results
-from minllama.evaluation.plot import check_picture, draw
+from minllama.evaluation.classification import report_results
+from minllama.evaluation.plot import draw
 from minllama.kernels.cpu import keep_freed_memory
-from minllama.methods.base import Method
 from minllama.methods.classify import Classifier, build, load
 from minllama.methods.saved import label_names_or_numbers, read_classifier
+from minllama.methods.settings import FinetuneSettings
 from minllama.methods.training import Training
 from minllama.text.batches import Example
 from minllama.text.labelled import check_labels, read_labelled
 from minllama.training import distributed, run
-from minllama.training.precision import check_finite, check_training_dtype
+from minllama.training.precision import check_finite
 from utils import to_device
-
-# The flags that `--load` takes from the saved run: those that may be overridden, and the others.
-OVERRIDABLE = ("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path")
-OVERRIDABLE += ("dtype", "batch_size")
-FIXED = ("max_sentence_len", "causal")
-UNUSED_WITH_LOAD = {"save_every", "fresh", "grad_accum", "activation_checkpointing"}
-UNUSED_WITH_LOAD |= {"skip_train_eval", "compile", "plot"}
-# The settings that the result depends on, besides those of methods and the content of files.
-FINGERPRINT = ("option", "causal", "dtype", "max_sentence_len", "seed", "batch_size", "epochs")
-FINGERPRINT += ("lr", "hidden_dropout_prob", "grad_accum", "skip_train_eval")
-FINGERPRINT_FILES = ("train", "dev", "test", "label_names", "pretrained_model_path")
-FINGERPRINT_FILES += ("tokenizer_path",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(ClassifySettings, TrainSettings):
-    """The flags of fine-tuning.
-
-    Attributes:
-        methods: the methods that are on.
-        filepath: the file for the best weights.
-    """
-
-    title = "finetune"
-    description = None
-
-    skip_train_eval: bool = flag(False, "do not evaluate the training set after every epoch")
-    load: str | None = flag(
-        None, "train nothing, evaluate a saved classifier", metavar="CHECKPOINT"
-    )
-    save_every: int | None = flag(None, "save the run's state every so many steps too", low=1)
-    fresh: bool = flag(False, "train again, even if the same run was interrupted or is finished")
-    methods: tuple[Method, ...] = ()
-    filepath: str = ""
-
-    @classmethod
-    def from_args(cls, args: Any) -> Self:
-        """Take the attributes of a Namespace that are settings, the flags of methods too."""
-        values = vars(args)
-        return cls(**cls.known(values) | {"methods": methods.active_methods(values)})
-
-    @classmethod
-    def from_flags(cls, values: dict[str, Any]) -> Self:
-        """Build the settings from flags; with `load`, absent flags are as the run was saved."""
-        explicit = tuple(sorted(values))
-        if values.get("load") is not None:
-            values = cls.from_saved_run(values)
-        fields = cls.known(values) | {"methods": methods.active_methods(values)}
-        return cls(**fields, explicit=explicit)
-
-    @classmethod
-    def from_saved_run(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Complete flags that have `load` by those of the saved run.
-
-        Raises:
-            InputError: a flag would change the classifier, or would not act.
-        """
-        if unused := UNUSED_WITH_LOAD.intersection(values):
-            raise InputError(f"--{min(unused)}: --load trains nothing; leave it out")
-        saved = read_classifier(values["load"], cls)
-        fixed = {name: saved.args[name] for name in FIXED if name in saved.args}
-        fixed |= {"causal": saved.config.causal} | methods.flag_values(saved.methods)
-        for name, value in fixed.items():
-            if name in values and values[name] != value:
-                raise InputError(f"{saved.path}: trained with {name} {value}; leave the flag out")
-        return (
-            {name: saved.args[name] for name in OVERRIDABLE if name in saved.args} | fixed | values
-        )
-
-    def resolved(self) -> Self:
-        """Fill in demo files, the tokenizer, and the names of outputs."""
-        settings = self if self.load is not None else self.with_demo(DEMO_MODEL, DEMO_DATA)
-        suffix = methods.file_suffix(self.methods)
-        return settings.replace(
-            tokenizer_path=settings.tokenizer_path
-            or find_tokenizer(settings.pretrained_model_path),
-            filepath=self.load or f"finetune-{self.epochs}-{self.lr}{suffix}.pt",
-        ).with_output_names("finetuning")
-
-    def to_dict(self) -> dict[str, Any]:
-        """All values, the flags of methods beside the others."""
-        values = super().to_dict()
-        del values["methods"]
-        return values | methods.flag_values(self.methods)
-
-    @functools.cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON values: settings, and the content of files."""
-        values = {name: value for name, value in self.to_dict().items() if name in FINGERPRINT}
-        values |= methods.flag_values(self.methods)
-        paths = {name: getattr(self, name) for name in FINGERPRINT_FILES}
-        if "label_names" not in self.explicit and not methods.need_label_names(self.methods):
-            del paths["label_names"]
-        values |= {n: file_fingerprint(path) for n, path in paths.items() if Path(path).exists()}
-        return json.loads(json.dumps(values))
-
-    @property
-    def advanced(self) -> dict[str, Any]:
-        return methods.changed_values(self.methods)
-
-    @property
-    def checkpoints(self) -> list[str]:
-        return [self.pretrained_model_path, *([] if self.load is None else [self.load])]
-
-    def check(self) -> None:
-        """Check, before any work, that the flags describe a run whose results can be written.
-
-        Raises:
-            InputError: they do not.
-            FileNotFoundError: a file is absent.
-        """
-        check_training_dtype(self.dtype)
-        for method in self.methods:
-            if self.shard and not method.shardable:
-                raise InputError(
-                    f"--shard: does not go with {method.spelled()}; leave one of them out"
-                )
-        outputs = [path for path in (self.plot, None if self.load else self.filepath) if path]
-        own_weights = "pretrained_model_path" in self.explicit or self.load is not None
-        self.check_output_names(
-            "finetuning", own_weights, outputs, [self.load] if self.load else []
-        )
-        check_metrics_file(self.metrics_out)
-        if self.plot is not None:
-            check_picture(self.plot)
-        for path in (self.train, self.dev, self.test, self.pretrained_model_path):
-            if self.load is None and not Path(path).exists():
-                raise missing_file(path)
 
 
 def finetune(settings: FinetuneSettings) -> None:
@@ -204,7 +61,7 @@ def evaluate_saved(settings: FinetuneSettings) -> None:
     """Evaluate the classifier that a run saved on dev and test."""
     if settings.plot is not None:
         warnings.warn("--plot: nothing is trained, so nothing is drawn", stacklevel=2)
-    saved = read_classifier(settings.filepath, FinetuneSettings)
+    saved = read_classifier(settings.filepath)
     sentences = {split: read_labelled(getattr(settings, split)) for split in ("dev", "test")}
     for split, split_sentences in sentences.items():
         path, num_labels = getattr(settings, split), saved.config.num_labels

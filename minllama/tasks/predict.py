@@ -26,7 +26,7 @@ from minllama.evaluation.classification import inputs_of
 from minllama.kernels.cpu import keep_freed_memory
 from minllama.methods.classify import load
 from minllama.methods.saved import read_classifier
-from minllama.tasks.finetune import FinetuneSettings
+from minllama.methods.settings import FinetuneSettings
 from minllama.tasks.prompt import Asking, ZeroShotSettings
 from minllama.text.batches import Example, SortedBatchSampler, make_loader
 from minllama.text.labelled import load_label_names
@@ -164,7 +164,7 @@ class Finetuned(Labeller):
     """A classifier that fine-tuning saved."""
 
     def __init__(self, settings: PredictSettings):
-        self.classifier = load(settings, read_classifier(settings.load, FinetuneSettings))
+        self.classifier = load(settings, read_classifier(settings.load))
         super().__init__(
             settings.batch_size,
             self.classifier.config.label_names,

@@ -135,9 +135,7 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
                 raise missing_file(path)
         check_token_files(self.text, self.given_tokenizer, Path(self.output_dir) / TOKENS)
         if self.causal is False:
-            raise InputError(
-                "--no-causal: a language model learns with the causal mask; leave it out"
-            )
+            raise InputError("--no-causal: a language model needs the causal mask; leave it out")
         check_training_dtype(self.dtype)
         if self.split[0] == 0:
             raise InputError("--split: the training part needs a share greater than 0")
@@ -160,11 +158,10 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
         own = PretrainSettings.defaults().keys() - TrainSettings.defaults().keys()
         names = [*SHARED_FINGERPRINT, *sorted(own - NOT_IN_FINGERPRINT)]
         values = {name: getattr(self, name) for name in names}
-        large = SAMPLE if holds_token_ids(self.text or ()) else LARGE  # there may be hundreds
-        values["files"] = [
-            file_fingerprint(path, large if path in (self.text or ()) else LARGE)
-            for path in self.inputs
-        ]
+        text = self.text or []
+        large = SAMPLE if holds_token_ids(text) else LARGE  # token files may be hundreds
+        values["files"] = [file_fingerprint(path, large) for path in text]
+        values["files"] += [file_fingerprint(path) for path in self.inputs[len(text) :]]
         return json.loads(json.dumps(values))
 
     def is_continuation(self, before: dict[str, Any]) -> bool:
@@ -173,15 +170,12 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
             shorter = self.replace(**{key: before[key] for key in ("steps", "warmup_steps")})
         except (InputError, KeyError):
             return False
-        rates = [
-            (shorter.learning_rate(step), self.learning_rate(step))
-            for step in range(min(shorter.steps, MAX_WARMUP))
-        ]
+        warmup = range(min(shorter.steps, MAX_WARMUP))
         return (
-            {**before, "steps": None} == {**self.fingerprint, "steps": None}
+            before | {"steps": self.steps} == self.fingerprint
             and shorter.steps <= self.steps
             and self.lr == self.min_lr
-            and all(former == rate for former, rate in rates)
+            and all(shorter.learning_rate(i) == self.learning_rate(i) for i in warmup)
         )
 
 
@@ -221,9 +215,7 @@ def pretrain(settings: PretrainSettings) -> None:
             try:
                 train_steps(settings, llama, texts, folder)
             except KeyboardInterrupt:
-                print(
-                    "interrupted; the same command continues from the last report", file=sys.stderr
-                )
+                print("interrupted; the same command resumes the run", file=sys.stderr)
                 raise
             if settings.plot is not None:
                 plot, name = settings.plot, settings.output_dir
