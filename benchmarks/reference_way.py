@@ -1,124 +1,136 @@
-"""The reference's way of working, to measure against in the same run.
+"""Fine-tuning and prompting as the assignment's reference works, to measure against.
 
-`reference_way` restores most of it by patches, `make_reference_loader` makes its batches. The
-model is the plain one: nothing is put in from outside to make it faster.
+    .venv/bin/python -m benchmarks.reference_way --option finetune \\
+        --pretrained-model-path random42M.pt --train data/sst-train.txt --dev data/sst-dev.txt \\
+        --test data/sst-test.txt --label-names data/sst-label-mapping.json
+
+One epoch over shuffled batches without a mask, in float32. Sentences are tokenized at every use,
+rotary tables are rebuilt in every layer, the states of all positions are computed, the optimizer is
+a Python loop over the parameters, and fine-tuning evaluates with autograd on. Results are those of
+`run_llama.py` with the same flags, and so are the records in `metrics.jsonl`.
 """
 
-import contextlib
-import ctypes
-import functools
-import math
-import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
-from unittest import mock
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 import rope
-from llama import Llama
-from minllama.evaluation.classification import model_eval
-from minllama.inference.cache import KVCache
-from minllama.kernels.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
-from minllama.text.batches import Batch, Example, collate
+from llama import load_pretrained
+from minllama.common.program import ArgumentParser, run_script
+from minllama.text.labelled import LabelledSentence, load_label_names, read_labelled
+from minllama.text.prompts import TEMPLATE, frame
 from optimizer import AdamW
 from tokenizer import Tokenizer
-
-M_MMAP_THRESHOLD = -3  # of malloc.h
-hidden_states = Llama.hidden_states
+from utils import peak_memory, seed_everything
 
 
-@contextlib.contextmanager
-def reference_way() -> Iterator[None]:
-    """Work as the reference does, but for the batches.
-
-    Rotary tables are rebuilt in every layer. All states are computed where only the last one is
-    read. The optimizer is a Python loop over the parameters. Memory is given back to the system.
-    Products and attention are PyTorch's own anyway, as long as the model is not accelerated.
-    """
-    with (
-        freed_memory_given_back(),
-        mock.patch.object(rope, "rotary_table", rope.rotary_table.__wrapped__),
-        mock.patch.object(Llama, "hidden_states", all_hidden_states),
-        mock.patch.object(AdamW, "_update", update_one_by_one),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def freed_memory_given_back() -> Iterator[None]:
-    """The opposite of `keep_freed_memory`: as glibc has set itself soon after a start."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        yield
-        return
-    mallopt(M_MMAP_MAX, 65536)
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(M_TRIM_THRESHOLD, 64 << 20)
-    try:
-        yield
-    finally:
-        keep_freed_memory()
-
-
-def all_hidden_states(
-    self: Llama,
-    tokens: torch.Tensor,
-    positions: torch.Tensor | None = None,
-    cache: KVCache | None = None,
-) -> torch.Tensor:
-    """`Llama.hidden_states`, but all layers compute all positions."""
-    hidden = hidden_states(self, tokens, cache=cache)
-    return hidden if positions is None else hidden.take_along_dim(positions[..., None], dim=1)
-
-
-def update_one_by_one(self: AdamW, group: dict) -> None:
-    """`AdamW._update`, but in a Python loop over the parameters."""
-    beta1, beta2 = group["betas"]
-    for p in group["params"]:
-        if p.grad is None:
-            continue
-        state = self.state[p]
-        if not state:
-            state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        state["step"] += 1
-        state["exp_avg"].mul_(beta1).add_(p.grad, alpha=1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-        step_size = group["lr"]
-        if group["correct_bias"]:
-            correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-            step_size *= correction
-        p.addcdiv_(
-            state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-step_size
-        )
-        if group["weight_decay"] > 0:
-            p.add_(p, alpha=-group["lr"] * group["weight_decay"])
-
-
-def model_eval_with_autograd(*args: Any) -> tuple:
-    """`model_eval` as the reference calls it while it fine-tunes: autograd records."""
-    return model_eval.__wrapped__(*args)
-
-
-def make_reference_loader(
-    data: Sequence[Example], batch_size: int, tokenizer: Tokenizer, *, shuffle: bool = False
-) -> DataLoader:
-    """The batches of `make_loader`, whose sentences are tokenized at every use.
+class ReferenceClassifier(nn.Module):
+    """A Llama that is read at the last position of the padded batch.
 
     Args:
-        data: rows with the very ids that a model is to read.
+        name_ids: ids of the labels' names, which are scored there; None is for a new head.
     """
-    collate_fn = functools.partial(tokenize_and_pad, tokenizer=tokenizer)
-    return DataLoader(data, shuffle=shuffle, batch_size=batch_size, collate_fn=collate_fn)
+
+    def __init__(self, path: str, num_labels: int, name_ids: list[list[int]] | None):
+        super().__init__()
+        self.llama = load_pretrained(path, causal=False)
+        self.name_ids = name_ids
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(self.llama.config.dim, num_labels)
+        for layer in self.llama.layers:
+            layer.attention.register_forward_pre_hook(rebuild_rotary_table)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Ids `(batch, seqlen)` to scores of the labels `(batch, num_labels)`."""
+        logits, hidden = self.llama(token_ids)
+        if self.name_ids is None:
+            return F.log_softmax(self.head(self.dropout(hidden[:, -1])), dim=-1)
+        log_probs = F.log_softmax(logits[:, -1], dim=-1)
+        return torch.stack([log_probs[:, ids].sum(dim=-1) for ids in self.name_ids], dim=-1)
 
 
-def tokenize_and_pad(rows: Sequence[Example], tokenizer: Tokenizer) -> Batch:
-    """Tokenize the sentences and make a batch, as `collate` does.
+def rebuild_rotary_table(*_: object) -> None:
+    rope.rotary_table.cache_clear()
 
-    The batch has the rows' own ids. They are the same, unless they were cut to the context or made
-    longer for a measurement.
-    """
-    for sentence, _, _ in rows:
-        tokenizer.encode(sentence, bos=True, eos=False)
-    return collate(rows, tokenizer.pad_id)
+
+def make_loader(
+    filename: str, args: argparse.Namespace, prompt: tuple[str, str], max_len: int, shuffle: bool
+) -> DataLoader:
+    """Batches of ids and labels; `prompt` stands before and after each sentence."""
+    tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
+
+    def collate(sentences: Sequence[LabelledSentence]) -> tuple[torch.Tensor, torch.Tensor]:
+        texts = [f"{prompt[0]}{sentence}{prompt[1]}" for _, sentence in sentences]
+        ids = [tokenizer.encode(text, bos=True, eos=False)[:max_len] for text in texts]
+        padded = pad_sequence(list(map(torch.tensor, ids)), True, tokenizer.pad_id)
+        return padded, torch.tensor([label for label, _ in sentences])
+
+    return DataLoader(read_labelled(filename), args.batch_size, shuffle, collate_fn=collate)
+
+
+def train(model: nn.Module, loader: DataLoader, args: argparse.Namespace) -> dict[str, float]:
+    """Train for one epoch."""
+    optimizer = AdamW(model.parameters(), lr=args.lr)
+    losses, start = [], time.perf_counter()
+    model.train()
+    for token_ids, labels in loader:
+        optimizer.zero_grad()
+        loss = F.nll_loss(model(token_ids), labels, reduction="sum") / args.batch_size
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    rate = len(loader.dataset) / (time.perf_counter() - start)
+    return {"train_loss": sum(losses) / len(losses), "train_sentences_per_second": rate}
+
+
+def evaluate(model: nn.Module, loader: DataLoader) -> dict[str, float]:
+    n_correct, start = 0, time.perf_counter()
+    model.eval()
+    for token_ids, labels in loader:
+        n_correct += int((model(token_ids).argmax(dim=-1) == labels).sum())
+    n, seconds = len(loader.dataset), time.perf_counter() - start
+    return {"accuracy": n_correct / n, "sentences_per_second": n / seconds}
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--option", choices=("finetune", "prompt"), default="finetune")
+    for name in ("pretrained-model-path", "train", "dev", "test", "label-names"):
+        parser.add_argument(f"--{name}", required=True, metavar="FILE")
+    parser.add_argument("--tokenizer-path", default="tokenizer.model")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2e-5)
+    args = parser.parse_args()
+    seed_everything(1337)
+    names, is_prompt = load_label_names(args.label_names), args.option == "prompt"
+    tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
+    name_ids = [tokenizer.encode(name, bos=False, eos=False) for name in names]
+    model = ReferenceClassifier(
+        args.pretrained_model_path, len(names), name_ids if is_prompt else None
+    )
+    prompt = frame(TEMPLATE, names) if is_prompt else ("", "")
+    train_loader, *loaders = (
+        make_loader(path, args, prompt, model.llama.config.max_seq_len, shuffle=path == args.train)
+        for path in (args.train, args.dev, args.test)
+    )
+    records = [] if is_prompt else [train(model, train_loader, args)]
+    with torch.set_grad_enabled(not is_prompt):
+        records += [evaluate(model, loader) for loader in loaders]
+    with Path("metrics.jsonl").open("a", encoding="utf-8") as file:
+        for record in records:
+            record["peak_memory_bytes"] = peak_memory(torch.device("cpu"))
+            file.write(f"{json.dumps(record)}\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,52 +1,76 @@
-"""What the benchmarks of fine-tuning and prompting compare, and the flags that they share."""
+"""The ways of fine-tuning and prompting that are compared, each a run of the command line."""
 
 import argparse
-import platform
-from collections.abc import Sequence
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from statistics import harmonic_mean
 
-import torch
-from torch.utils.data import DataLoader
-
-from benchmarks.reference_way import make_reference_loader
+from benchmarks.compare import OTHER, make_parser, print_table, repositories, run, take_turns
+from experiments.runs import arguments, data_flags, run_llama, write_sample
 from minllama.common.program import ArgumentParser
-from minllama.text.batches import Example, make_loader
-from tokenizer import Tokenizer
 
-WAYS = {  # causal, dtype, as the reference works
-    "a unmasked float32, reference": (False, "float32", True),
-    "b unmasked float32": (False, "float32", False),
-    "c causal float32": (True, "float32", False),
-    "d causal bfloat16": (True, "bfloat16", False),
+REFERENCE = "the reference's way"
+FASTEST = {"causal": True, "dtype": "bfloat16"}
+WAYS: dict[str, dict[str, object]] = {  # by name their flags
+    REFERENCE: {},
+    "unmasked float32": {"no-causal": True},
+    "causal float32": {"causal": True},
+    "causal bfloat16": FASTEST,
 }
 
 
-def make_parser(description: str | None, batch_size: int) -> ArgumentParser:
-    """A parser with the flags of the model, the data and the threads."""
-    parser = ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_ways_parser(description: str | None, batch_size: int) -> ArgumentParser:
+    """A parser with the flags of the model and the data."""
+    parser = make_parser(description)
     parser.add_argument("--pretrained-model-path", required=True)
     parser.add_argument("--tokenizer-path", default="tokenizer.model")
     parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
     parser.add_argument("--batch_size", type=int, default=batch_size)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     return parser
 
 
-def loader_for(
-    data: Sequence[Example],
-    batch_size: int,
-    tokenizer: Tokenizer,
-    *,
-    causal: bool,
-    reference: bool,
-    shuffle: bool = False,
-) -> DataLoader:
-    """The batches of a way of working; `shuffle` is for training."""
-    if reference:
-        return make_reference_loader(data, batch_size, tokenizer, shuffle=shuffle)
-    return make_loader(data, batch_size, tokenizer.pad_id, causal=causal, shuffle=shuffle)
+def race(
+    flags: argparse.Namespace,
+    option: str,
+    ways: dict[str, dict[str, object]],
+    n_lines: dict[str, int],
+    measure: Callable[[list[dict]], dict[str, float]],
+) -> None:
+    """Let ways take turns on a sample of the data, and print the table.
+
+    Args:
+        n_lines: lines of each split in the sample.
+        measure: takes the records of a run's metrics.
+    """
+    shared: dict[str, object] = {"option": option, "batch_size": flags.batch_size}
+    for name in ("pretrained-model-path", "tokenizer-path"):
+        shared[name] = os.path.abspath(getattr(flags, name.replace("-", "_")))
+    of_ours: dict[str, object] = {"metrics_out": "metrics.jsonl"}
+    if option == "finetune":
+        of_ours |= {"epochs": 1, "skip_train_eval": True}
+
+    def run_once(command: list[object]) -> dict[str, float]:
+        return measure(run(command, flags.threads)[0])
+
+    with tempfile.TemporaryDirectory() as folder:
+        sample = write_sample(flags.data, folder, n_lines, getattr(flags, "min_words", 0))
+        shared |= data_flags(sample)
+        contenders = {}
+        for suffix, repository in repositories(flags).items():
+            for way, of_way in ways.items():
+                command = run_llama(shared | of_ours | of_way, repository)
+                contenders[f"{way}{suffix}"] = partial(run_once, command)
+        if REFERENCE in ways:  # is not one of the command line, nor of another checkout
+            command = [sys.executable, "-m", "benchmarks.reference_way", *arguments(shared)]
+            contenders[REFERENCE] = partial(run_once, command)
+            contenders.pop(f"{REFERENCE}{OTHER}", None)
+        print_table(take_turns(contenders, flags.rounds))
 
 
-def print_settings(flags: argparse.Namespace) -> None:
-    print(f"{platform.machine()}, torch {torch.__version__}, {vars(flags)}")
+def evaluation_rate(records: list[dict]) -> float:
+    """Sentences per second of the last two evaluations, those of dev and test."""
+    return harmonic_mean([record["sentences_per_second"] for record in records[-2:]])

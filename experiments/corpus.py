@@ -33,11 +33,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from minllama.common.errors import InputError, missing_file
 from minllama.common.files import atomic_write
 from minllama.common.program import ArgumentParser, run_script
 from minllama.text.documents import DOCUMENT_SEPARATOR
+
+T = TypeVar("T")
 
 REPEAT = {  # how often the text has each source
     "tinystories": 4.0,
@@ -214,9 +217,9 @@ def easiest_first(sources: Iterable[Source]) -> None:
         source.validation.sort(key=rare_share)
 
 
-def evenly(parts: Sequence[str], n: int) -> list[str]:
-    """`n` of the parts, evenly spaced, or all."""
-    return [parts[i * len(parts) // n] for i in range(n)] if len(parts) > n else list(parts)
+def evenly(items: Sequence[T], n: int) -> list[T]:
+    """`n` of the items, evenly spaced, or all."""
+    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
 
 
 def joined(parts: Sequence[str]) -> str:

@@ -1,9 +1,7 @@
 """The runs of the report. What is recorded in `results/methods.jsonl` does not run again."""
 
 import functools
-import itertools
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +14,15 @@ from filelock import FileLock
 from experiments.baseline import baseline
 from experiments.corpus import read_documents
 from experiments.rows import BASELINES, METHODS, PROMPTED, REFERENCE, ROWS, with_label_words
-from experiments.runs import DEMO, RESULTS, accuracies, classify, recorded, run_llama
+from experiments.runs import (
+    DEMO,
+    RESULTS,
+    accuracies,
+    classify,
+    recorded,
+    run_llama,
+    write_sample,
+)
 from experiments.task_text import SST, task_text
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, file_fingerprint
@@ -25,7 +31,7 @@ from minllama.text.labelled import read_labelled
 RECORDS = RESULTS / "methods.jsonl"
 TUNING_SEED, SEEDS = 1337, (1, 2, 3)
 N_ROUNDS = 3
-TIMED_LINES, TIMED_STRIDE = {"train": 1500, "dev": 100, "test": 100}, 5
+TIMED_LINES = {"train": 1500, "dev": 100, "test": 100}
 TIMED_STEPS = 20  # of pre-training
 
 
@@ -207,20 +213,6 @@ def run_prompted(name: str, data: str) -> dict:
     return record(identity, lambda: classify(data, flags, reader(row.reviews_mb), option="prompt"))
 
 
-def write_timed_part(folder: str) -> str:
-    """Copy every `TIMED_STRIDE`-th line of SST-5's files, so that they are about as long as all.
-
-    Returns:
-        path up to `-train.txt`.
-    """
-    data = str(Path(folder, "sst"))
-    for split, n_lines in TIMED_LINES.items():
-        with open(f"{SST}-{split}.txt") as all_lines, open(f"{data}-{split}.txt", "w") as part:
-            part.writelines(itertools.islice(all_lines, 0, n_lines * TIMED_STRIDE, TIMED_STRIDE))
-    shutil.copy(f"{SST}-label-mapping.json", f"{data}-label-mapping.json")
-    return data
-
-
 def timed_round(number: int) -> dict:
     """Time an epoch on a part of SST-5 by row, one after the other, and a step of pre-training.
 
@@ -232,7 +224,7 @@ def timed_round(number: int) -> dict:
     def measure() -> dict:
         seconds = {}
         with tempfile.TemporaryDirectory() as folder:
-            data = write_timed_part(folder)
+            data = write_sample(SST, folder, TIMED_LINES)
             for name, value in tuned.items():
                 run = classify(data, ROWS[name].settings(SST, value, number) | {"epochs": 1})
                 seconds[name] = run.get("train_seconds")

@@ -1,7 +1,9 @@
 """Runs of the command line. Each one is a process, and its result is kept in a file."""
 
 import json
+import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +11,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
+from experiments.corpus import evenly
 from minllama.common.errors import InputError
 from minllama.evaluation.classification import append_metrics
+from minllama.text.labelled import SEPARATOR, read_labelled
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments/results"
@@ -23,18 +28,41 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-def run_llama(flags: dict[str, object]) -> list[object]:
-    """The command `run_llama.py` with flags.
+def arguments(flags: dict[str, object]) -> list[str]:
+    """Flags as a command line has them.
 
     Args:
         flags: without the dashes; True for those that take no value, a list for those that take
             several.
     """
-    command = [sys.executable, ROOT / "run_llama.py"]
+    command = []
     for flag, value in flags.items():
         values = value if isinstance(value, list) else [value]
         command += [f"--{flag}", *(str(v) for v in values if v is not True)]
     return command
+
+
+def run_llama(flags: dict[str, object], repository: Path = ROOT) -> list[object]:
+    """The command `run_llama.py` of a checkout, with flags as `arguments` takes them."""
+    return [sys.executable, repository / "run_llama.py", *arguments(flags)]
+
+
+def run_command(command: list[object], **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command and capture its output.
+
+    Args:
+        settings: of `subprocess.run`.
+
+    Raises:
+        InputError: it refused its input.
+        RuntimeError: it failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, **settings)
+    if done.returncode == 2:
+        raise InputError(done.stderr.splitlines()[-1].removeprefix("error: "))
+    if done.returncode != 0:
+        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr}")
+    return done
 
 
 def recorded(results: Path, identity: dict, measure: Callable[[], dict]) -> dict:
@@ -60,6 +88,39 @@ def recorded(results: Path, identity: dict, measure: Callable[[], dict]) -> dict
     return record
 
 
+def data_flags(data: str) -> dict[str, object]:
+    """The flags that name the files of labelled data.
+
+    Args:
+        data: path up to `-train.txt`.
+    """
+    paths = {split: Path(f"{data}-{split}.txt").resolve() for split in ("train", "dev", "test")}
+    return paths | {"label-names": Path(f"{data}-label-mapping.json").resolve()}
+
+
+def write_sample(data: str, folder: str, n_lines: dict[str, int], min_words: int = 0) -> str:
+    """Copy evenly spaced lines of labelled data, and the longest one.
+
+    Args:
+        data: path up to `-train.txt`.
+        n_lines: by split how many lines.
+        min_words: sentences are repeated until they have so many.
+
+    Returns:
+        path of the sample up to `-train.txt`.
+    """
+    sample = f"{folder}/sample"
+    shutil.copy(f"{data}-label-mapping.json", f"{sample}-label-mapping.json")
+    for split, n in n_lines.items():
+        sentences = read_labelled(f"{data}-{split}.txt")
+        longest = max(sentences, key=lambda example: len(example.sentence))
+        with open(f"{sample}-{split}.txt", "w", encoding="utf-8") as file:
+            for label, sentence in [longest, *evenly(sentences, n - 1)]:
+                repeats = max(1, math.ceil(min_words / len(sentence.split())))
+                file.write(f"{label}{SEPARATOR}{' '.join([sentence] * repeats)}\n")
+    return sample
+
+
 def classify(
     data: str, flags: dict[str, object], model: Path = DEMO, option: str = "finetune"
 ) -> dict:
@@ -80,19 +141,18 @@ def classify(
     Raises:
         InputError: the command refused its input.
     """
-    paths = {split: Path(f"{data}-{split}.txt").resolve() for split in ("train", "dev", "test")}
-    names = Path(f"{data}-label-mapping.json").resolve()
-    paths |= {"label-names": ROOT / flags.get("label-names", names), "pretrained-model-path": model}
+    paths = data_flags(data) | {"pretrained-model-path": model}
+    if "label-names" in flags:
+        paths["label-names"] = ROOT / flags["label-names"]
     unseen = {"skip_train_eval": True} if option == "finetune" and "causal" in flags else {}
     settings = {"option": option, "metrics_out": "metrics.jsonl"} | unseen | flags | paths
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(run_llama(settings), cwd=folder, capture_output=True, text=True)
-        if done.returncode == 2 and "lower --lr" in done.stderr:
-            return {"diverged": True}
-        if done.returncode == 2:
-            raise InputError(done.stderr.splitlines()[-1].removeprefix("error: "))
-        if done.returncode != 0:
-            raise RuntimeError(f"{data}: {flags}: {done.stderr}")
+        try:
+            done = run_command(run_llama(settings), cwd=folder)
+        except InputError as error:
+            if "lower --lr" in str(error):
+                return {"diverged": True}
+            raise
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()
     *epochs, dev, test = map(json.loads, lines)
     record = {

@@ -165,7 +165,7 @@ def measured_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "classify", classify_by_seed)
     monkeypatch.setattr(measure, "baseline", baseline)
     monkeypatch.setattr(measure, "read_labelled", lambda path: [(0, "")] * 3000)
-    monkeypatch.setattr(measure, "write_timed_part", lambda folder: "part of sst")
+    monkeypatch.setattr(measure, "write_sample", lambda *_: "part of sst")
 
 
 def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
@@ -292,17 +292,19 @@ def test_the_documented_tables_are_what_is_recorded(monkeypatch):
         assert any([*cells[2:5], cells[5]] == [*accuracies, trained] for cells in shown), name
 
 
-def test_what_is_timed_comes_from_all_of_the_files(tmp_path, monkeypatch):
+def test_a_sample_is_evenly_spaced_and_has_the_longest_sentence(tmp_path):
     for split in ("train", "dev", "test"):
         lines = [f"{i % 5} ||| {split} sentence {i}\n" for i in range(8000)]
+        lines[77] = "3 ||| a much longer sentence than all others\n"
         (tmp_path / f"all-{split}.txt").write_text("".join(lines))
     (tmp_path / "all-label-mapping.json").write_text("{}")
-    monkeypatch.setattr(measure, "SST", str(tmp_path / "all"))
-    data = measure.write_timed_part(str(tmp_path))
-    lines = Path(f"{data}-train.txt").read_text().splitlines()
-    assert len(lines) == 1500 and lines[-1] == "0 ||| train sentence 7495"
-    assert len(Path(f"{data}-dev.txt").read_text().splitlines()) == 100
-    assert Path(f"{data}-label-mapping.json").read_text() == "{}"
+    n_lines = {"train": 1601, "dev": 3, "test": 101}
+    sample = runs.write_sample(f"{tmp_path}/all", str(tmp_path), n_lines, min_words=10)
+    lines = Path(f"{sample}-train.txt").read_text().splitlines()
+    assert len(lines) == 1601 and lines[0].startswith("3 ||| a much longer sentence")
+    assert lines[-1] == "0 ||| " + " ".join(["train sentence 7995"] * 4)
+    assert Path(f"{sample}-dev.txt").read_text().splitlines()[1][:18] == "0 ||| dev sentence"
+    assert Path(f"{sample}-label-mapping.json").read_text() == "{}"
 
 
 def test_the_baseline_sees_the_sentences_that_shots_draws(tmp_path, monkeypatch, tokenizer):

@@ -1,0 +1,94 @@
+"""Commands that take turns, each in a process of its own, and the table of their medians."""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from experiments.runs import ROOT, run_command
+from minllama.common.program import ArgumentParser
+
+OTHER = " (other)"  # ends the names of another checkout's contenders
+Measure = Callable[[], dict[str, float]]  # measures some quantities once
+Results = dict[str, dict[str, list[float]]]  # by contender and quantity, one value per round
+
+
+def make_parser(description: str | None, rounds: int = 3) -> ArgumentParser:
+    """A parser with the flags that these benchmarks share."""
+    parser = ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=2, help="of one process")
+    parser.add_argument(
+        "--repository", type=Path, metavar="PATH", help="another checkout, which takes turns too"
+    )
+    return parser
+
+
+def repositories(flags: argparse.Namespace) -> dict[str, Path]:
+    """This checkout and the other one, by what their contenders' names end in."""
+    other = {} if flags.repository is None else {OTHER: flags.repository.resolve()}
+    return {"": ROOT} | other
+
+
+def run(command: list[object], threads: int) -> tuple[list[dict], str]:
+    """Run a command in an empty folder.
+
+    Returns:
+        the records of its `metrics.jsonl`, if it wrote one, and its standard error.
+    """
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_command(command, cwd=folder, env=os.environ | environment)
+        files = list(Path(folder).rglob("metrics.jsonl"))
+        lines = files[0].read_text().splitlines() if files else []
+    return [json.loads(line) for line in lines], done.stderr
+
+
+def take_turns(contenders: dict[str, Measure], rounds: int) -> Results:
+    """Measure every contender once a round, in alternating order.
+
+    The first one runs once before, so that files are in memory.
+    """
+    results: Results = {name: {} for name in contenders}
+    names = list(contenders)
+    contenders[names[0]]()
+    for _ in range(rounds):
+        for name in names:
+            for quantity, value in contenders[name]().items():
+                results[name].setdefault(quantity, []).append(value)
+        names.reverse()
+    return results
+
+
+def ratios(results: Results, name: str, other: str, quantity: str) -> list[float]:
+    """How many times as much a contender has as another, by round."""
+    mine, its = results[name][quantity], results[other][quantity]
+    return [value / reference for value, reference in zip(mine, its, strict=True)]
+
+
+def print_table(results: Results) -> None:
+    """Print medians, and in brackets the median ratio to the first contender.
+
+    Contenders of another checkout are compared with those of the same name here, round by round.
+    """
+    width, first = max(map(len, results)), next(iter(results))
+    for name, quantities in results.items():
+        cells = []
+        for quantity, values in quantities.items():
+            ratio = median(ratios(results, name, first, quantity))
+            cells.append(f"{quantity} {median(values):.4g} ({ratio:.2f})")
+        print(f"{name:{width}}  {', '.join(cells)}")
+    for other in results:
+        name = other.removesuffix(OTHER)
+        if name == other:
+            continue
+        for quantity in results[other]:
+            of_rounds = ratios(results, name, other, quantity)
+            values = ", ".join(f"{ratio:.2f}" for ratio in of_rounds)
+            print(f"{name}: {quantity} {median(of_rounds):.2f} times the other's ({values})")
