@@ -4,8 +4,8 @@
 
 Without --shard every GPU holds the whole model (DDP). With it weights, gradients and moments are
 sharded over the GPUs of a machine, and every machine holds a replica (FSDP2). Activations are the
-tensors that autograd keeps for the backward pass of `llama.py`. PyTorch itself and fragmentation
-come on top: leave a few GiB for them. --on_cpu is for processes on a CPU, with its kernels.
+tensors that autograd keeps of `llama.py` with the kernels of `minllama/kernels/cpu.py`. PyTorch and
+fragmentation come on top: leave a few GiB for them. --on_cpu is for processes on a CPU.
 """
 
 from argparse import RawDescriptionHelpFormatter

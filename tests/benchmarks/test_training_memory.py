@@ -8,6 +8,7 @@ import torch
 from benchmarks.training_memory import SHAPES, Training, layer_activations, memory, traffic
 from config import LlamaConfig
 from llama import Llama
+from minllama.kernels.cpu import accelerate
 
 SMALL, LARGE = (replace(SHAPES[name], on_cpu=True) for name in ("5m", "42m"))
 CASES = [
@@ -55,6 +56,7 @@ def test_layers_keep_what_autograd_saves(n_kv_heads):
     t = Training(50, 32, 1, 4, n_kv_heads, 48, context=16)
     names = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim")
     llama = Llama(LlamaConfig(**{name: getattr(t, name) for name in names}, causal=True))
+    accelerate(llama)
     saved: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in llama.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
