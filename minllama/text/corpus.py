@@ -1,11 +1,11 @@
 """The text of a pre-training run: its tokenizer, and the token ids of its splits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write
-from minllama.text.documents import TextSize, measure, split_chunks
+from minllama.text.documents import Corpus
 from minllama.text.token_files import SUFFIX, open_token_files
 from minllama.text.tokenized import TokenizedText, tokenize
 from minllama.text.tokenizer_training import train_tokenizer
@@ -33,24 +33,16 @@ def prepare_corpus(
     Returns:
         the tokenizer, and the splits by name.
     """
-    size = None
+    corpus = Corpus(paths, shares)
     if given is None and not tokenizer_path.is_file():
-        size = measure(paths)
-        train_tokenizer(lambda: training_texts(paths, shares, size), vocab_size, tokenizer_path)
+        train_tokenizer(corpus.training_texts, vocab_size, tokenizer_path)
     elif given is not None and not tokenizer_path.is_file():
         with atomic_write(tokenizer_path, "wb") as file:
             file.write(given.model_path.read_bytes())
     tokenizer = Tokenizer(tokenizer_model=tokenizer_path)
     if holds_token_ids(paths):
         return tokenizer, open_token_files(paths, shares, tokenizer)
-    return tokenizer, tokenize(paths, shares, size, tokenizer, tokens_folder)
-
-
-def training_texts(paths: Sequence[str], shares: Sequence[float], size: TextSize) -> Iterator[str]:
-    """The chunks of the training split."""
-    for split, chunk in split_chunks(paths, shares, size):
-        if split == "train":
-            yield chunk.text
+    return tokenizer, tokenize(corpus, tokenizer, tokens_folder)
 
 
 def check_token_files(paths: Sequence[str], tokenizer_path: str | None, tokens: Path) -> None:

@@ -1,8 +1,10 @@
 """Plain text for pre-training: documents, read in chunks and split for training and evaluation."""
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +26,6 @@ class Chunk(NamedTuple):
 
     text: str
     begins: bool  # whether it is the first piece
-
-
-class TextSize(NamedTuple):
-    """The size of all texts, in UTF-8."""
-
-    n_documents: int
-    n_bytes: int
 
 
 def read_chunks(path: str | Path, size: int = BLOCK) -> Iterator[Chunk]:
@@ -82,64 +77,82 @@ def _chunks(lines: Iterator[str], size: int) -> Iterator[Chunk]:
             length += len(line)
 
 
-def measure(paths: Sequence[str | Path]) -> TextSize:
-    """Count the documents and bytes of all texts.
+class TextSize(NamedTuple):
+    """The size of all texts of a corpus, in UTF-8."""
 
-    Raises:
-        InputError: the texts are empty.
+    n_documents: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text files, split for training and evaluation.
+
+    Attributes:
+        shares: of training, validation and testing, by bytes, in the order of the texts. Documents
+            stay whole, unless there is only one.
     """
-    n_documents = n_bytes = 0
-    with progress_bar("read", paths) as bar:
-        for path in paths:
-            for chunk in read_chunks(path):
-                n = len(chunk.text.encode())
-                n_documents += chunk.begins
-                n_bytes += n
-                bar.update(n)
-    if n_bytes == 0:
-        names = ", ".join(map(str, paths))
-        raise InputError(f"{names}: no text in it; name a file that has some")
-    return TextSize(n_documents, n_bytes)
 
+    paths: Sequence[str | Path]
+    shares: Sequence[float]
 
-def split_chunks(
-    paths: Sequence[str | Path], shares: Sequence[float], size: TextSize
-) -> Iterator[tuple[str, Chunk]]:
-    """Read all texts in chunks, and assign each to one of `SPLITS`.
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.paths))
 
-    The first of `shares` (by bytes, in the order of the texts) is for training, the next for
-    validation, the last for testing. Documents stay whole, unless there is only one.
+    @functools.cached_property
+    def size(self) -> TextSize:
+        """The number of documents and bytes, for which all texts are read.
 
-    Args:
-        size: what `measure(paths)` returned.
+        Raises:
+            InputError: the texts are empty.
+        """
+        n_documents = n_bytes = 0
+        with self.progress_bar("read") as bar:
+            for path in self.paths:
+                for text, begins in read_chunks(path):
+                    size = len(text.encode())
+                    n_documents += begins
+                    n_bytes += size
+                    bar.update(size)
+        if n_bytes == 0:
+            raise InputError(f"{self}: no text in it; name a file that has some")
+        return TextSize(n_documents, n_bytes)
 
-    Yields:
-        the split and the chunk; a single document begins anew in each split.
+    def split_chunks(self) -> Iterator[tuple[str, Chunk]]:
+        """Read all texts in chunks, each with the name of its split.
 
-    Raises:
-        InputError: a split would be empty.
-    """
-    is_single = size.n_documents == 1
-    chunk_size = max(1, min(BLOCK, size.n_bytes // 1000)) if is_single else BLOCK
-    ends = np.cumsum(shares) / sum(shares) * size.n_bytes
-    position, split, used = 0, "", set()
-    for text, begins in itertools.chain.from_iterable(read_chunks(p, chunk_size) for p in paths):
-        if begins or is_single:
-            before = split
-            split = SPLITS[min(2, int(np.searchsorted(ends, position, side="right")))]
-            begins = begins or split != before
-            used.add(split)
-        position += len(text.encode())
-        yield split, Chunk(text, begins)
-    empty = [name for name, share in zip(SPLITS, shares, strict=True) if share and name not in used]
-    if empty:
-        raise InputError(
-            f"{', '.join(map(str, paths))}: {size.n_documents} documents of {size.n_bytes} bytes "
-            f"leave nothing for {' and '.join(empty)}; give more text or another --split"
-        )
+        A single document begins anew in each split.
 
+        Raises:
+            InputError: a split would be empty.
+        """
+        n_documents, n_bytes = self.size
+        is_single = n_documents == 1
+        chunk_size = max(1, min(BLOCK, n_bytes // 1000)) if is_single else BLOCK
+        ends = np.cumsum(self.shares) / sum(self.shares) * n_bytes
+        position, split, used = 0, "", set()
+        for path in self.paths:
+            for text, begins in read_chunks(path, chunk_size):
+                if begins or is_single:
+                    previous = split
+                    split = SPLITS[min(2, int(np.searchsorted(ends, position, side="right")))]
+                    begins = begins or split != previous
+                    used.add(split)
+                position += len(text.encode())
+                yield split, Chunk(text, begins)
+        wanted = [split for split, share in zip(SPLITS, self.shares, strict=True) if share]
+        empty = [split for split in wanted if split not in used]
+        if empty:
+            raise InputError(
+                f"{self}: {n_documents} documents of {n_bytes} bytes leave nothing for "
+                f"{' and '.join(empty)}; give more text or another --split"
+            )
 
-def progress_bar(description: str, paths: Sequence[str | Path]) -> Bar:
-    """A progress bar over the bytes of the texts."""
-    total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file())
-    return Bar(desc=description, total=total, unit="B", unit_scale=True)
+    def training_texts(self) -> Iterator[str]:
+        """The chunks of the training split."""
+        return (chunk.text for split, chunk in self.split_chunks() if split == "train")
+
+    def progress_bar(self, description: str) -> Bar:
+        """A progress bar over the bytes of the texts."""
+        total = sum(Path(path).stat().st_size for path in self.paths if Path(path).is_file())
+        return Bar(desc=description, total=total, unit="B", unit_scale=True)

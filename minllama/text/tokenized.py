@@ -7,7 +7,6 @@ last.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, file_fingerprint
-from minllama.text.documents import SPLITS, Chunk, TextSize, measure, progress_bar, split_chunks
+from minllama.text.documents import SPLITS, Chunk, Corpus
 from tokenizer import Tokenizer
 
 INDEX = "index.json"
@@ -77,18 +76,8 @@ class TokenizedText:
         return size
 
 
-def tokenize(
-    paths: Sequence[str | Path],
-    shares: Sequence[float],
-    size: TextSize | None,
-    tokenizer: Tokenizer,
-    folder: Path,
-) -> dict[str, TokenizedText]:
+def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, TokenizedText]:
     """Write the ids of each split to `folder`, unless an earlier run left them there intact.
-
-    Args:
-        shares: of the splits, see `split_chunks`.
-        size: what `measure(paths)` returned; None measures the texts if they have to be read.
 
     Returns:
         the splits that are not empty, by name.
@@ -98,17 +87,17 @@ def tokenize(
     """
     digest = hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
     index = _read_index(folder)
-    if index.get("tokenizer", digest) != digest:
+    if index is None:
+        folder.mkdir(exist_ok=True)
+        index = _write_ids(corpus, tokenizer, folder)
+        index |= {"files": _fingerprints(folder), "tokenizer": digest}
+        with atomic_write(folder / INDEX) as file:
+            json.dump(index, file)
+    elif index["tokenizer"] != digest:
         raise InputError(
             f"{tokenizer.model_path}: not the tokenizer that made {folder}; put it back, or name "
             "another --output_dir"
         )
-    if not _is_intact(folder, index):
-        folder.mkdir(exist_ok=True)
-        index = _write_ids(paths, shares, size or measure(paths), tokenizer, folder)
-        index |= {"files": _fingerprints(folder), "tokenizer": digest}
-        with atomic_write(folder / INDEX) as file:
-            json.dump(index, file)
     return {
         split: TokenizedText(
             np.memmap(folder / f"{split}.bin", id_dtype(tokenizer), mode="r"),
@@ -139,20 +128,14 @@ def encode_chunk(tokenizer: Tokenizer, chunk: Chunk) -> list[int]:
     return tokenizer.encode(f"\n{chunk.text}", bos=False, eos=False)[n_before:]
 
 
-def _write_ids(
-    paths: Sequence[str | Path],
-    shares: Sequence[float],
-    size: TextSize,
-    tokenizer: Tokenizer,
-    folder: Path,
-) -> dict[str, Any]:
+def _write_ids(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """Tokenize the texts into the files of each split, and return the counters of each."""
     dtype = id_dtype(tokenizer)
     counts = {split: dict.fromkeys(COUNTERS, 0) for split in SPLITS}
     with ExitStack() as stack:
         files = {name: stack.enter_context(atomic_write(folder / name, "wb")) for name in FILES}
-        bar = stack.enter_context(progress_bar("tokenize", paths))
-        for split, chunk in split_chunks(paths, shares, size):
+        bar = stack.enter_context(corpus.progress_bar("tokenize"))
+        for split, chunk in corpus.split_chunks():
             ids, n_bytes = encode_chunk(tokenizer, chunk), len(chunk.text.encode())
             count = counts[split]
             if chunk.begins:
@@ -165,8 +148,7 @@ def _write_ids(
             bar.update(n_bytes)
         for split, count in counts.items():
             if count["n_tokens"] == count["n_documents"] > 0:
-                names = ", ".join(map(str, paths))
-                raise InputError(f"{names}: the {split} split has no tokens but BOS")
+                raise InputError(f"{corpus}: the {split} split has no tokens but BOS")
     return counts
 
 
@@ -174,20 +156,12 @@ def _fingerprints(folder: Path) -> dict[str, str]:
     return {name: file_fingerprint(folder / name) for name in FILES}
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    """Read a folder's index; an empty dict if it is absent or damaged."""
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """Read a folder's index. None if it is absent or damaged, or the files are not as it says."""
     try:
         index = json.loads((folder / INDEX).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return index if isinstance(index, dict) else {}
-
-
-def _is_intact(folder: Path, index: dict[str, Any]) -> bool:
-    """Whether an index is complete and its files are as they were written."""
-    try:
         counts = [index[split][counter] for split in SPLITS for counter in COUNTERS]
-        is_complete = all(isinstance(count, int) and count >= 0 for count in counts)
-        return is_complete and index["files"] == _fingerprints(folder)
-    except (OSError, TypeError, KeyError):
-        return False
+        is_intact = min(counts) >= 0 and index["files"] == _fingerprints(folder)
+        return index if is_intact and "tokenizer" in index else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None

@@ -11,7 +11,7 @@ import pytest
 from experiments import corpus
 from experiments.bits_per_byte import read_stories
 from minllama.common.program import run_script
-from minllama.text.documents import measure, split_chunks
+from minllama.text.documents import Corpus
 
 
 def digest(word: str) -> str:
@@ -121,7 +121,7 @@ def test_training_ends_where_validation_begins(corpora, monkeypatch, capsys):
     shares = [float(share) for share in re.search("--split (.*)", printed)[1].split()]
     train = corpora / "train.txt"
     parts = {"train": [], "validation": []}
-    for split, chunk in split_chunks([train], shares, measure([train])):
+    for split, chunk in Corpus([train], shares).split_chunks():
         parts[split].append(chunk.text)
     expected = {"train": [], "validation": []}
     for name in corpus.REPEAT:

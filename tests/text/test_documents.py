@@ -4,7 +4,7 @@ import pytest
 from text_kit import SHARES, words, write_documents
 
 from minllama.common.errors import InputError
-from minllama.text.documents import measure, read_chunks, split_chunks
+from minllama.text.documents import Corpus, read_chunks
 from minllama.text.tokenized import encode_chunk
 
 
@@ -55,11 +55,11 @@ def test_texts_that_cannot_be_used_are_refused(tmp_path):
         list(read_chunks(tmp_path / "a.txt"))
     paths = write_documents(tmp_path / "empty.txt", [" ", "\n"])
     with pytest.raises(InputError, match=r"empty\.txt: no text"):
-        measure(paths)
+        list(Corpus(paths, SHARES).split_chunks())
     paths = write_documents(tmp_path / "short.txt", ["one", "two", "three"])
     with pytest.raises(InputError, match="nothing for validation"):
-        list(split_chunks(paths, (0.98, 0.01, 0.01), measure(paths)))
-    assert {split for split, _ in split_chunks(paths, (1, 0, 0), measure(paths))} == {"train"}
+        list(Corpus(paths, (0.98, 0.01, 0.01)).split_chunks())
+    assert {split for split, _ in Corpus(paths, (1, 0, 0)).split_chunks()} == {"train"}
 
 
 @pytest.mark.parametrize("documents", [[words(20, seed) for seed in range(100)], [words(5000)]])
@@ -67,7 +67,7 @@ def test_splits_are_of_whole_documents_or_cut_a_single_one(tmp_path, documents):
     paths = write_documents(tmp_path / "a.txt", documents)
     splits = {"train": [], "validation": [], "test": []}
     n_begun = 0
-    for split, (text, begins) in split_chunks(paths, SHARES, measure(paths)):
+    for split, (text, begins) in Corpus(paths, SHARES).split_chunks():
         splits[split].append(text)
         n_begun += begins
     chunks = [text for chunks in splits.values() for text in chunks]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from text_kit import words, write_documents
 
+from minllama.text.documents import Corpus
 from minllama.text.sequences import IGNORED, EvaluationSequences, TrainingSequences
 from minllama.text.tokenized import tokenize
 
@@ -12,7 +13,7 @@ from minllama.text.tokenized import tokenize
 def text(tmp_path, tokenizer):
     """40 documents of 1 to 40 words."""
     paths = write_documents(tmp_path / "a.txt", [words(n, seed=n) for n in range(1, 41)])
-    return tokenize(paths, (1, 0, 0), None, tokenizer, tmp_path / "tokens")["train"]
+    return tokenize(Corpus(paths, (1, 0, 0)), tokenizer, tmp_path / "tokens")["train"]
 
 
 @pytest.mark.parametrize("offset", [0, 1, 7])

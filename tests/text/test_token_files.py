@@ -8,6 +8,7 @@ import pytest
 
 import minllama.text.token_files
 from minllama.common.errors import InputError
+from minllama.text.documents import Corpus
 from minllama.text.sequences import EvaluationSequences, TrainingSequences
 from minllama.text.token_files import TokenFiles, map_file, open_token_files
 from minllama.text.tokenized import tokenize
@@ -72,7 +73,7 @@ def test_measured_whole_they_are_the_text(tmp_path, tokenizer):
     """Of a text that is tokenized here, bits per byte are the same in both forms."""
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(DOCUMENTS))
     texts, folder = [tmp_path / "a.txt"], tmp_path / "tokens"
-    text = tokenize(texts, (1, 0, 0), None, tokenizer, folder)["train"]
+    text = tokenize(Corpus(texts, (1, 0, 0)), tokenizer, folder)["train"]
     files = open_token_files([folder / "train.bin"], (1, 0, 0), tokenizer)["train"]
     assert files.n_bytes == text.n_bytes == sum(len(d.encode()) for d in DOCUMENTS)
     assert files.tokens_per_byte == text.tokens_per_byte

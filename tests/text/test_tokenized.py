@@ -7,6 +7,7 @@ import pytest
 from text_kit import SHARES, words, write_documents
 
 from minllama.common.errors import InputError
+from minllama.text.documents import Corpus
 from minllama.text.tokenized import tokenize
 from minllama.text.tokenizer_training import train_tokenizer
 from tokenizer import Tokenizer
@@ -30,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_ids_and_starts_are_those_of_the_documents(paths, documents, tokenizer, folder):
-    texts = tokenize(paths, SHARES, None, tokenizer, folder)
+    texts = tokenize(Corpus(paths, SHARES), tokenizer, folder)
     encoded = [tokenizer.encode(document, bos=True, eos=False) for document in documents]
     assert list(texts) == list(SPLITS)
     ids, starts = [], []
@@ -48,7 +49,7 @@ def test_ids_and_starts_are_those_of_the_documents(paths, documents, tokenizer, 
 
 
 def test_the_files_are_little_endian_integers(paths, documents, tokenizer, folder):
-    tokenize(paths, (1, 0, 0), None, tokenizer, folder)
+    tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)
     encoded = [tokenizer.encode(document, bos=True, eos=False) for document in documents]
     ids = b"".join(i.to_bytes(2, "little") for tokens in encoded for i in tokens)
     starts = (sum(map(len, encoded[:i])).to_bytes(8, "little") for i in range(40))
@@ -64,21 +65,21 @@ def test_the_files_are_little_endian_integers(paths, documents, tokenizer, folde
 
 
 def test_intact_files_are_not_made_again(paths, tokenizer, folder):
-    before = tokenize(paths, (1, 0, 0), None, tokenizer, folder)["train"].ids.tolist()
+    before = tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].ids.tolist()
     paths[0].unlink()
-    assert tokenize(paths, (1, 0, 0), None, tokenizer, folder)["train"].ids.tolist() == before
+    assert tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].ids.tolist() == before
 
 
 @pytest.mark.parametrize("name", ["train.bin", "train.starts.bin"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "absent"])
 def test_damaged_files_are_made_again(paths, tokenizer, folder, name, damage):
-    tokenize(paths, (1, 0, 0), None, tokenizer, folder)
+    tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)
     saved = (folder / name).read_bytes()
     if damage == "absent":
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(saved[:-2] + (b"" if damage == "cut" else b"\1\1"))
-    tokenize(paths, (1, 0, 0), None, tokenizer, folder)
+    tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)
     assert (folder / name).read_bytes() == saved
 
 
@@ -86,20 +87,20 @@ def test_damaged_files_are_made_again(paths, tokenizer, folder, name, damage):
     "text", ["", "[" * 100_000, "[]", '{"files": 1}', '{"train": {"n_tokens": -1}}', "{}", None]
 )
 def test_a_damaged_index_is_made_again(paths, tokenizer, folder, text):
-    tokenize(paths, (1, 0, 0), None, tokenizer, folder)
+    tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)
     saved = (folder / "index.json").read_text()
     damaged = saved.replace("n_bytes", "bytes") if text is None else text
     (folder / "index.json").write_text(damaged)
-    tokenize(paths, (1, 0, 0), None, tokenizer, folder)
+    tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)
     assert (folder / "index.json").read_text() == saved
 
 
 def test_tokens_of_another_tokenizer_are_refused(paths, tmp_path, tokenizer, folder):
-    tokenize(paths, (1, 0, 0), None, tokenizer, folder)
+    tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)
     train_tokenizer(lambda: [words(2000, seed=1)], 280, tmp_path / "other.model")
     other = Tokenizer(tokenizer_model=tmp_path / "other.model")
     with pytest.raises(InputError, match=r"other\.model: not the tokenizer that made .*tokens;"):
-        tokenize(paths, (1, 0, 0), None, other, folder)
+        tokenize(Corpus(paths, (1, 0, 0)), other, folder)
 
 
 def test_unknown_characters_are_counted(tmp_path, folder):
@@ -107,12 +108,12 @@ def test_unknown_characters_are_counted(tmp_path, folder):
         train_tokenizer(lambda: [words(2000)], 20, tmp_path / "tokenizer.model")
     tokenizer = Tokenizer(tokenizer_model=tmp_path / "tokenizer.model")
     paths = write_documents(tmp_path / "a.txt", ["a 猫 bc ö ghij"])
-    assert tokenize(paths, (1, 0, 0), None, tokenizer, folder)["train"].n_unknown == 2
+    assert tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].n_unknown == 2
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, folder, monkeypatch):
     monkeypatch.setattr(tokenizer, "n_words", 70_000)
     paths = write_documents(tmp_path / "a.txt", [words(50)])
-    ids = tokenize(paths, (1, 0, 0), None, tokenizer, folder)["train"].ids
+    ids = tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].ids
     assert ids.dtype.itemsize == 4
     assert ids.tolist() == tokenizer.encode(words(50), bos=True, eos=False)
