@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minllama import methods
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.evaluation.classification import inputs_of
-from minllama.methods.saved import load_trained, read_saved
-from minllama.tasks.finetune import FinetuneSettings, loader_for
-from minllama.text.labelled import create_data
-from tokenizer import Tokenizer
+from minllama.methods.classify import load
+from minllama.methods.saved import read_classifier
+from minllama.methods.settings import FinetuneSettings
+from minllama.text.labelled import read_labelled
 
 FOLDER = Path(__file__).parent / "fixtures" / "version_0_1"
 LOG_PROBS = json.loads((FOLDER / "log_probs.json").read_text())
@@ -32,18 +31,12 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", LOG_PROBS)
 def test_what_fine_tuning_saved_predicts_the_same(folder, run_cli, name):
-    run = read_saved(name, FinetuneSettings)
-    tokenizer = Tokenizer(tokenizer_model="tokenizer.model")
-    model = methods.build_classifier(run.config, run.methods, tokenizer)
-    load_trained(model, run.weights, name)
-    for method in run.methods:
-        method.merge(model)
-    model.eval()
-    data = create_data("toy-dev.txt", tokenizer, "valid", eos=False)
-    (rows,) = methods.rows_for(model, run.methods, tokenizer, data)
-    (batch,) = loader_for(model, rows, FinetuneSettings(batch_size=12), tokenizer)
+    values = {"option": "finetune", "load": name}
+    classifier = load(FinetuneSettings.from_flags(values).resolved(), read_classifier(name))
+    (inputs,) = classifier.inputs(read_labelled("toy-dev.txt"))
+    (batch,) = classifier.loader(inputs, batch_size=12)
     with torch.inference_mode():
-        log_probs = model(*inputs_of(batch, torch.device("cpu")))
+        log_probs = classifier.model.eval()(*inputs_of(batch, torch.device("cpu")))
     expected = LOG_PROBS[name]
     assert set(batch.sents) == set(expected)
     for sentence, row in zip(batch.sents, log_probs, strict=True):
@@ -58,7 +51,7 @@ def test_what_fine_tuning_saved_predicts_the_same(folder, run_cli, name):
         assert int(label) == scores.index(max(scores))
 
 
-def test_a_run_of_pre_training_goes_on_to_the_same_weights(folder, run_cli):
+def test_a_pretraining_run_resumes_to_the_same_weights(folder, run_cli):
     code, out, err = run_cli(*PRETRAIN, "--output_dir", "run")
     assert code == 0, err
     assert "continuing from step 40 in run" in out
