@@ -34,7 +34,7 @@ def measure() -> None:
     from llama import Llama
     from minllama.inference.decoding import decode
     from minllama.inference.sampling import Sampling
-    from minllama.kernels.batch1 import OneRowLlama
+    from minllama.kernels.batch1 import Batch1Llama
 
     speeds = {}
     for name, (dim, n_layers, n_heads, vocab_size) in SHAPES.items():
@@ -48,7 +48,7 @@ def measure() -> None:
         )
         for dtype in DTYPES:
             torch.manual_seed(0)
-            llama = OneRowLlama(Llama(config).eval(), dtype)
+            llama = Batch1Llama(Llama(config).eval(), dtype)
             times = []
             for _ in range(ROUNDS):
                 start = time.perf_counter()

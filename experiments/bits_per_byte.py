@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from llama import Llama, load_pretrained
 from minllama.common.program import ArgumentParser, run_script
 from minllama.kernels.cpu import accelerate
-from minllama.kernels.quantize import DTYPES, pack
+from minllama.kernels.quantize import DTYPES, prepare_for_decoding
 from tokenizer import Tokenizer
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
     if len(args.text) > 1:
-        llama = pack(load(args.pretrained_model_path, causal=True), "float32")
+        llama = prepare_for_decoding(load(args.pretrained_model_path, causal=True), "float32")
         for path in args.text:
             print(f"{bits_per_byte(llama, tokenizer, read_stories(path)):.4f} {path}", flush=True)
         return
@@ -63,7 +63,7 @@ def main() -> None:
     unmasked = load(args.pretrained_model_path, causal=False)
     print(f"unmasked: {bits_per_byte(unmasked, tokenizer, stories):.4f} bits per byte")
     for dtype in DTYPES:
-        llama = pack(load(args.pretrained_model_path, causal=True), dtype)
+        llama = prepare_for_decoding(load(args.pretrained_model_path, causal=True), dtype)
         print(f"causal, {dtype}: {bits_per_byte(llama, tokenizer, stories):.4f} bits per byte")
 
 

@@ -24,7 +24,7 @@ from minllama.common.errors import InputError
 from minllama.common.program import ArgumentParser, run_script
 from minllama.inference.decoding import decode
 from minllama.inference.sampling import Sampling
-from minllama.kernels.quantize import pack
+from minllama.kernels.quantize import prepare_for_decoding
 from tokenizer import Tokenizer
 
 PROMPTS = (
@@ -83,7 +83,7 @@ def main() -> None:
         raise InputError(f"--seeds {args.seeds}: need 1 or more")
     words = frozenset(words_of("\n".join(read_documents(args.sources))))
     tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
-    llama = pack(load(args.pretrained_model_path, causal=True), "float32")
+    llama = prepare_for_decoding(load(args.pretrained_model_path, causal=True), "float32")
     texts = []
     for seed in range(args.seeds):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""How the next token of each row is chosen from its logits."""
+"""Sampling: choose the next token of each row from its logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-COLDEST = 1e-30  # below it, quotients of logits may overflow
+MIN_TEMPERATURE = 1e-30  # below it quotients of logits may overflow
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draws tokens from softmax(logits / temperature), of which some may be left out.
+    """Draw tokens from softmax(logits / temperature), with filters.
 
     Attributes:
-        temperature: 0 takes the likeliest token, and so does less than `COLDEST`.
-        top_k: draw from so many of the likeliest tokens only.
-        top_p: draw from the likeliest tokens only that together have this probability, at least
-            one (nucleus sampling, arXiv 1904.09751).
-        repetition_penalty: lowers the logits of tokens that a row has: those above 0 are divided
-            by it, the others multiplied (arXiv 1909.05858, section 4.1). 1 changes nothing.
-        generator: draws the random numbers; None is PyTorch's own.
+        temperature: 0, or anything below `MIN_TEMPERATURE`, takes the most likely token.
+        top_k: sample only from the k most likely tokens.
+        top_p: sample only from the most likely tokens with this total probability, at least one
+            (nucleus sampling, arXiv 1904.09751).
+        repetition_penalty: lowers the logits of a row's own tokens: positive ones are divided by
+            it, negative ones multiplied (arXiv 1909.05858, section 4.1). 1 changes nothing.
+        generator: source of the random numbers; None is PyTorch's global one.
     """
 
     temperature: float = 1.0
@@ -30,7 +30,8 @@ class Sampling:
     generator: torch.Generator | None = None
 
     def __call__(self, logits: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """
+        """Draw one token for each row.
+
         Args:
             logits: `(batch, vocab_size)`.
             rows: the ids of each row so far.
@@ -40,8 +41,8 @@ class Sampling:
         """
         logits = logits.float()
         if self.repetition_penalty != 1:
-            logits = penalized(logits, rows, self.repetition_penalty)
-        if self.temperature < COLDEST:
+            logits = penalize(logits, rows, self.repetition_penalty)
+        if self.temperature < MIN_TEMPERATURE:
             return logits.argmax(dim=-1, keepdim=True)
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
@@ -53,24 +54,24 @@ class Sampling:
         return torch.multinomial(probabilities, num_samples=1, generator=self.generator)
 
 
-def penalized(
+def penalize(
     logits: torch.Tensor, rows: Sequence[Sequence[int]], repetition_penalty: float
 ) -> torch.Tensor:
-    """The logits `(batch, vocab_size)` with lower ones for the tokens that each row has."""
+    """Lower the logits `(batch, vocab_size)` of the tokens that each row contains."""
     logits = logits.clone()
     for row, ids in zip(logits, rows, strict=True):
         seen = torch.tensor(sorted(set(ids)), device=row.device)
-        chosen = row[seen]
+        scores = row[seen]
         row[seen] = torch.where(
-            chosen > 0, chosen / repetition_penalty, chosen * repetition_penalty
+            scores > 0, scores / repetition_penalty, scores * repetition_penalty
         )
     return logits
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The probabilities `(batch, vocab_size)` with 0 for all but the likeliest that reach top_p."""
+    """Zero all probabilities `(batch, vocab_size)` but the highest that add up to `top_p`."""
     highest, order = probabilities.sort(dim=-1, descending=True)
-    before = highest.cumsum(dim=-1) - highest  # of those that are likelier
-    left_out = before >= top_p
-    left_out[:, 0] = False
-    return torch.zeros_like(probabilities).scatter(-1, order, highest.masked_fill(left_out, 0.0))
+    total_before = highest.cumsum(dim=-1) - highest
+    is_dropped = total_before >= top_p
+    is_dropped[:, 0] = False
+    return torch.zeros_like(probabilities).scatter(-1, order, highest.masked_fill(is_dropped, 0.0))

@@ -13,25 +13,25 @@ import torch
 import torch.nn.functional as F
 
 from minllama.inference.cache import KVCache
-from minllama.kernels.quantize import PackedLlama, PackedNorm, pack
+from minllama.kernels.quantize import PackedLlama, PackedNorm, prepare_for_decoding
 from rope import rotary_table
 
 if TYPE_CHECKING:
     from llama import Llama
 
 
-class OneRowLlama(PackedLlama):
+class Batch1Llama(PackedLlama):
     """A causal model on a CPU, packed, with a shorter step for one row.
 
     Prompts and several rows go through the packed modules.
 
     Args:
         llama: is packed in place.
-        dtype: of the weights, as for `pack`.
+        dtype: of the weights, as for `prepare_for_decoding`.
     """
 
     def __init__(self, llama: Llama, dtype: str):
-        super().__init__(pack(llama, dtype))
+        super().__init__(prepare_for_decoding(llama, dtype))
         config = self.config
         self.n_kv_heads = config.n_kv_heads or config.n_heads
         self.head_dim = config.dim // config.n_heads

@@ -25,7 +25,7 @@ from minllama.kernels.quantize import (
     PackedEmbedding,
     PackedLlama,
     Product,
-    pack,
+    prepare_for_decoding,
     quantized,
 )
 from rope import rotary_table
@@ -176,12 +176,12 @@ class CompiledLlama(PackedLlama):
 
     Args:
         llama: is packed in place.
-        dtype: of the weights, as for `pack`.
+        dtype: of the weights, as for `prepare_for_decoding`.
     """
 
     def __init__(self, llama: Llama, dtype: str):
         weights = StackedWeights(llama, dtype)
-        super().__init__(pack(llama, dtype, weights.put))
+        super().__init__(prepare_for_decoding(llama, dtype, weights.put))
         layers = llama.layers
         norms = [norm.weight for layer in layers for norm in (layer.attention_norm, layer.ffn_norm)]
         embedding = llama.tok_embeddings.weight
@@ -254,7 +254,7 @@ class StackedWeights:
         self._slots = iter([*slots, head])
 
     def put(self, weight: torch.Tensor) -> Product:
-        """Take the next weight of the model, in the order of `pack`, and give its product."""
+        """Store the next weight, in the order of `prepare_for_decoding`; return its product."""
         stack, scale = next(self._slots)
         if self.dtype == torch.int8:
             numbers, factors = quantized(weight)

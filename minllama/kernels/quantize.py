@@ -1,10 +1,10 @@
 """A model for decoding: weights laid out for their kernels, and if wanted in lower precision.
 
 Decoding one token reads every weight once and does little else, so its speed is that of reading
-memory. `pack` replaces the sub-layers and the output head of a model by forms that read faster, or
-read less. The embedding stays where it is. A packed weight takes the place of the original, one
-layer after the other, so that at no time both are in memory as a whole. On a CPU small weights are
-kept twice, in the order that is best for one row and in that for several.
+memory. `prepare_for_decoding` replaces the sub-layers and the output head of a model by forms that
+read faster, or read less. The embedding stays where it is. A packed weight takes the place of the
+original, one layer after the other, so that at no time both are in memory as a whole. On a CPU
+small weights are kept twice, in the order that is best for one row and in that for several.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]  # x `(…, in)` to x Wᵀ `(�
 Pack = Callable[[torch.Tensor], Product]  # W `(out, in)` to its product
 
 
-def pack(llama: Llama, dtype: str = "float32", packed: Pack | None = None) -> Llama:
+def prepare_for_decoding(llama: Llama, dtype: str = "float32", packed: Pack | None = None) -> Llama:
     """Convert a model for inference, in place, on the device where it will run.
 
     It can be neither trained nor saved nor moved afterwards. Products that read the same input

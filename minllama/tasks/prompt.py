@@ -22,7 +22,7 @@ from minllama.common.flags import (
 from minllama.common.settings import Settings, flag
 from minllama.evaluation.classification import check_metrics_file, model_eval, report_results
 from minllama.kernels.cpu import accelerate, keep_freed_memory
-from minllama.kernels.quantize import pack
+from minllama.kernels.quantize import prepare_for_decoding
 from minllama.text.batches import Example, make_loader
 from minllama.text.labelled import (
     check_labels,
@@ -167,7 +167,7 @@ class Asking:
         accelerate(llama)
         # Without a mask and in float32 it stays the assignment's, to the digit.
         if self.causal or settings.dtype != "float32":
-            pack(llama, settings.dtype)
+            prepare_for_decoding(llama, settings.dtype)
         self.max_prompt_len = zero_shot.max_prompt_len
         self.model: nn.Module = zero_shot
         if settings.calibrate:

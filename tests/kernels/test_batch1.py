@@ -12,15 +12,15 @@ from minllama.inference.cache import KVCache
 from minllama.inference.decoding import decode
 from minllama.inference.sampling import Sampling
 from minllama.kernels import quantize as packing
-from minllama.kernels.batch1 import OneRowLlama
-from minllama.kernels.quantize import DTYPES, PackedLlama, pack
+from minllama.kernels.batch1 import Batch1Llama
+from minllama.kernels.quantize import DTYPES, PackedLlama, prepare_for_decoding
 from tokenizer import Tokenizer
 
 
 @pytest.fixture(params=["few operations", "compiled"])
 def one_row(request) -> type[PackedLlama]:
     if request.param == "few operations":
-        return OneRowLlama
+        return Batch1Llama
     return pytest.importorskip("minllama.kernels.compiled", exc_type=ImportError).CompiledLlama
 
 
@@ -74,14 +74,14 @@ def test_all_precisions_and_kernels_are_near(one_row, dtype, bound, small, monke
 def test_prompts_and_rows_that_end_are_as_without_it(one_row, dtype):
     """Three rows, of which one goes on alone at the end."""
     prompts = [[1, 5, 9], [1], [1, 7, 7, 7, 7, 7, 7]]
-    ended, steps = set(), []
     fast = one_row(make_llama(causal=True), dtype)
-    for step in decode(fast, prompts, 12, Sampling(0.0), (), ended):
-        steps.append(step)
-        ended.update({3: [0], 5: [2]}.get(len(steps), []))
+    stops = {(0, 3 + 3), (2, 7 + 5)}
+    steps = list(
+        decode(fast, prompts, 12, Sampling(0.0), (), lambda row, ids: (row, len(ids)) in stops)
+    )
     assert [row is None for row in steps[-1]] == [True, False, True]
     if dtype == "float32":
-        alone = decode(pack(make_llama(causal=True)), [[1]], 12, Sampling(0.0), ())
+        alone = decode(prepare_for_decoding(make_llama(causal=True)), [[1]], 12, Sampling(0.0), ())
         assert [row[1] for row in steps] == [row for (row,) in alone]
 
 
@@ -100,7 +100,7 @@ def load(path: str) -> Llama:
 
 def test_1000_tokens_are_those_of_the_packed_modules(one_row, trained):
     texts = []
-    for llama in (pack(load(trained[0])), one_row(load(trained[0]), "float32")):
+    for llama in (prepare_for_decoding(load(trained[0])), one_row(load(trained[0]), "float32")):
         n = llama.config.max_seq_len - 1
         ids = []
         for prompt in ([1], [1, 300]):  # 1000 tokens together

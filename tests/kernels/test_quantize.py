@@ -14,10 +14,10 @@ from minllama.inference.sampling import Sampling
 from minllama.kernels.quantize import (
     DTYPES,
     Int8Product,
-    pack,
     packed_bfloat16,
     packed_float,
     packed_int8,
+    prepare_for_decoding,
     takes_one_row,
 )
 from tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def test_int8_kernels_agree(n_rows):
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
 def test_packed_float32_computes_the_same(n_kv_heads):
     plain = make_llama(causal=True, n_kv_heads=n_kv_heads)
-    packed = pack(make_llama(causal=True, n_kv_heads=n_kv_heads))
+    packed = prepare_for_decoding(make_llama(causal=True, n_kv_heads=n_kv_heads))
     tokens = torch.randint(4, 320, (3, 20), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         for part in (tokens, tokens[:1, :1]):
@@ -85,7 +85,7 @@ def test_packed_float32_computes_the_same(n_kv_heads):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prompts_of_different_lengths_decode_in_any_precision(dtype):
-    llama = pack(make_llama(causal=True), dtype)
+    llama = prepare_for_decoding(make_llama(causal=True), dtype)
     prompts = [[1, 5, 9], [1], [1, 7, 7, 7, 7, 7, 7]]
     steps = list(decode(llama, prompts, 12, Sampling(0.0)))
     for row, prompt in enumerate(prompts):
@@ -95,7 +95,7 @@ def test_prompts_of_different_lengths_decode_in_any_precision(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_and_embedding_stay_float32(dtype):
-    llama = pack(make_llama(causal=True), dtype)
+    llama = prepare_for_decoding(make_llama(causal=True), dtype)
     names = {name for name, _ in llama.named_parameters()}
     assert names == {
         "tok_embeddings.weight",
@@ -113,7 +113,9 @@ def test_lower_precision_costs_little_quality(real_assets):
     stories = read_stories(real_assets("tinystories") / "dev.txt")
     score = {}
     for dtype in DTYPES:
-        llama = pack(load_pretrained(folder / "stories260K.pt", causal=True).eval(), dtype)
+        llama = prepare_for_decoding(
+            load_pretrained(folder / "stories260K.pt", causal=True).eval(), dtype
+        )
         score[dtype] = bits_per_byte(llama, tokenizer, stories)
     assert score["float32"] == pytest.approx(0.918, abs=0.0015)
     assert abs(score["bfloat16"] - score["float32"]) < 0.005
@@ -129,7 +131,9 @@ def test_one_token_per_step_costs_as_little(real_assets):
     stories = read_stories(real_assets("tinystories") / "dev.txt")[:5]
     score = {}
     for dtype in DTYPES:
-        llama = pack(load_pretrained(folder / "stories260K.pt", causal=True).eval(), dtype)
+        llama = prepare_for_decoding(
+            load_pretrained(folder / "stories260K.pt", causal=True).eval(), dtype
+        )
         nats = 0.0
         for story in stories:
             ids = torch.tensor([tokenizer.encode(story, bos=True, eos=False)])
@@ -148,7 +152,9 @@ def test_one_token_per_step_costs_as_little(real_assets):
 def test_int8_decodes_a_story_token_by_token(real_assets):
     """The one-row kernels, through the cache, over hundreds of tokens."""
     folder = real_assets("stories260K")
-    llama = pack(load_pretrained(folder / "stories260K.pt", causal=True).eval(), "int8")
+    llama = prepare_for_decoding(
+        load_pretrained(folder / "stories260K.pt", causal=True).eval(), "int8"
+    )
     tokenizer = Tokenizer(tokenizer_model=folder / "tok512.model")
     ids = [token for (token,) in decode(llama, [[tokenizer.bos_id]], 300, Sampling(0.0))]
     assert tokenizer.decode(ids).startswith("Once upon a time, there was a little girl named Lily.")

@@ -1,0 +1,217 @@
+"""Text generation: a model with its tokenizer, texts in and texts out."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from llama import Llama, load_pretrained
+from minllama.checkpoints.formats import find_tokenizer
+from minllama.common.errors import InputError
+from minllama.inference.decoding import decode, decode_unmasked
+from minllama.inference.sampling import Sampling
+from minllama.kernels.batch1 import Batch1Llama
+from minllama.kernels.cpu import accelerate
+from minllama.kernels.quantize import BYTES, prepare_for_decoding
+from tokenizer import Tokenizer, check_vocabulary
+from utils import pick_device
+
+MIN_BYTES_FOR_THREADS = 8 << 20  # of weights; with fewer a second thread hardly pays
+
+
+class TextGenerator:
+    """A model and its tokenizer.
+
+        generator = TextGenerator("data/demo/model.pt", dtype="int8")
+        generator.complete(["Once upon a time", "The old man"], Sampling(0.8, top_p=0.9))
+
+    Args:
+        checkpoint: any file or folder that `load_pretrained` takes.
+        tokenizer_path: by default the tokenizer beside the checkpoint, or else in the working
+            folder.
+        causal: overrides the checkpoint's.
+        dtype: of the weights: float32, bfloat16 or int8.
+        use_gpu: run on CUDA, or else MPS.
+        compile: compile batch-1 decoding, which is available for a causal model on a CPU.
+        limit_threads: let PyTorch use one thread if the model is small.
+
+    Raises:
+        FileNotFoundError, InputError: it cannot be loaded, or the tokenizer does not fit the model.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        tokenizer_path: str | Path | None = None,
+        *,
+        causal: bool | None = None,
+        dtype: str = "float32",
+        use_gpu: bool = False,
+        compile: bool = False,
+        limit_threads: bool = False,
+    ):
+        self.device = pick_device(use_gpu)
+        # The weights stay in the file until they are converted, one layer after the other.
+        llama = load_pretrained(checkpoint, causal=causal, init_weights=False, dtype=None)
+        path = tokenizer_path or find_tokenizer(checkpoint)
+        self.tokenizer = Tokenizer(tokenizer_model=path)
+        check_vocabulary(self.tokenizer, llama.vocab_size, checkpoint)
+        if limit_threads and llama.config.causal and self.device.type == "cpu":
+            use_one_thread_if_small(llama, dtype)
+        self.llama = prepared(llama.to(self.device).eval(), dtype, self.device, compile)
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 75,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Continue prompts of any lengths, in one batch if the model is causal.
+
+        Args:
+            sampling: by default at temperature 1.
+            stop: a text ends before the first of these in its continuation.
+
+        Returns:
+            the prompts with their continuations.
+
+        Raises:
+            InputError: a prompt is longer than the context, or not valid text.
+        """
+        if not prompts:
+            return []
+        batch = GenerationBatch(self, prompts, sampling or Sampling(), max_new_tokens, stop)
+        for _ in batch:
+            pass
+        return [batch.text(row) for row in range(len(prompts))]
+
+
+class GenerationBatch:
+    """Texts that grow while one iterates, by a token of every active row at each step.
+
+    Args:
+        generator: the model and its tokenizer.
+        prompts: the texts to continue.
+        stop: a text ends before the first of these in its continuation.
+
+    Attributes:
+        rows: ids of each text so far.
+        n_new: number of tokens generated so far, in all rows.
+    """
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+    ):
+        self.llama, self.tokenizer = generator.llama, generator.tokenizer
+        self.sampling, self.max_new_tokens, self.stop = sampling, max_new_tokens, stop
+        self.rows = [self.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+        self.prompt_lengths = [len(self.tokenizer.decode(ids)) for ids in self.rows]
+        self.n_new = 0
+
+    def __iter__(self) -> Iterator[None]:
+        arguments = (self.llama, self.rows, self.max_new_tokens, self.sampling)
+        if self.llama.config.causal:
+            stop_ids = (self.tokenizer.bos_id, self.tokenizer.eos_id)
+            steps = decode(*arguments, stop_ids, self._has_stop)
+        else:
+            steps = decode_unmasked(*arguments, self._has_stop)
+        for new in steps:
+            self._append(new)
+            yield
+
+    def text(self, row: int) -> str:
+        """The text of a row so far, up to its first stop."""
+        text = self.tokenizer.decode(self.rows[row])
+        return text[: self._find_stop(text, row)]
+
+    def stable_prefix(self, row: int) -> str:
+        """The part of a row's text that no later token changes, for streaming.
+
+        Left out are an incomplete character, which decodes to replacement characters until its last
+        byte comes, and the beginning of a stop.
+        """
+        text = self.tokenizer.decode(self.rows[row])
+        end = self._find_stop(text, row)
+        text = text[:end].rstrip("\N{REPLACEMENT CHARACTER}")
+        if end is not None:
+            return text
+        n_open = 0
+        for stop in self.stop:
+            for n in range(1, len(stop)):
+                if text.endswith(stop[:n]) and len(text) - n >= self.prompt_lengths[row]:
+                    n_open = max(n_open, n)
+        return text[: len(text) - n_open]
+
+    def _append(self, new: Sequence[int | None]) -> None:
+        for ids, token in zip(self.rows, new, strict=True):
+            if token is not None:
+                ids.append(token)
+                self.n_new += 1
+
+    def _has_stop(self, row: int, ids: list[int]) -> bool:
+        return bool(self.stop) and self._find_stop(self.tokenizer.decode(ids), row) is not None
+
+    def _find_stop(self, text: str, row: int) -> int | None:
+        """Where the first stop begins in the continuation of a row."""
+        starts = [text.find(stop, self.prompt_lengths[row]) for stop in self.stop]
+        return min((start for start in starts if start >= 0), default=None)
+
+
+def prepared(llama: Llama, dtype: str, device: torch.device, compile: bool) -> Llama | Batch1Llama:
+    """The fastest form of a model for its device and precision.
+
+    Without a mask and in float32 it stays the assignment's, to the digit.
+
+    Raises:
+        InputError: Numba is not installed, which compiling needs.
+    """
+    accelerate(llama)
+    if llama.config.causal and device.type == "cpu":
+        return compiled(llama, dtype) if compile else Batch1Llama(llama, dtype)
+    if compile:
+        where = f"on {device.type}" if llama.config.causal else "without a causal mask"
+        warnings.warn(f"compiled decoding is not available {where}", stacklevel=3)
+    if llama.config.causal or dtype != "float32":
+        return prepare_for_decoding(llama, dtype)
+    return llama.float()
+
+
+def compiled(llama: Llama, dtype: str) -> Batch1Llama:
+    """The model with batch-1 decoding compiled for the CPU.
+
+    Raises:
+        InputError: Numba is not installed.
+    """
+    if "numba" not in sys.modules:  # it reads the variable when it is imported
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
+    try:
+        from minllama.kernels.compiled import CompiledLlama
+    except ImportError as error:
+        raise InputError(
+            "compiled decoding needs Numba; install it with `python -m pip install -r "
+            "requirements-extra.txt`"
+        ) from error
+    print("compiling the decoding step, or loading it from its cache", file=sys.stderr)
+    return CompiledLlama(llama, dtype)
+
+
+def use_one_thread_if_small(llama: Llama, dtype: str) -> None:
+    """Set PyTorch's threads to one for a small model, unless `OMP_NUM_THREADS` is set.
+
+    Threads wait for each other after every product. Next to another busy process each wait may take
+    a time slice of the processor, and a small model decodes several times slower with two threads
+    than with one (`benchmarks/threads.py`).
+    """
+    sizes = {id(p): p.numel() for p in llama.parameters()}  # a shared parameter counts once
+    is_small = sum(sizes.values()) * BYTES[dtype] < MIN_BYTES_FOR_THREADS
+    if is_small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
