@@ -4,13 +4,13 @@ import inspect
 import math
 from typing import Any
 
-LONGEST_CONTEXT = 2**20  # tokens
-MOST_LAYERS = 10_000
-LARGEST = 1e30  # of epsilon and theta, in float32
+MAX_CONTEXT = 2**20  # tokens; the rotary table has a row for each
+MAX_LAYERS = 10_000
+MAX_FLOAT = 1e30  # for epsilon and theta, which are used in float32
 
 
 def feed_forward_dim(dim: int, multiple_of: int, multiplier: float | None = None) -> int:
-    """2/3 · 4 · dim, times the multiplier, rounded up to a multiple."""
+    """The width of a feed-forward layer: 2/3 · 4 · dim · multiplier, rounded up to a multiple."""
     width = int(2 * 4 * dim / 3)
     if multiplier is not None:
         width = int(multiplier * width)
@@ -23,9 +23,9 @@ class LlamaConfig:
     Args:
         vocab_size: number of token ids.
         dim: width of the residual stream.
-        dropout: probability of dropping an element of the embeddings, the attention weights and
-            each sub-layer's output while training.
-        attention_dropout: another probability for the attention weights; None means `dropout`.
+        dropout: probability that an element of the embeddings, the attention weights or a
+            sub-layer's output is dropped in training.
+        attention_dropout: this probability for the attention weights; None means `dropout`.
         n_layers: number of transformer layers.
         n_heads: number of query heads; `dim` is split evenly among them.
         n_kv_heads: number of key and value heads (grouped-query attention, arXiv 2305.13245);
@@ -33,13 +33,13 @@ class LlamaConfig:
         max_seq_len: longest context, in tokens.
         layer_norm_eps: epsilon of the RMSNorms.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
-        hidden_dim: width of the feed-forward layer; None derives it from `dim`, as `ffn_dim` says.
-        ffn_dim_multiplier: what the derived width is multiplied by before it is rounded up.
+        hidden_dim: the feed-forward width; None derives it from `dim`, see `feed_forward_dim`.
+        ffn_dim_multiplier: factor of the derived feed-forward width.
         tie_embeddings: whether the embedding and the output head are one matrix.
         rope_theta: base of the wavelengths of the rotary position embedding.
-        causal: whether a position attends only to itself and those before it. The assignment
-            attends without a mask, so the default is False.
-        **kwargs: further keywords are kept as attributes.
+        causal: whether a position attends only to itself and earlier ones. The assignment attends
+            without a mask, so the default is False.
+        **kwargs: kept as attributes.
     """
 
     def __init__(
@@ -87,29 +87,44 @@ class LlamaConfig:
             return self.hidden_dim
         return feed_forward_dim(self.dim, self.multiple_of, self.ffn_dim_multiplier)
 
-    def check(self) -> None:
-        """
+    def validate(self) -> None:
+        """Check that a Llama can have this configuration.
+
         Raises:
-            ValueError: there is no Llama of this configuration; the message says why.
+            ValueError: it cannot; the message says why.
         """
-        counts = ["vocab_size", "dim", "n_layers", "n_heads", "max_seq_len", "multiple_of"]
-        counts += [name for name in ("n_kv_heads", "hidden_dim") if getattr(self, name) is not None]
-        for name in counts:
+        self._validate_counts()
+        self._validate_numbers()
+        n_kv_heads = self.n_kv_heads or self.n_heads
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
+        if self.n_heads % n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {n_kv_heads}")
+        if self.dim // self.n_heads % 2:
+            raise ValueError(
+                f"dim / n_heads is {self.dim // self.n_heads}, expected an even number"
+            )
+
+    def _validate_counts(self) -> None:
+        names = ["vocab_size", "dim", "n_layers", "n_heads", "max_seq_len", "multiple_of"]
+        names += [name for name in ("n_kv_heads", "hidden_dim") if getattr(self, name) is not None]
+        for name in names:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value < 2**31:
                 raise ValueError(f"{name} is {value!r}, expected a positive integer below 2**31")
-        if self.max_seq_len > LONGEST_CONTEXT:  # there is a table of all positions
-            raise ValueError(f"max_seq_len is {self.max_seq_len}, at most {LONGEST_CONTEXT} can be")
-        if self.n_layers > MOST_LAYERS:
-            raise ValueError(f"n_layers is {self.n_layers}, at most {MOST_LAYERS} can be")
+        for name, highest in (("max_seq_len", MAX_CONTEXT), ("n_layers", MAX_LAYERS)):
+            if getattr(self, name) > highest:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at most {highest}")
+
+    def _validate_numbers(self) -> None:
         for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a number from 0 to below 1")
-        for name, low in (("layer_norm_eps", 0), ("rope_theta", 1)):
+        for name, lowest in (("layer_norm_eps", 0), ("rope_theta", 1)):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not low <= value < LARGEST:
-                raise ValueError(f"{name} is {value!r}, expected a number of at least {low}")
+            if type(value) not in (int, float) or not lowest <= value < MAX_FLOAT:
+                raise ValueError(f"{name} is {value!r}, expected a number of at least {lowest}")
         for name in ("causal", "tie_embeddings"):
             value = getattr(self, name)
             if type(value) is not bool:
@@ -118,23 +133,16 @@ class LlamaConfig:
         is_number = type(multiplier) in (int, float)
         if multiplier is not None and not (is_number and 0 < multiplier < 2**31):
             raise ValueError(f"ffn_dim_multiplier is {multiplier!r}, expected a positive number")
-        n_kv_heads = self.n_kv_heads or self.n_heads
-        if self.dim % self.n_heads:
-            raise ValueError(f"dim {self.dim} is no multiple of n_heads {self.n_heads}")
-        if self.n_heads % n_kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is no multiple of n_kv_heads {n_kv_heads}")
-        if self.dim // self.n_heads % 2:
-            raise ValueError(f"dim / n_heads is {self.dim // self.n_heads}, expected an even one")
 
     @classmethod
     def from_model_args(cls, model_args: dict[str, Any]) -> "LlamaConfig":
-        """The configuration that a checkpoint's `model_args` describe, checked.
+        """Build and validate the configuration that a checkpoint's `model_args` describe.
 
-        `norm_eps` is another name of `layer_norm_eps`. A name that is not known would change the
-        model without a word if it were ignored, so it is refused.
+        `norm_eps` is another name of `layer_norm_eps`. Unknown names are refused, because ignoring
+        one could silently change the model.
 
         Raises:
-            ValueError: a name is unknown, or there is no Llama of this configuration.
+            ValueError: a name is unknown, or no Llama can have this configuration.
         """
         arguments = dict(model_args)
         if "norm_eps" in arguments:
@@ -146,7 +154,7 @@ class LlamaConfig:
         if unknown:
             raise ValueError(f"not understood: {', '.join(unknown)}")
         config = cls(**arguments)
-        config.check()
+        config.validate()
         return config
 
     def __repr__(self) -> str:

@@ -169,7 +169,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer_id: int = 0):
         super().__init__()
-        config.check()
+        config.validate()
         self.layer_id = layer_id
         self.config = config
         self.n_local_heads = config.n_heads

@@ -263,9 +263,9 @@ def test_dropout_acts_in_training_only():
 
 
 def test_heads_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="dim 30 is no multiple of n_heads 4"):
+    with pytest.raises(ValueError, match="dim 30 is not a multiple of n_heads 4"):
         Llama(LlamaConfig(**(MODEL_ARGS | {"dim": 30})))
-    with pytest.raises(ValueError, match="n_heads 4 is no multiple of n_kv_heads 3"):
+    with pytest.raises(ValueError, match="n_heads 4 is not a multiple of n_kv_heads 3"):
         Llama(LlamaConfig(**(MODEL_ARGS | {"n_kv_heads": 3})))
     with pytest.raises(ValueError, match="dim / n_heads is 9"):
         Llama(LlamaConfig(**(MODEL_ARGS | {"dim": 36})))

@@ -81,7 +81,7 @@ def config_of(sizes: tuple[int, ...]) -> LlamaConfig:
         rope_theta=THETA,
         causal=True,
     )
-    config.check()
+    config.validate()
     return config
 
 

@@ -269,7 +269,7 @@ class ShapeSettings(Settings):
             **shape,
         )
         try:
-            config.check()
+            config.validate()
         except ValueError as error:
             raise InputError(f"no such model: {error}") from error
         return config

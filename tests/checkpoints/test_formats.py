@@ -181,7 +181,7 @@ NOT_LLAMA_2 = [
     ({"num_attention_heads": 3}, "no multiple of n_heads"),
     ({"hidden_size": 10**9}, "has shape"),
     ({"num_hidden_layers": -1}, "n_layers"),
-    ({"num_hidden_layers": 10**9}, "n_layers is 1000000000, at most 10000 can be"),
+    ({"num_hidden_layers": 10**9}, "n_layers is 1000000000, expected at most 10000"),
     ({"num_hidden_layers": 10**4}, "is to have 10000 layers, has"),
     ({"vocab_size": "320"}, "vocab_size"),
 ]
