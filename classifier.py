@@ -171,6 +171,9 @@ class LlamaEmbeddingClassifier(nn.Module):
         return F.log_softmax(self.classifier_head(self.dropout(pooled)).float(), dim=-1)
 
 
+SentenceClassifier = LlamaEmbeddingClassifier | LlamaZeroShotClassifier
+
+
 def last_positions(input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
     """Find the position of each sequence's last token, `(batch, 1)`.
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from classifier import LlamaEmbeddingClassifier
+from classifier import LlamaEmbeddingClassifier, SentenceClassifier
 from minllama.common.settings import Settings, flag
 from minllama.kernels.cpu import accelerate
 from minllama.methods.adapter import Adapters
@@ -112,7 +110,9 @@ def need_label_names(methods: Sequence[Method]) -> bool:
     return any("label names" in method.requires for method in methods)
 
 
-def build_classifier(config: Any, methods: Sequence[Method], tokenizer: Tokenizer) -> nn.Module:
+def build_classifier(
+    config: Any, methods: Sequence[Method], tokenizer: Tokenizer
+) -> SentenceClassifier:
     """Build the classifier that the methods fine-tune.
 
     Args:
@@ -125,7 +125,6 @@ def build_classifier(config: Any, methods: Sequence[Method], tokenizer: Tokenize
     model = next((model for model in built if model is not None), None)
     if model is None:
         model = LlamaEmbeddingClassifier(config)
-    accelerate(model)
     check_vocabulary(tokenizer, model.llama.vocab_size, config.pretrained_model_path)
     accelerate(model.llama)
     for method in methods:
@@ -134,7 +133,10 @@ def build_classifier(config: Any, methods: Sequence[Method], tokenizer: Tokenize
 
 
 def model_inputs(
-    model: nn.Module, methods: Sequence[Method], tokenizer: Tokenizer, *splits: list[Example]
+    model: SentenceClassifier,
+    methods: Sequence[Method],
+    tokenizer: Tokenizer,
+    *splits: list[Example],
 ) -> list[list[Example]]:
     """The examples as the model reads them: sentences, or what a method makes of them."""
     for method in methods:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llama import Attention, FeedForward
+from classifier import SentenceClassifier
+from llama import LlamaLayer
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
 from minllama.methods.base import Method
@@ -23,7 +24,7 @@ class Adapters(Method):
 
     adapter_size: int = flag(16, "inner width of the adapters", low=1)
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: SentenceClassifier) -> None:
         """
         Raises:
             InputError: the adapters would be wider than the layers.
@@ -33,11 +34,12 @@ class Adapters(Method):
             raise InputError(f"--adapter_size {self.adapter_size}: the layers are {dim} wide")
         model.llama.requires_grad_(False)
         for layer in model.llama.layers:
+            assert isinstance(layer, LlamaLayer)
             add_adapter(layer.attention, dim, self.adapter_size)
             add_adapter(layer.feed_forward, dim, self.adapter_size)
 
 
-def add_adapter(sub_layer: Attention | FeedForward, dim: int, size: int) -> None:
+def add_adapter(sub_layer: nn.Module, dim: int, size: int) -> None:
     """Let a sub-layer pass its output through a new adapter, by a forward hook."""
     sub_layer.adapter = Adapter(dim, size).to(next(sub_layer.parameters()).device)
     sub_layer.register_forward_hook(apply_adapter)
@@ -45,7 +47,7 @@ def add_adapter(sub_layer: Attention | FeedForward, dim: int, size: int) -> None
 
 def apply_adapter(sub_layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
     """The forward hook: `(batch, seqlen, dim)` to the same shape."""
-    return sub_layer.adapter(output)
+    return sub_layer.get_submodule("adapter")(output)
 
 
 class Adapter(nn.Module):

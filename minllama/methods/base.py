@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
 
+from classifier import SentenceClassifier
 from minllama.common.errors import InputError
 from minllama.common.settings import Settings, spelling_of
 from minllama.text.batches import Batch, Example
@@ -84,7 +84,7 @@ class Method(Settings):
         """Select the training examples."""
         return examples
 
-    def build(self, config: Any, tokenizer: Tokenizer) -> nn.Module | None:
+    def build(self, config: Any, tokenizer: Tokenizer) -> SentenceClassifier | None:
         """Build another classifier than the one with a new head.
 
         Args:
@@ -92,11 +92,11 @@ class Method(Settings):
         """
         return None
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: SentenceClassifier) -> None:
         """Add layers to the classifier, and freeze what is not to train."""
 
     def examples(
-        self, model: nn.Module, tokenizer: Tokenizer, splits: Sequence[list[Example]]
+        self, model: SentenceClassifier, tokenizer: Tokenizer, splits: Sequence[list[Example]]
     ) -> list[list[Example]] | None:
         """Make other model inputs of the sentences, truncated to the model's context."""
         return None
@@ -119,5 +119,5 @@ class Method(Settings):
         """Act on the best epoch's weights, which the model has again; say if they changed."""
         return False
 
-    def merge(self, model: nn.Module) -> None:
+    def merge(self, model: SentenceClassifier) -> None:
         """Merge added layers into the weights of a trained classifier, for faster inference."""

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates beside frozen linear layers."""
+"""LoRA: low-rank updates of frozen linear layers."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from base_llama import replace
+from classifier import SentenceClassifier
 from llama import Llama
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
@@ -17,7 +18,7 @@ from minllama.methods.base import Method
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Method):
-    """Updates beside all linear layers of attention and feed-forward train; all else is frozen."""
+    """Train low-rank updates of the linear layers of all layers, and freeze the rest."""
 
     title = "--tune lora (arXiv 2106.09685)"
     shardable = True
@@ -28,10 +29,10 @@ class LoRA(Method):
     lora_alpha: float = flag(16.0, "LoRA scale: updates are multiplied by alpha / rank")
     lora_dropout: float = flag(0.0, "dropout of the input of the updates", high=1)
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: SentenceClassifier) -> None:
         """
         Raises:
-            InputError: the rank is larger than that of the layers.
+            InputError: the rank is larger than the width of the layers.
         """
         llama = model.llama
         if self.lora_rank > llama.config.dim:
@@ -41,7 +42,7 @@ class LoRA(Method):
         llama.requires_grad_(False)
         add_lora(llama, self.lora_rank, self.lora_alpha, self.lora_dropout)
 
-    def merge(self, model: nn.Module) -> None:
+    def merge(self, model: SentenceClassifier) -> None:
         """Add all updates to the weights."""
         for name, module in list(model.named_modules()):
             if isinstance(module, LoRALinear):

@@ -56,6 +56,7 @@ class MixoutLinear(FastLinear):
     def __init__(self, linear: nn.Linear, p: float):
         super().__init__(linear)
         self.p = p
+        self.pretrained: torch.Tensor
         self.register_buffer("pretrained", linear.weight.detach().clone(), persistent=False)
 
     def mixed(self) -> torch.Tensor:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
+from classifier import SentenceClassifier
 from llama import RMSNorm
 from minllama.methods.base import Method
 
@@ -19,7 +18,7 @@ class HeadOnly(Method):
     traits = frozenset({"frozen weights"})
     excludes: ClassVar = {"no new head": "so there is nothing to train"}
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: SentenceClassifier) -> None:
         model.llama.requires_grad_(False)
 
 
@@ -32,7 +31,7 @@ class NormsOnly(Method):
     tune = "norm"
     traits = frozenset({"frozen weights"})
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: SentenceClassifier) -> None:
         model.llama.requires_grad_(False)
         for module in model.llama.modules():
             if isinstance(module, RMSNorm):

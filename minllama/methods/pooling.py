@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
+from classifier import LlamaEmbeddingClassifier, SentenceClassifier
 from minllama.common.settings import flag
 from minllama.methods.base import Method
 
@@ -24,5 +23,6 @@ class Pooling(Method):
         choices=("last", "mean"),
     )
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: SentenceClassifier) -> None:
+        assert isinstance(model, LlamaEmbeddingClassifier)  # see `excludes`
         model.pooling = self.pooling

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from base_llama import replace
-from llama import Attention, Llama
+from classifier import SentenceClassifier
+from llama import Attention, Llama, LlamaLayer
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
 from minllama.kernels.cpu import FastAttention
@@ -25,7 +26,7 @@ class PrefixTuning(Method):
 
     prefix_length: int = flag(16, "learned positions in every layer", low=1)
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: SentenceClassifier) -> None:
         """
         Raises:
             InputError: the prefix is longer than the context.
@@ -80,6 +81,7 @@ def add_prefix(llama: Llama, length: int) -> None:
     states = llama.tok_embeddings(torch.randint(len(weight), (1, length), device=weight.device))
     llama.eval()
     for layer in llama.layers:
+        assert isinstance(layer, LlamaLayer)
         attention, normed = layer.attention, layer.attention_norm(states)
         shape = (length, attention.n_local_kv_heads, attention.head_dim)
         key = attention.compute_key(normed).view(shape).transpose(0, 1)

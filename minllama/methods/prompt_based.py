@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from classifier import LlamaZeroShotClassifier
+from classifier import LlamaZeroShotClassifier, SentenceClassifier
 from minllama.common.settings import flag
 from minllama.methods.base import Method
 from minllama.text.batches import Example
@@ -33,14 +32,15 @@ class PromptBased(Method):
     )
     prompt_based: bool = flag(False, "train the model to continue a prompt with the label's name")
 
-    def build(self, config: Any, tokenizer: Tokenizer) -> nn.Module:
+    def build(self, config: Any, tokenizer: Tokenizer) -> SentenceClassifier:
         """Build the zero-shot classifier, to be trained."""
         return PromptClassifier(config, tokenizer, config.label_names)
 
     def examples(
-        self, model: nn.Module, tokenizer: Tokenizer, splits: Sequence[list[Example]]
+        self, model: SentenceClassifier, tokenizer: Tokenizer, splits: Sequence[list[Example]]
     ) -> list[list[Example]]:
         """Make prompts; long ones lose their beginning."""
+        assert isinstance(model, PromptClassifier)
         causal = model.llama.config.causal
         prompts = (
             make_prompts(data, self.prompt_template, model.label_names, tokenizer, causal=causal)
@@ -56,8 +56,8 @@ class PromptClassifier(LlamaZeroShotClassifier):
     sum of those of all labels.
     """
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, config: Any, tokenizer: Tokenizer, label_names: Sequence[str]):
+        super().__init__(config, tokenizer, label_names)
         self.llama.requires_grad_()
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
@@ -75,4 +75,6 @@ class FewShot(Method):
     shots: int | None = flag(None, "train on K random sentences per label", low=1, metavar="K")
 
     def choose(self, examples: list[Example], num_labels: int, seed: int) -> list[Example]:
+        if self.shots is None:
+            return examples
         return few_shot(examples, self.shots, num_labels, seed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
+from classifier import LlamaEmbeddingClassifier
 from minllama.common.settings import flag
 from minllama.methods.base import Method
 
@@ -36,7 +37,7 @@ class WiseFT(Method):
 
     def before_training(self, training: Training) -> None:
         """Initialize a new head, and remember the weights."""
-        if hasattr(training.model, "classifier_head"):
+        if isinstance(training.model, LlamaEmbeddingClassifier):
             encode = training.tokenizer.encode
             names = training.label_names or []
             ids = [encode(name, bos=False, eos=False, truncate=False) for name in names]
@@ -75,7 +76,7 @@ def interpolate(model: nn.Module, start: dict, end: dict, alpha: float) -> None:
 
 
 @torch.no_grad()
-def start_head(model: nn.Module, label_name_ids: list[list[int]]) -> None:
+def start_head(model: LlamaEmbeddingClassifier, label_name_ids: list[list[int]]) -> None:
     """Set each label's row of the head to the mean embedding of its name, and the bias to 0."""
     embedding = model.llama.tok_embeddings.weight
     for label, ids in enumerate(label_name_ids):

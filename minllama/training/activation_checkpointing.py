@@ -50,4 +50,5 @@ class CheckpointedLayer(LlamaLayer):
 def checkpoint_activations(layers: nn.ModuleList) -> None:
     """Replace each layer by a `CheckpointedLayer`."""
     for i, layer in enumerate(layers):
+        assert isinstance(layer, LlamaLayer)
         replace(layers, str(i), CheckpointedLayer(layer))
