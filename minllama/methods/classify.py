@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
+from classifier import SentenceClassifier
 from minllama import methods
 from minllama.common.errors import InputError
 from minllama.common.flags import TaskSettings
@@ -42,7 +42,7 @@ class Classifier:
         dtype: of matrix products, by autocast.
     """
 
-    model: nn.Module
+    model: SentenceClassifier
     tokenizer: Tokenizer
     config: ClassifierConfig
     methods: tuple[Method, ...]

@@ -38,8 +38,8 @@ class WiseFT(Method):
     def before_training(self, training: Training) -> None:
         """Initialize a new head, and remember the weights."""
         if isinstance(training.model, LlamaEmbeddingClassifier):
-            encode = training.tokenizer.encode
-            names = training.label_names or []
+            encode = training.classifier.tokenizer.encode
+            names = training.classifier.config.label_names or []
             ids = [encode(name, bos=False, eos=False, truncate=False) for name in names]
             start_head(training.model, ids)
         for name, parameter in training.model.named_parameters():
