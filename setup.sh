@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make .venv, install what is pinned there, and fetch weights, tokenizer and data.
-# May be run again at any time. MINLLAMA_ASSETS, a folder or a base URL, takes the place of the
-# original addresses.
+# Make .venv, install the pinned requirements, and fetch weights, tokenizer and data.
+# Can be run again at any time. MINLLAMA_ASSETS, a folder or a base URL, replaces the original
+# addresses.
 set -eu
 unset CDPATH
-# A relative MINLLAMA_ASSETS is relative to where the script was called.
+# A relative MINLLAMA_ASSETS is relative to the caller's working directory.
 if [ -d "${MINLLAMA_ASSETS:-}" ]; then
     MINLLAMA_ASSETS=$(cd "$MINLLAMA_ASSETS" && pwd)
     export MINLLAMA_ASSETS

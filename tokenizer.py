@@ -9,24 +9,25 @@ from minllama.common.errors import InputError, missing_file
 from minllama.common.files import atomic_write, check_outputs
 
 TOKENIZER_MODEL = "tokenizer.model"
-LETTERS = "".join(map(chr, [*range(1, 128), *range(128, 2048, 32), *range(2048, 0xD800, 512)]))
+# Characters of many scripts.
+SAMPLE = "".join(map(chr, [*range(1, 128), *range(128, 2048, 32), *range(2048, 0xD800, 512)]))
 
 
 class Tokenizer:
     """Text to token ids and back.
 
     Args:
-        max_len: keep only this many ids of a text, not counting BOS and EOS; None keeps all.
-        tokenizer_model: a SentencePiece model; None takes `tokenizer.model` in the working folder.
+        max_len: truncate texts to this many ids, BOS and EOS not counted; None keeps all.
+        tokenizer_model: a SentencePiece model; None is `tokenizer.model` in the working directory.
 
     Attributes:
         n_words: number of pieces.
-        bos_id, eos_id: the ids that begin and end a text.
-        pad_id: the piece `<0x00>`, a byte that no text holds (without it, the unknown piece).
+        bos_id, eos_id: ids that begin and end a text.
+        pad_id: id of `<0x00>`, a byte that no text has; of `<unk>` if there is no such piece.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        InputError: it is no SentencePiece model.
+        FileNotFoundError: the file does not exist.
+        InputError: it is not a SentencePiece model.
     """
 
     def __init__(self, max_len: int | None = None, tokenizer_model: str | Path | None = None):
@@ -38,9 +39,9 @@ class Tokenizer:
             self.sp_model.LoadFromSerializedProto(self.model_path.read_bytes())
             self.n_words = self.sp_model.vocab_size()
             ids = list(range(self.n_words))
-            self.sp_model.id_to_piece(ids)  # each must be text, which the library does not check
+            self.sp_model.id_to_piece(ids)  # fails if one is not text; the library does not check
             self.sp_model.decode([[i] for i in ids])
-            self.sp_model.decode(self.sp_model.encode(LETTERS))
+            self.sp_model.decode(self.sp_model.encode(SAMPLE))
         except (RuntimeError, ValueError, IndexError) as error:
             raise InputError(
                 f"{self.model_path}: not a SentencePiece model, or damaged; fetch it again"
@@ -51,13 +52,14 @@ class Tokenizer:
         self.max_len = max_len
 
     def encode(self, s: str, bos: bool, eos: bool, truncate: bool = True) -> list[int]:
-        """The ids of a text, cut to `max_len`, then with BOS before and EOS behind if asked for.
+        """Tokenize a text.
 
         Args:
-            truncate: False cuts nothing.
+            bos, eos: add BOS in front, EOS at the end.
+            truncate: keep `max_len` ids only, before these two are added.
 
         Raises:
-            InputError: the text holds surrogates, which stand for no character.
+            InputError: the text has surrogates, which are not characters.
         """
         try:
             s.encode()
@@ -69,24 +71,25 @@ class Tokenizer:
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids, without BOS and EOS."""
         return self.sp_model.decode(ids)
 
     def export(self) -> None:
-        """Write the pieces in llama2.c's format, beside the model with the suffix `.bin`.
+        """Write the pieces in llama2.c's format, next to the model with the suffix `.bin`.
 
         Raises:
-            InputError: that is the model itself.
+            InputError: that file is the model itself.
         """
         path = self.model_path.with_suffix(".bin")
         check_outputs([path], [self.model_path])
         with atomic_write(path, "wb") as file:
-            file.write(self.exported())
+            file.write(self.to_llama2c())
 
-    def exported(self) -> bytes:
+    def to_llama2c(self) -> bytes:
         """The pieces in llama2.c's format.
 
-        It has the longest piece's byte length, then for each piece its score (float32), its byte
-        length (int32) and its bytes.
+        First the length in bytes of the longest piece (int32), then for each piece its score
+        (float32), its length in bytes (int32) and its bytes.
         """
         texts = []
         for i in range(self.n_words):
@@ -101,10 +104,10 @@ class Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, checkpoint: str | Path) -> None:
-    """See that a tokenizer is the model's own.
+    """Check that a tokenizer fits a model.
 
     Raises:
-        InputError: its vocabulary size differs from the model's, or it has no BOS or no EOS.
+        InputError: its vocabulary size differs from the model's, or it lacks BOS or EOS.
     """
     for name, token_id in (("BOS", tokenizer.bos_id), ("EOS", tokenizer.eos_id)):
         if token_id < 0:

@@ -1,4 +1,4 @@
-"""Ids, padding, and the export, on real tokenizers where there are any."""
+"""Ids, padding and export; on real tokenizers if they are there."""
 
 import struct
 
@@ -36,14 +36,7 @@ def test_export_is_llama2c_format_byte_for_byte(real_assets, tmp_path):
     assert (tmp_path / "tok512.bin").read_bytes() == (folder / "tok512.bin").read_bytes()
 
 
-def test_export_never_overwrites_its_model(tokenizer_path, tmp_path):
-    (tmp_path / "t.bin").write_bytes(tokenizer_path.read_bytes())
-    with pytest.raises(InputError, match=r"t\.bin: would overwrite the input"):
-        Tokenizer(tokenizer_model=tmp_path / "t.bin").export()
-    assert (tmp_path / "t.bin").read_bytes() == tokenizer_path.read_bytes()
-
-
-def test_export_reads_back(tokenizer, tokenizer_path, tmp_path):
+def test_export_reads_back_and_never_overwrites_its_model(tokenizer_path, tmp_path):
     (tmp_path / "t.model").write_bytes(tokenizer_path.read_bytes())
     Tokenizer(tokenizer_model=tmp_path / "t.model").export()
     content = (tmp_path / "t.bin").read_bytes()
@@ -54,6 +47,10 @@ def test_export_reads_back(tokenizer, tokenizer_path, tmp_path):
         offset += 8 + length
     assert len(pieces) == 320 and max(map(len, pieces)) == longest
     assert pieces[1:4] == [b"\n<s>\n", b"\n</s>\n", b"<0x00>"]
+    (tmp_path / "t.model").rename(tmp_path / "t.bin")
+    with pytest.raises(InputError, match=r"t\.bin: would overwrite the input"):
+        Tokenizer(tokenizer_model=tmp_path / "t.bin").export()
+    assert (tmp_path / "t.bin").read_bytes() == tokenizer_path.read_bytes()
 
 
 def test_other_files_are_refused(tmp_path):
@@ -79,4 +76,4 @@ def test_a_tokenizer_with_one_changed_byte_loads_or_is_refused(tokenizer_path, t
         except InputError:
             continue
         ids = tokenizer.encode("a warm and funny film, naïve 映画", bos=True, eos=True)
-        assert isinstance(tokenizer.decode(ids), str) and tokenizer.exported()
+        assert isinstance(tokenizer.decode(ids), str) and tokenizer.to_llama2c()

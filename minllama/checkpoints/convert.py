@@ -94,7 +94,7 @@ def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, by
         path, content = Path(target).parent / TOKENIZER_MODEL, tokenizer.read_bytes()
     else:
         path = Path(target).parent / "tokenizer.bin"
-        content = Tokenizer(tokenizer_model=tokenizer).exported()
+        content = Tokenizer(tokenizer_model=tokenizer).to_llama2c()
     if identity(path) == identity(target):
         raise InputError(f"{target}: the name of the tokenizer beside it; name another file")
     if not path.exists():
