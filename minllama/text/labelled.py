@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset
 
 from minllama.common.errors import InputError, missing_file
-from minllama.text.batches import Batch, Example, SortedBatchSampler, collate, make_loader  # noqa: F401
+from minllama.text.batches import Example, collate
 from tokenizer import Tokenizer
 
 SEPARATOR = " ||| "

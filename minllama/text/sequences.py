@@ -114,10 +114,10 @@ def training_batches(
     """Batches of tokens and targets in random order, epoch after epoch, without end.
 
     The order depends on seed and epoch only. Sequences that do not fill a batch are left out,
-    because a smaller batch would weigh too much, unless a text has no more.
+    because a smaller batch would weigh too much, unless the text has no more.
 
     Args:
-        skip: leave out so many batches at the start.
+        skip: number of batches to leave out at the start.
 
     Yields:
         tokens and targets, each `(batch, seqlen)`.
@@ -133,7 +133,7 @@ def training_batches(
         order = torch.randperm(len(sequences), generator=generator)
         indices = order[skip * batch_size : n_batches * batch_size]
         # With a generator of its own, the loader draws nothing from the global one.
-        sampler = BatchSampler(indices.tolist(), batch_size, drop_last=False)
+        sampler = BatchSampler(indices.numpy(), batch_size, drop_last=False)
         yield from DataLoader(sequences, batch_sampler=sampler, generator=generator)
         skip = 0
 
@@ -142,9 +142,8 @@ def check_lengths(seqlen: int, grad_accum: int, context: int, n_tokens: int) -> 
     """Check that a text can be cut into training sequences.
 
     Args:
-        seqlen: tokens of a sequence.
-        context: the model's, in tokens.
-        n_tokens: of the training split.
+        context: the longest sequence that the model takes.
+        n_tokens: size of the training split.
 
     Raises:
         InputError: the context or the text is too short.
@@ -153,11 +152,11 @@ def check_lengths(seqlen: int, grad_accum: int, context: int, n_tokens: int) -> 
         raise InputError(f"--max_seq_len {seqlen}: the context of the checkpoint is {context}")
     if n_tokens <= seqlen:
         raise InputError(
-            f"a context of {seqlen} tokens is longer than the training part's {n_tokens}; lower "
+            f"a context of {seqlen} tokens is longer than the training split's {n_tokens}; lower "
             "--max_seq_len or give more text"
         )
     if grad_accum > n_tokens // seqlen:
         raise InputError(
-            f"--grad_accum {grad_accum}: a step would be more batches than the training part has "
+            f"--grad_accum {grad_accum}: a step would be more batches than the training split has "
             f"sequences of {seqlen} tokens; lower it or give more text"
         )

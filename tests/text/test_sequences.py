@@ -1,11 +1,20 @@
 """Sequences for training and evaluation."""
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
+import torch
 from text_kit import words, write_documents
 
 from minllama.text.documents import Corpus
-from minllama.text.sequences import IGNORED, EvaluationSequences, TrainingSequences
+from minllama.text.sequences import (
+    IGNORED,
+    EvaluationSequences,
+    TrainingSequences,
+    training_batches,
+)
 from minllama.text.tokenized import tokenize
 
 
@@ -72,3 +81,26 @@ def test_sequences_of_a_huge_document_take_no_memory():
     assert [training.start_of(i) for i in places] == [0, 5, 517, 5 + 512 * 1999999999]
     assert training.start_of(len(training) - 1) == n_tokens - 513
     assert [scored.bounds_of(i)[0] for i in (0, 2)] == [0, n_tokens - 512]
+
+
+def take(text, n, seed=3, skip=0):
+    batches = training_batches(text, 8, 4, seed, skip)
+    return [tuple(row) for tokens, _ in itertools.islice(batches, n) for row in tokens.tolist()]
+
+
+def test_an_epoch_has_no_sequence_twice(text):
+    epochs = []
+    for offset in range(8):
+        sequences = TrainingSequences(text, 8, offset)
+        epochs.append(Counter(tuple(tokens.tolist()) for tokens, _ in sequences))
+    drawn = Counter(take(text, min(epoch.total() for epoch in epochs) // 4))
+    assert sum(drawn <= epoch for epoch in epochs) == 1
+
+
+def test_skipped_batches_change_nothing(text):
+    before = torch.get_rng_state()
+    every = take(text, 120)  # of several epochs
+    assert every != take(text, 120, seed=4)
+    for skip in (1, 30, 50, 100):
+        assert take(text, 20, skip=skip) == every[4 * skip : 4 * (skip + 20)]
+    assert torch.equal(torch.get_rng_state(), before)
