@@ -260,7 +260,9 @@ def shard(model: nn.Module, layers: nn.ModuleList, dtype: str) -> bool:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for module in (*layers, model):
         sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
-        sharded.set_gradient_divide_factor(1.0)  # sum, as `sum_gradients` does
+        # Sum the gradients, as `sum_gradients` does, in place of their mean.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
     return True
 
 

@@ -21,11 +21,10 @@ from torch.optim import Optimizer
 from minllama.checkpoints.layout import is_finite
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
-from minllama.training import distributed, sharded_state
-from minllama.training.optimizer_state import MOMENTS, check_step, set_groups
+from minllama.training import distributed, version_0_2
 
 STATE = "state.pt"
-VERSION_0_2 = {"settings": "run", "torch_rng": "now.cpu", "device_rng": "now.device"}  # its names
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 def digest(fingerprint: dict[str, Any]) -> str:
@@ -146,8 +145,7 @@ def set_rng_state(values: dict[str, Any], name: str, device: torch.device) -> No
 def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, values: dict) -> None:
     """Write the state in place of the last one, atomically.
 
-    One file holds it, or for a sharded model a folder that all processes write together. The
-    states of the random generators are saved too, as "now".
+    The states of the random generators are saved too, as "now".
 
     Args:
         values: counters and tensors of the run: `step`, `run` (its fingerprint), and others.
@@ -155,15 +153,21 @@ def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, values: dic
     Raises:
         OSError: it could not be written; the last state remains.
     """
-    values = values | rng_state("now", next(model.parameters()).device)
-    distributed.on_rank0(lambda: folder.mkdir(exist_ok=True))
-    if distributed.is_sharded(model):
-        path = sharded_state.save(folder, model, optimizer, values)
-    else:
-        path = folder / STATE
-        state = {"model": trained_tensors(model), "optimizer": optimizer.state_dict(), **values}
-        distributed.on_rank0(lambda: write_checkpoint(state, path))
-    distributed.on_rank0(lambda: remove_states(folder, keep=path))
+    distributed.reshard(model)
+    state = {
+        "model": distributed.full_tensors(trained_tensors(model)),
+        "optimizer": distributed.full_tensors(optimizer.state_dict()),
+        **values,
+        **rng_state("now", next(model.parameters()).device),
+    }
+
+    def write() -> None:
+        folder.mkdir(exist_ok=True)
+        write_checkpoint(state, folder / STATE)
+        for former in version_0_2.find_folders(folder):
+            shutil.rmtree(former)
+
+    distributed.on_rank0(write)
 
 
 def load_state(
@@ -185,43 +189,85 @@ def load_state(
         return None
     expected = expected | {"step": int, "run": dict, "now.cpu": torch.get_rng_state()}
     try:
-        load = sharded_state.load if path.is_dir() else _load_file
-        values = load(path, model, optimizer)
-        values = {VERSION_0_2.get(name, name): value for name, value in values.items()}
+        if path.is_dir():
+            state = version_0_2.read_folder(path, model, parameters_of(optimizer))
+        else:
+            state = read_checkpoint(path)
+        state = {version_0_2.NAMES.get(name, name): value for name, value in state.items()}
         for name, like in expected.items():
-            _check_value(name, values[name], like)
-        if values["step"] < 0:
-            raise ValueError(f"step {values['step']}")
+            _check_value(name, state[name], like)
+        if state["step"] < 0:
+            raise ValueError(f"step {state['step']}")
+        weights, moments = state.pop("model"), state.pop("optimizer")
+        if weights.keys() != trained_tensors(model).keys():
+            raise ValueError("its tensors are not those that the run trains")
+        _load_weights(model, weights)
+        _load_optimizer(optimizer, moments)
     except (InputError, OSError, MemoryError):
         raise
     except Exception as error:  # an edited file may fail anywhere
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"{path}: not a state of this run ({text}); move it away") from error
-    return values
+    return state
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The file or folder of the state with the most steps, or None."""
-    steps = sharded_state.find(folder)
+    """The state with the most steps, or None."""
+    steps = version_0_2.find_folders(folder)
     if (folder / STATE).is_file():
         step = read_checkpoint(folder / STATE, mapped=True).get("step") if steps else 0
         steps[folder / STATE] = step if isinstance(step, int) else -1
     return max(steps, key=lambda path: steps[path], default=None)
 
 
+def remove_states(folder: Path) -> None:
+    """Remove every state from a folder."""
+    (folder / STATE).unlink(missing_ok=True)
+    for path in version_0_2.find_folders(folder):
+        shutil.rmtree(path)
+
+
 def remove_run(folder: Path) -> None:
-    """Remove the folder of a state. All processes call it."""
+    """Remove a folder that has a state and nothing else. All processes call it."""
     distributed.on_rank0(lambda: remove_states(folder))
     distributed.on_rank0(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def remove_states(folder: Path, keep: Path | None = None) -> None:
-    """Remove every state from a folder but one."""
-    for path in sharded_state.find(folder):
-        if path != keep:
-            shutil.rmtree(path)
-    if keep != folder / STATE:
-        (folder / STATE).unlink(missing_ok=True)
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters of an optimizer, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    parameters = trained_tensors(model)
+    for name, parameter in parameters.items():
+        _check_tensor(name, weights[name], parameter)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(like_parameter(weights[name], parameter))
+
+
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    parameters = parameters_of(optimizer)
+    for index, moments in saved["state"].items():
+        parameter, step = parameters[index], moments["step"]
+        _check_value("step", step, int)
+        if step < 0:
+            raise ValueError(f"step {step}")
+        for key in MOMENTS:
+            _check_tensor(key, moments[key], parameter)
+        tensors = {key: like_parameter(moments[key], parameter) for key in MOMENTS}
+        optimizer.state[parameter] = {"step": step, **tensors}
+    for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for key, saved_value in saved_group.items():
+            if key == "params":
+                continue
+            value = type(group[key])(saved_value)
+            # The flags set everything but the learning rate, which a schedule may have changed.
+            is_valid = 0 <= value < math.inf if key == "lr" else value == group[key]
+            if not is_valid:
+                raise ValueError(f"{key} {value}")
+            group[key] = value
 
 
 def _check_value(name: str, value: Any, like: Any) -> None:
@@ -233,29 +279,6 @@ def _check_value(name: str, value: Any, like: Any) -> None:
         fits = isinstance(value, like) and not isinstance(value, bool) and not is_nan
     if not fits:
         raise TypeError(f"{name} is a {type(value).__name__} of another kind")
-
-
-def _load_file(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    state = read_checkpoint(path)
-    weights, moments = state.pop("model"), state.pop("optimizer")
-    parameters = trained_tensors(model)
-    if weights.keys() != parameters.keys():
-        raise InputError(f"{path}: its tensors are not those that the run trains; move it away")
-    for name, parameter in parameters.items():
-        _check_tensor(name, weights[name], parameter)
-    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, saved in moments["state"].items():
-        check_step(saved["step"])
-        for key in MOMENTS:
-            _check_tensor(key, saved[key], order[index])
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(like_parameter(weights[name], parameter))
-    for index, saved in moments["state"].items():
-        tensors = {key: like_parameter(saved[key], order[index]) for key in MOMENTS}
-        optimizer.state[order[index]] = {"step": saved["step"], **tensors}
-    set_groups(optimizer, moments["param_groups"])
-    return state
 
 
 def _check_tensor(name: str, tensor: Any, like: torch.Tensor) -> None:

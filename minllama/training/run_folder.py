@@ -170,9 +170,6 @@ class RunFolder:
         """Remove temporary files of a run that was killed while it wrote them."""
         for name in FILES:
             remove_leftovers(self.path / name)
-        for path in self.path.glob(".state-*.tmp"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
         if self.tokens.is_dir() and not self.tokens.is_symlink():
             for leftover in self.tokens.glob(".*.tmp"):
                 name, _, _ = leftover.name[1:].removesuffix(".tmp").rpartition(".")
