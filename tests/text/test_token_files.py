@@ -1,10 +1,11 @@
-"""Files of token ids: one sequence, cut by position, checked as it is read, measured by sample."""
+"""Files of token ids: one sequence, split by position, checked and measured as it is read."""
 
 import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from text_kit import write_documents
 
 import minllama.text.token_files
 from minllama.common.errors import InputError
@@ -15,6 +16,7 @@ from minllama.text.tokenized import tokenize
 
 DOCUMENTS = ["The hen ran home .", "A boy — “très” 猫 .\n\nIt ended .", "a", "two hours  and more"]
 DOCUMENTS *= 25
+N_BYTES = sum(len(document.encode()) for document in DOCUMENTS)
 
 
 @pytest.fixture
@@ -32,50 +34,46 @@ def paths(tmp_path, ids) -> list:
     return paths
 
 
-def test_several_files_are_one_sequence(paths, ids, tokenizer):
+@pytest.fixture
+def small_samples(monkeypatch):
+    monkeypatch.setattr(minllama.text.token_files, "N_BLOCKS", 5)
+    monkeypatch.setattr(minllama.text.token_files, "BLOCK", 10)
+
+
+def test_several_files_are_one_sequence_split_by_position(paths, ids, tokenizer):
     (text,) = open_token_files(paths, (1, 0, 0), tokenizer).values()
     assert len(text) == len(ids)
     for start, end in [(0, 5), (695, 705), (699, 1501), (700, 701), (0, len(ids)), (3, 3)]:
         assert text.ids[start:end].tolist() == ids[start:end]
     assert text.ids[len(ids) - 3 : len(ids) + 9].tolist() == ids[-3:]
-    assert text.starts.tolist() == [0]
+    for shares, cuts in [((0.5, 0.3, 0.2), (0.5, 0.8)), ((3, 0, 1), (0.75, 0.75))]:
+        splits = open_token_files(paths, shares, tokenizer)
+        first, second = (round(cut * len(ids)) for cut in cuts)
+        expected = {
+            "train": ids[:first],
+            "validation": ids[first:second],
+            "test": ids[second:],
+        }
+        assert {name: split.ids[:].tolist() for name, split in splits.items()} == {
+            name: part for name, part in expected.items() if part
+        }
 
 
-def test_parts_are_cut_by_position(paths, ids, tokenizer):
-    parts = open_token_files(paths, (0.5, 0.3, 0.2), tokenizer)
-    cuts = [0, round(0.5 * len(ids)), round(0.8 * len(ids)), len(ids)]
-    assert list(parts) == ["train", "validation", "test"]
-    for part, (start, end) in zip(parts.values(), itertools.pairwise(cuts), strict=True):
-        assert part.ids[:].tolist() == ids[start:end]
-    parts = open_token_files(paths, (3, 0, 1), tokenizer)
-    assert [(name, len(part)) for name, part in parts.items()] == [
-        ("train", round(0.75 * len(ids))),
-        ("test", len(ids) - round(0.75 * len(ids))),
-    ]
-
-
-def test_rows_follow_each_other(paths, ids, tokenizer):
+def test_the_files_count_as_one_document(paths, ids, tokenizer):
     (text,) = open_token_files(paths, (1, 0, 0), tokenizer).values()
-    rows = TrainingSequences(text, 16, 5)
-    starts = [0, *range(5, len(ids), 16)]
-    assert len(rows) == len(starts)
-    for i, start in enumerate(starts):
-        tokens, targets = rows[i]
-        start = min(start, len(ids) - 17)
-        assert tokens.tolist() == ids[start : start + 16]
-        assert targets.tolist() == ids[start + 1 : start + 17]
-    scored = EvaluationSequences(text, 16)
-    predicted = [i for row in range(len(scored)) for i in scored[row][1].tolist() if i != -100]
-    assert predicted == ids[1:]
+    sequences = TrainingSequences(text, 16, 5)
+    starts = [sequences.start_of(i) for i in range(len(sequences))]
+    assert starts == [min(start, len(ids) - 17) for start in (0, *range(5, len(ids), 16))]
+    targets = [i for _, targets in EvaluationSequences(text, 16) for i in targets.tolist()]
+    assert [i for i in targets if i != -100] == ids[1:]
 
 
 def test_measured_whole_they_are_the_text(tmp_path, tokenizer):
     """Of a text that is tokenized here, bits per byte are the same in both forms."""
-    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(DOCUMENTS))
-    texts, folder = [tmp_path / "a.txt"], tmp_path / "tokens"
-    text = tokenize(Corpus(texts, (1, 0, 0)), tokenizer, folder)["train"]
-    files = open_token_files([folder / "train.bin"], (1, 0, 0), tokenizer)["train"]
-    assert files.n_bytes == text.n_bytes == sum(len(d.encode()) for d in DOCUMENTS)
+    corpus = Corpus(write_documents(tmp_path / "a.txt", DOCUMENTS), (1, 0, 0))
+    text = tokenize(corpus, tokenizer, tmp_path / "tokens")["train"]
+    files = open_token_files([tmp_path / "tokens/train.bin"], (1, 0, 0), tokenizer)["train"]
+    assert files.n_bytes == text.n_bytes == N_BYTES
     assert files.tokens_per_byte == text.tokens_per_byte
     assert files.n_unknown == 0
 
@@ -87,19 +85,15 @@ def test_ends_of_texts_have_no_bytes(tmp_path, tokenizer, end):
         ids += tokenizer.encode(document, bos=False, eos=False) + end
     np.array(ids, "<u2").tofile(tmp_path / "a.bin")
     files = open_token_files([tmp_path / "a.bin"], (1, 0, 0), tokenizer)["train"]
-    n_bytes = sum(len(document.encode()) for document in DOCUMENTS)
+    n_bytes = N_BYTES
     if 1 not in end:  # the first id is not predicted, so it is not measured
-        n_bytes -= len(tokenizer.sp_model.id_to_piece(ids[0]).replace("▁", " "))
-        n_bytes += 1
+        n_bytes += 1 - len(tokenizer.sp_model.id_to_piece(ids[0]).replace("▁", " "))
     assert files.n_bytes == n_bytes
     assert files.n_sampled == sum(i != 1 for i in ids[1:])
 
 
-def test_of_many_ids_evenly_spaced_blocks_are_measured(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(minllama.text.token_files, "N_BLOCKS", 5)
-    monkeypatch.setattr(minllama.text.token_files, "BLOCK", 10)
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 320, 1011)
+def test_of_many_ids_evenly_spaced_blocks_are_measured(tmp_path, tokenizer, small_samples):
+    ids = np.random.default_rng(0).integers(0, 320, 1011)
     ids.astype("<u2").tofile(tmp_path / "a.bin")
     files = open_token_files([tmp_path / "a.bin"], (1, 0, 0), tokenizer)["train"]
     n_bytes = n_tokens = n_unknown = 0
@@ -117,20 +111,18 @@ def test_of_many_ids_evenly_spaced_blocks_are_measured(tmp_path, tokenizer, monk
     assert files.tokens_per_byte == n_tokens / n_bytes
 
 
-def test_an_id_that_is_no_piece_is_found_when_it_is_read(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(minllama.text.token_files, "N_BLOCKS", 5)
-    monkeypatch.setattr(minllama.text.token_files, "BLOCK", 10)
+def test_an_id_outside_the_vocabulary_is_found_when_it_is_read(tmp_path, tokenizer, small_samples):
     ids = np.full((2, 1000), 300, "<u2")
     ids[1, 200:203] = 319, 320, 400
     paths = [tmp_path / "0.bin", tmp_path / "1.bin"]
     for path, row in zip(paths, ids, strict=True):
         row.tofile(path)
-    part = open_token_files(paths, (1, 0, 0), tokenizer)["train"]  # its sample has none
-    rows = TrainingSequences(part, 20, 0)
-    assert rows[59][1].tolist() == [300] * 19 + [319]
+    text = open_token_files(paths, (1, 0, 0), tokenizer)["train"]  # its sample has none
+    sequences = TrainingSequences(text, 20, 0)
+    assert sequences[59][1].tolist() == [300] * 19 + [319]
     message = r"1\.bin: id 320 at position 201 \(from 0\), but the tokenizer has 320 pieces"
     with pytest.raises(InputError, match=message):
-        rows[60]
+        sequences[60]
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
@@ -138,7 +130,6 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     path.write_bytes(b"".join(i.to_bytes(4, "little") for i in (1, 65_536, 69_999)))
     ids = TokenFiles([path], [map_file(path, large)], 70_000, 0, 3)
     assert ids[:].tolist() == [1, 65_536, 69_999]
-    path = tmp_path / "b.bin"
     path.write_bytes(bytes(4 * 10 + 2))
     with pytest.raises(InputError, match="42 bytes are no whole number of ids, which take 4 bytes"):
         map_file(path, large)
