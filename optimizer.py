@@ -61,7 +61,9 @@ class AdamW(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(  # type: ignore[override]  # torch declares a float
+        self, closure: Callable[[], torch.Tensor] | None = None
+    ) -> torch.Tensor | None:
         """Update every parameter that has a gradient.
 
         Args:
@@ -82,7 +84,7 @@ class AdamW(Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self.next_state(p)
+                state = self.next_state(p, p.grad)
                 m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
 
                 m.mul_(beta1).add_(p.grad, alpha=1 - beta1)
@@ -97,9 +99,9 @@ class AdamW(Optimizer):
                     p.add_(p, alpha=-group["lr"] * group["weight_decay"])
         return loss
 
-    def next_state(self, p: torch.nn.Parameter) -> dict:
+    def next_state(self, p: torch.nn.Parameter, gradient: torch.Tensor) -> dict:
         """Return a parameter's state, created at its first gradient, with its step counted."""
-        if p.grad.is_sparse:
+        if gradient.is_sparse:
             raise RuntimeError("AdamW does not support sparse gradients")
         state = self.state[p]
         if not state:

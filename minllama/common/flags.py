@@ -121,6 +121,10 @@ class TaskSettings(Settings):
         """Build the settings from the flags on the command line."""
         return cls(**cls.known(values), explicit=tuple(sorted(values)))
 
+    def resolved(self) -> Self:
+        """Fill in settings that depend on others, and on the files that are there."""
+        return self
+
     @property
     def checkpoints(self) -> list[str]:
         """The checkpoints that the option reads."""
@@ -160,7 +164,7 @@ class ClassifySettings(TaskSettings):
     """The flags that prompting and fine-tuning share."""
 
     title = "prompt and finetune"
-    description = None
+    description = ""
 
     metrics_out: str | None = flag(
         None, "append accuracies, F1 and speeds as JSON lines", metavar="FILE.jsonl"
@@ -222,7 +226,7 @@ class TrainSettings(TaskSettings):
     """The flags that fine-tuning and pre-training share."""
 
     title = "finetune and pretrain"
-    description = None
+    description = ""
 
     grad_accum: int = flag(1, "batches per optimizer step", low=1)
     activation_checkpointing: bool = flag(

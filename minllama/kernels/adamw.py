@@ -20,7 +20,9 @@ class FastAdamW(AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(  # type: ignore[override]  # torch declares a float
+        self, closure: Callable[[], torch.Tensor] | None = None
+    ) -> torch.Tensor | None:
         """Update every parameter that has a gradient, as `AdamW.step` does."""
         loss = None
         if closure is not None:
@@ -40,13 +42,14 @@ class FastAdamW(AdamW):
         for p in group["params"]:
             if p.grad is None:
                 continue
-            state = self.next_state(p)
+            state = self.next_state(p, p.grad)
             step_size = group["lr"]
             if group["correct_bias"]:
                 t = state["step"]
                 step_size *= math.sqrt(1 - beta2**t) / (1 - beta1**t)
-            tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
-            for piece in split(tuple(local_shard(tensor) for tensor in tensors)):
+            m, v = state["exp_avg"], state["exp_avg_sq"]
+            tensors = (local_shard(p), local_shard(p.grad), local_shard(m), local_shard(v))
+            for piece in split(tensors):
                 if pieces and p.device.type == "cpu" and n_elements + piece[0].numel() > BLOCK:
                     yield pieces, step_sizes
                     pieces, step_sizes, n_elements = [], [], 0

@@ -12,6 +12,7 @@ from classifier import SentenceClassifier
 from minllama.common.errors import InputError
 from minllama.common.settings import Settings, spelling_of
 from minllama.text.batches import Batch, Example
+from minllama.text.labelled import LabelledSentence
 from tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ class Method(Settings):
                     f"{self.spelled()}: does not go with {other.spelled()}, {self.excludes[trait]}"
                 )
 
-    def choose(self, examples: list[Example], num_labels: int, seed: int) -> list[Example]:
-        """Select the training examples."""
-        return examples
+    def choose(
+        self, sentences: list[LabelledSentence], num_labels: int, seed: int
+    ) -> list[LabelledSentence]:
+        """Select the sentences to train on."""
+        return sentences
 
     def build(self, config: Any, tokenizer: Tokenizer) -> SentenceClassifier | None:
         """Build another classifier than the one with a new head.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from classifier import SentenceClassifier
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
 from minllama.methods.base import Method
@@ -63,7 +64,7 @@ class LearningRates(Method):
                 )
 
 
-def groups_by_depth(model: nn.Module, lr: float, decay: float) -> list[dict]:
+def groups_by_depth(model: SentenceClassifier, lr: float, decay: float) -> list[dict]:
     """Parameters with rates lr · decay^(distance from the top) (arXiv 1801.06146, section 3.2).
 
     The top has the head and the last norm, below it are the layers, then the embeddings.
@@ -100,6 +101,6 @@ class EarlyStopping(Method):
     )
 
     def reason_to_stop(self, epoch: int, best_epoch: int) -> str | None:
-        if epoch - best_epoch < self.patience:
+        if self.patience is None or epoch - best_epoch < self.patience:
             return None
         return f"stop: dev has not become better for {self.patience} epochs"

@@ -11,7 +11,7 @@ from classifier import LlamaZeroShotClassifier, SentenceClassifier
 from minllama.common.settings import flag
 from minllama.methods.base import Method
 from minllama.text.batches import Example
-from minllama.text.labelled import few_shot, fit_context
+from minllama.text.labelled import LabelledSentence, few_shot, fit_context
 from minllama.text.prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
 
@@ -74,7 +74,10 @@ class FewShot(Method):
 
     shots: int | None = flag(None, "train on K random sentences per label", low=1, metavar="K")
 
-    def choose(self, examples: list[Example], num_labels: int, seed: int) -> list[Example]:
+    def choose(
+        self, sentences: list[LabelledSentence], num_labels: int, seed: int
+    ) -> list[LabelledSentence]:
+        """Draw `shots` sentences of each label."""
         if self.shots is None:
-            return examples
-        return few_shot(examples, self.shots, num_labels, seed)
+            return sentences
+        return few_shot(sentences, self.shots, num_labels, seed)

@@ -102,7 +102,7 @@ def classifier_dict(
         "args": plain_values(args),
         "model_config": plain_values(config),
         "system_rng": random.getstate(),
-        "numpy_rng": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "numpy_rng": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
         "torch_rng": torch.random.get_rng_state(),
     }
 
@@ -171,7 +171,7 @@ def frozen_digest(model: nn.Module) -> str:
         if not parameter.requires_grad:
             tensor = parameter.detach()
             tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

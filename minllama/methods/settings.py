@@ -19,16 +19,23 @@ from minllama.methods.saved import read_classifier
 from minllama.training.precision import check_training_dtype
 
 # The flags that `--load` takes from the saved run: those that may be overridden, and the others.
-OVERRIDABLE = ("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path")
-OVERRIDABLE += ("dtype", "batch_size")
+OVERRIDABLE = (
+    *("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path"),
+    *("dtype", "batch_size"),
+)
 FIXED = ("max_sentence_len", "causal")
-UNUSED_WITH_LOAD = {"save_every", "fresh", "grad_accum", "activation_checkpointing"}
-UNUSED_WITH_LOAD |= {"skip_train_eval", "compile", "plot"}
+UNUSED_WITH_LOAD = {
+    *("save_every", "fresh", "grad_accum", "activation_checkpointing", "skip_train_eval"),
+    *("compile", "plot"),
+}
 # The settings that the result depends on, besides those of methods and the content of files.
-FINGERPRINT = ("option", "causal", "dtype", "max_sentence_len", "seed", "batch_size", "epochs")
-FINGERPRINT += ("lr", "hidden_dropout_prob", "grad_accum", "skip_train_eval")
-FINGERPRINT_FILES = ("train", "dev", "test", "label_names", "pretrained_model_path")
-FINGERPRINT_FILES += ("tokenizer_path",)
+FINGERPRINT = (
+    *("option", "causal", "dtype", "max_sentence_len", "seed", "batch_size", "epochs", "lr"),
+    *("hidden_dropout_prob", "grad_accum", "skip_train_eval"),
+)
+FINGERPRINT_FILES = (
+    *("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
     """
 
     title = "finetune"
-    description = None
+    description = ""
 
     skip_train_eval: bool = flag(False, "do not evaluate the training set after every epoch")
     load: str | None = flag(

@@ -183,8 +183,10 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
     return fitted
 
 
-def few_shot(examples: Sequence[Example], shots: int, num_labels: int, seed: int) -> list[Example]:
-    """Draw `shots` examples of each label; they stay in the order of the data.
+def few_shot(
+    sentences: Sequence[LabelledSentence], shots: int, num_labels: int, seed: int
+) -> list[LabelledSentence]:
+    """Draw `shots` sentences of each label; they stay in the order of the data.
 
     Raises:
         InputError: a label has fewer.
@@ -192,11 +194,11 @@ def few_shot(examples: Sequence[Example], shots: int, num_labels: int, seed: int
     chosen: list[int] = []
     generator = random.Random(seed)
     for label in range(num_labels):
-        candidates = [i for i, example in enumerate(examples) if example.label == label]
+        candidates = [i for i, (other, _) in enumerate(sentences) if other == label]
         if len(candidates) < shots:
             raise InputError(f"--shots {shots}: label {label} has {len(candidates)} sentences")
         chosen += generator.sample(candidates, shots)
-    return [examples[i] for i in sorted(chosen)]
+    return [sentences[i] for i in sorted(chosen)]
 
 
 class LlamaDataset(Dataset):

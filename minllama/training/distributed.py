@@ -273,9 +273,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 def reshard(model: nn.Module) -> None:
     """Free the parameters that an evaluation has left gathered."""
-    for module in model.modules():
-        if hasattr(module, "reshard"):
-            module.reshard()
+    if is_sharded(model):
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def full_tensors(value: Any) -> Any:

@@ -89,8 +89,8 @@ class RunFolder:
         """Check that this run may use the folder, clear it of another one, save the settings."""
         self._remove_leftovers()
         before = self._check_files()
-        is_same = before in (None, self.fingerprint) or self.is_continuation(before)
-        if not is_same:
+        is_same = before is None or before == self.fingerprint or self.is_continuation(before)
+        if before is not None and not is_same:
             self._check_replaceable(before)
         elif self._has_reports() and not self.has_state():
             raise InputError(
