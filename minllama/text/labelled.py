@@ -194,7 +194,7 @@ def few_shot(
     chosen: list[int] = []
     generator = random.Random(seed)
     for label in range(num_labels):
-        candidates = [i for i, (other, _) in enumerate(sentences) if other == label]
+        candidates = [i for i, each in enumerate(sentences) if each.label == label]
         if len(candidates) < shots:
             raise InputError(f"--shots {shots}: label {label} has {len(candidates)} sentences")
         chosen += generator.sample(candidates, shots)
