@@ -1,5 +1,6 @@
-"""Files that appear whole, and outputs that would lose something."""
+"""Files that are written whole, outputs that would overwrite something, fingerprints."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -7,48 +8,46 @@ import sys
 import pytest
 
 from minllama.common.errors import InputError
-from minllama.common.files import atomic_write, check_outputs
+from minllama.common.files import atomic_write, check_outputs, file_fingerprint
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="Unix's links, devices and processes")
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "out.txt"
     path.write_text("before")
     with pytest.raises(KeyError), atomic_write(path) as file:
         file.write("half")
         raise KeyError
-    assert path.read_text() == "before"
-    assert os.listdir(tmp_path) == ["out.txt"]
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["out.txt"]
     with atomic_write(path) as file:
         file.write("naïve")
-    assert path.read_bytes() == "naïve".encode()
-    assert os.listdir(tmp_path) == ["out.txt"]
+    assert path.read_bytes() == "naïve".encode() and os.listdir(tmp_path) == ["out.txt"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
-    """A file size limit stands in for the full disk."""
-    path = tmp_path / "model.pt"
+@unix
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
+    """A limit on the size of files stands in for the full disk."""
+    path = tmp_path / "model.bin"
     path.write_text("before")
     script = (
-        "import resource, torch\n"
-        "from minllama.checkpoints.pt import write_checkpoint\n"
+        "import resource\n"
+        "from minllama.common.files import atomic_write\n"
         "from minllama.common.program import run_script\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "def main():\n"
-        f"    write_checkpoint({{'x': torch.zeros(200_000)}}, {str(path)!r})\n"
+        f"    with atomic_write({str(path)!r}, 'wb') as file:\n"
+        "        file.write(bytes(200_000))\n"
         "run_script(main)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=os.getcwd(), capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1
-    assert path.read_text() == "before"
-    assert os.listdir(tmp_path) == ["model.pt"]
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["model.bin"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Unix's links and devices")
-def test_links_permissions_and_devices_stay_what_they_are(tmp_path):
+@unix
+def test_links_permissions_and_devices_remain(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("x")
     target.chmod(0o640)
@@ -62,19 +61,21 @@ def test_links_permissions_and_devices_stay_what_they_are(tmp_path):
     assert not os.path.isfile("/dev/null")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Unix's links and devices")
-def test_places_that_cannot_be_written_or_would_lose_something_are_refused(tmp_path):
-    new, old, model = tmp_path / "new", tmp_path / "old", tmp_path / "model.pt"
+@unix
+def test_outputs_that_cannot_be_written_or_would_overwrite_are_refused(tmp_path):
+    new, old, model, folder = (tmp_path / name for name in ("new", "old", "model.pt", "weights"))
     old.touch()
     model.touch()
     (tmp_path / "link").symlink_to(model)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "hard").hardlink_to(model)
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights/config.json").touch()
+    folder.mkdir()
+    (folder / "config.json").touch()
+    (tmp_path / "blob").touch()
+    (folder / "weights.bin").symlink_to(tmp_path / "blob")  # as in a cache
     check_outputs([new, old, "/dev/null", "/dev/null"], [model])
-    for outputs, complaint in [
+    for outputs, message in [
         ([tmp_path], "a folder"),
         ([tmp_path / "pipe"], "a pipe"),
         ([tmp_path / "absent" / "new"], "there is no folder"),
@@ -83,30 +84,16 @@ def test_places_that_cannot_be_written_or_would_lose_something_are_refused(tmp_p
         ([tmp_path / "link"], f"would overwrite the input {model}"),
         ([tmp_path / "hard"], f"would overwrite the input {model}"),
         ([tmp_path / "loop"], "a link that leads to itself"),
-        ([tmp_path / "weights/config.json"], f"would overwrite the input {tmp_path}/weights"),
+        ([folder / "config.json"], f"would overwrite the input {folder}"),
+        ([tmp_path / "blob"], f"would overwrite the input {folder}"),
         ([tmp_path / ("n" * 250)], "name too long"),
     ]:
-        with pytest.raises(InputError, match=f"(?i){complaint}"):
-            check_outputs(outputs, [model, tmp_path / "weights"])
+        with pytest.raises(InputError, match=f"(?i){message}"):
+            check_outputs(outputs, [model, folder])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="asks Unix for the process")
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    names = [f".new.{int(dead.stdout)}.tmp", f".new.{os.getpid()}.tmp", ".new.mine.tmp"]
-    names += [f".other.{int(dead.stdout)}.tmp", "new.1.tmp"]
-    for name in names:
-        (tmp_path / name).touch()
-    check_outputs([tmp_path / "new"], [])
-    # This process's own is what the name was tried with.
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
-    (tmp_path / names[0]).touch()
-    check_outputs([tmp_path / "new"], [tmp_path / names[0]])  # unless it is read
-    assert (tmp_path / names[0]).exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Unix's devices")
-def test_a_standard_stream_that_is_a_file_is_no_place_to_write(tmp_path):
+@unix
+def test_a_standard_stream_that_is_a_file_is_refused(tmp_path):
     """Renaming a file over the log would lose the log."""
     script = "from minllama.common.files import check_outputs; check_outputs(['/dev/stdout'], [])"
     with (tmp_path / "log").open("w") as log:
@@ -114,13 +101,53 @@ def test_a_standard_stream_that_is_a_file_is_no_place_to_write(tmp_path):
     assert b"/dev/stdout: stands for the file" in done.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Unix's links")
-def test_files_of_a_folder_that_is_read_are_not_written_through_their_links(tmp_path):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "blob").write_text("x")
-    (tmp_path / "weights/a").symlink_to(tmp_path / "blob")
-    (tmp_path / "weights/b").write_text("x")
-    os.link(tmp_path / "weights/b", tmp_path / "hard")
-    for name in ("blob", "hard"):
-        with pytest.raises(InputError, match="would overwrite the input"):
-            check_outputs([tmp_path / name], [tmp_path / "weights"])
+@unix
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    leftover = tmp_path / f".new.{int(dead.stdout)}.tmp"
+    others = [f".other.{int(dead.stdout)}.tmp", ".new.mine.tmp", f".new.{os.getppid()}.tmp"]
+    for path in (leftover, *map(tmp_path.joinpath, others)):
+        path.touch()
+    check_outputs([tmp_path / "new"], [leftover])
+    assert leftover.exists()  # it is an input
+    check_outputs([tmp_path / "new"], [])
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
+BLOCK = 1 << 16
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def sampled(data: bytes) -> bytes:
+    """The 256 blocks of 64 KiB that stand for a large file."""
+    starts = [i * (len(data) - BLOCK) // 255 for i in range(256)]
+    return b"".join(data[start : start + BLOCK] for start in starts)
+
+
+@pytest.mark.parametrize("size", [0, 10, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
+def test_the_fingerprint_is_of_all_bytes_or_of_a_sample(tmp_path, size):
+    data = bytes(i % 251 for i in range(size))
+    path = tmp_path / "a.bin"
+    path.write_bytes(data)
+    assert file_fingerprint(path) == f"a.bin {digest(data)}"
+    assert file_fingerprint(path, large=size) == f"a.bin {digest(data)}"
+    large = f"a.bin {size} {digest(sampled(data))}" if size > BLOCK else f"a.bin {digest(data)}"
+    assert file_fingerprint(path, large=5) == large
+
+
+def test_the_fingerprint_of_a_folder_is_of_its_files(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).write_text(name)
+    names = "".join(f"{name} {digest(name.encode())}" for name in ("a", "b"))
+    assert file_fingerprint(tmp_path) == f"{tmp_path.name} {digest(names.encode())}"
+
+
+@unix
+def test_an_endless_file_has_no_fingerprint(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(FileNotFoundError, match="not a file"):
+            file_fingerprint(path)

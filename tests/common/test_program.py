@@ -1,4 +1,4 @@
-"""How the programs end: Ctrl-C, and standard streams that are closed, full, or read no further."""
+"""How programs end: Ctrl-C, and standard streams that are closed, full, or no longer read."""
 
 import io
 import os
@@ -16,44 +16,118 @@ from minllama.common.program import end_at_interrupt, outliving_output, run_scri
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Unix's signals and streams")
 
-RUN = f"{sys.executable} {ROOT / 'run_llama.py'}"
-GENERATE = "--pretrained-model-path model.pt --prefix a --max_new_tokens 3"
-TEXTS = [f"generated-sentence-temp-{t}.txt" for t in (0, 1)]
+SCRIPT = """
+import sys, time
+from minllama.common.errors import InputError
+from minllama.common.program import *
+end_at_interrupt()
+
+def prints():
+    for i in range(99):
+        print("line", i)
+
+def trains():
+    with outliving_output():
+        prints()
+        print("progress", file=sys.stderr)
+        open("trained", "w").close()
+
+def fails():
+    raise InputError("what; what to do")
+
+def helps():
+    parser = ArgumentParser()
+    parser.add_argument("--flag", help="long " * 999)
+    parser.parse_args(["--help"])
+
+def sleeps():
+    print("ready", flush=True)
+    time.sleep(0.5)
+
+run_script({"prints": prints, "trains": trains, "fails": fails, "helps": helps, "sleeps": sleeps}[sys.argv[1]])
+"""  # noqa: E501
 FULL = "error: standard output: No space left on device"
-full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+SAVED_ALL_THE_SAME = f"{FULL}; the rest was not printed, but all files are written\n"
+NO_READER = "| (exec <&-; sleep 0.5)"
 
 
 @pytest.fixture
-def shell(project):
-    """Runs a line of Bash in the project's folder: to the first command's exit code, and stderr."""
-
-    def run(line: str, **environment: str) -> tuple[int, str]:
-        done = subprocess.run(
-            ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
-            cwd=project.path,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-        )
-        return done.returncode, done.stderr
-
-    return run
+def script(tmp_path) -> Path:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path / "script.py"
 
 
-@pytest.fixture
-def finetune(project):
-    """The command that fine-tunes, and the files that it leaves."""
-    kinds = [f"toy-{split}-finetuning-output.txt" for split in ("dev", "test")]
-    files = [project.path / name for name in ("finetune-1-2e-05.pt", *kinds)]
-    return f"{RUN} --option finetune {' '.join(project.flags)}", files
+def shell(line: str, folder: Path, **environment: str) -> tuple[int, str, str]:
+    """The exit code of the first command in a pipeline of Bash, and the outputs."""
+    done = subprocess.run(
+        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("work", "streams", "code", "errors"),
+    [
+        ("prints", ">&-", 0, ""),
+        ("prints", "<&- >&- 2>&-", 0, ""),
+        ("prints", NO_READER, 141, ""),
+        ("prints", "> /dev/full", 2, f"{FULL}\n"),
+        ("helps", NO_READER, 141, ""),
+        ("helps", "> /dev/full", 2, f"{FULL}\n"),
+        ("fails", "2>&-", 2, ""),
+        ("fails", NO_READER, 2, "error: what; what to do\n"),
+        ("trains", ">&- 2>&-", 0, ""),
+        ("trains", NO_READER, 0, "progress\n"),
+        ("trains", f"2>&1 {NO_READER}", 0, ""),
+        ("trains", "> /dev/full", 2, f"progress\n{SAVED_ALL_THE_SAME}"),
+        ("trains", "2> /dev/full", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_full_or_not_read(script, work, streams, code, errors, unbuffered):
+    if "/dev/full" in streams and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    wait = "sleep 0.1; " if NO_READER in streams else ""
+    line = f"({wait}exec {sys.executable} script.py {work}) {streams}"
+    found, output, error_output = shell(line, script.parent, PYTHONUNBUFFERED=unbuffered)
+    assert (found, error_output) == (code, errors)
+    assert (script.parent / "trained").exists() == (work == "trains")
+    assert work != "fails" or not output
+
+
+def test_fine_tuning_survives_its_reader(project):
+    command = f"{sys.executable} {ROOT / 'run_llama.py'} --option finetune"
+    code, output, errors = shell(f"{command} {' '.join(project.flags)} | head -1", project.path)
+    assert (code, errors) == (0, "") and output.startswith("args: ")
+    assert (project.path / "toy-test-finetuning-output.txt").is_file()
+
+
+def test_an_error_of_the_work_precedes_that_of_the_output(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(InputError, match="lower --lr"), outliving_output():
+        print("epoch 0")
+        raise InputError("lower --lr")
 
 
 # Ctrl-C
 
 
-def start(command: str, folder: Path) -> subprocess.Popen:
+def start(command: list[str], folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        command.split(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -61,8 +135,8 @@ def start(command: str, folder: Path) -> subprocess.Popen:
 @pytest.mark.parametrize(
     "script", ["run_llama.py", "sanity_check.py", "rope_test.py", "optimizer_test.py"]
 )
-def test_ctrl_c_while_pytorch_is_imported_is_no_traceback(script):
-    process = start(f"{sys.executable} {script}", ROOT)
+def test_ctrl_c_while_pytorch_is_imported_has_no_traceback(script):
+    process = start([sys.executable, script], ROOT)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
         time.sleep(0.001)
@@ -70,29 +144,29 @@ def test_ctrl_c_while_pytorch_is_imported_is_no_traceback(script):
     assert (*process.communicate(), process.returncode) == ("", "", 130)
 
 
-@pytest.mark.parametrize("seconds", [0, 0.3])
-def test_ctrl_c_during_a_training_is_no_traceback(project, finetune, seconds):
-    command, _ = finetune
-    process = start(command.replace("python", "python -u") + " --epochs 100000", project.path)
-    assert process.stdout.readline().startswith("args: ")
-    time.sleep(seconds)
+def test_ctrl_c_during_a_training_run_has_no_traceback(project):
+    flags = ["--option", "finetune", *project.flags, "--epochs", "100000"]
+    process = start([sys.executable, "-u", str(ROOT / "run_llama.py"), *flags], project.path)
+    line = ""
+    while not line.startswith("epoch 0"):
+        line = process.stdout.readline()
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert (errors, process.returncode) == ("", 130)
 
 
-def test_who_ignores_ctrl_c_goes_on_ignoring_it(project):
-    """As a shell has it for a command that it starts in the background."""
-    line = f"trap '' INT; exec {RUN} {GENERATE}"
-    process = subprocess.Popen(["bash", "-c", line], cwd=project.path, stdout=subprocess.PIPE)
-    for _ in range(20):
-        time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-    process.communicate()
-    assert process.returncode == 0
+@pytest.mark.parametrize(("trap", "code"), [("", 130), ("trap '' INT; ", 0)])
+def test_ctrl_c_is_ignored_where_the_shell_ignores_it(script, trap, code):
+    """As for commands that a shell starts in the background."""
+    line = f"{trap}exec {sys.executable} script.py sleeps"
+    process = start(["bash", "-c", line], script.parent)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert (*process.communicate(), process.returncode) == ("", "", code)
 
 
-def test_ctrl_c_means_what_it_did_where_run_script_is_called_by_others():
+def test_run_script_restores_the_handler_of_ctrl_c():
     before = signal.getsignal(signal.SIGINT)
     run_script(lambda: None)
     assert signal.getsignal(signal.SIGINT) is before
@@ -104,99 +178,3 @@ def test_ctrl_c_means_what_it_did_where_run_script_is_called_by_others():
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-# Closed streams
-
-
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_as_good_as_none(project, shell, closed):
-    assert shell(f"{RUN} {GENERATE} {closed}")[0] == 0
-    assert all((project.path / name).read_text().startswith("a") for name in TEXTS)
-
-
-def test_an_error_does_not_go_to_standard_output_because_its_own_stream_is_closed(project):
-    done = subprocess.run(
-        ["bash", "-c", f"{RUN} --epochs 0 2>&-"], cwd=project.path, stdout=subprocess.PIPE
-    )
-    assert (done.returncode, done.stdout) == (2, b"")
-
-
-def test_a_training_needs_no_streams(shell, finetune):
-    command, files = finetune
-    assert shell(f"{command} >&- 2>&-")[0] == 0
-    assert all(file.is_file() for file in files)
-
-
-# Readers that are gone
-
-
-@pytest.mark.parametrize(
-    ("flags", "unbuffered"), [(GENERATE, ""), (GENERATE, "1"), ("--help", ""), ("--help", "1")]
-)
-def test_without_a_reader_what_only_prints_ends_quietly(shell, flags, unbuffered):
-    line = f"(sleep 0.2; exec {RUN} {flags}) | true"
-    assert shell(line, PYTHONUNBUFFERED=unbuffered) == (141, "")
-
-
-def test_without_a_reader_an_error_is_told_all_the_same(shell):
-    code, errors = shell(f"(sleep 0.2; exec {RUN} --epochs 0) | true")
-    assert code == 2 and errors.startswith("error: --epochs 0")
-
-
-@pytest.mark.parametrize(
-    ("reader", "unbuffered"), [("| true", ""), ("| head -1", "1"), ("2>&1 | true", "1")]
-)
-def test_without_a_reader_a_training_goes_on(shell, finetune, reader, unbuffered):
-    command, files = finetune
-    assert shell(f"{command} {reader}", PYTHONUNBUFFERED=unbuffered) == (0, "")
-    assert all(file.is_file() for file in files)
-
-
-def test_without_a_reader_a_pretraining_goes_on(project, shell):
-    (project.path / "text.txt").write_text("a warm and funny film\n" * 200)
-    flags = "--option pretrain --text text.txt --tokenizer-path tokenizer.model --dim 16"
-    flags += " --n_layers 1 --n_heads 2 --max_seq_len 16 --batch_size 4 --steps 4 --eval_every 1"
-    assert shell(f"{RUN} {flags} | true", PYTHONUNBUFFERED="1") == (0, "")
-    assert (project.path / "pretrained/metrics.jsonl").read_text().count("\n") == 5
-
-
-# A full disk behind standard output
-
-
-@full_device
-@pytest.mark.parametrize(("flags", "unbuffered"), [(GENERATE, ""), (GENERATE, "1"), ("--help", "")])
-def test_a_full_standard_output_is_named(shell, flags, unbuffered):
-    code, errors = shell(f"{RUN} {flags} > /dev/full", PYTHONUNBUFFERED=unbuffered)
-    told = [line for line in errors.splitlines() if "tokens/s" not in line]
-    assert (code, told) == (2, [FULL])
-
-
-@full_device
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_training_is_saved_though_standard_output_is_full(shell, finetune, unbuffered):
-    command, files = finetune
-    code, errors = shell(f"{command} > /dev/full", PYTHONUNBUFFERED=unbuffered)
-    assert code == 2
-    assert errors == f"{FULL}; the rest was not printed, but all files are written\n"
-    assert all(file.is_file() for file in files)
-
-
-@full_device
-def test_a_full_standard_error_stops_nothing(shell, finetune):
-    command, files = finetune
-    assert shell(f"{command} 2> /dev/full")[0] == 0
-    assert all(file.is_file() for file in files)
-
-
-def test_an_error_of_the_work_itself_comes_first(monkeypatch):
-    class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(sys, "stdout", Full())
-    with pytest.raises(InputError, match="lower --lr"), outliving_output():
-        print("epoch 0")
-        raise InputError("lower --lr")
-    with pytest.raises(InputError, match="standard output: No space"), outliving_output():
-        print("epoch 0")
