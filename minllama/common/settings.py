@@ -120,6 +120,7 @@ def validate(value: Any, annotation: Any, limits: Mapping[str, Any]) -> Any:
         ValueError: the type or the range is wrong.
     """
     kinds = union_members(annotation)
+    value = as_python_number(value)
     if isinstance(value, Path) and str in kinds:
         value = str(value)
     if type(value) is int and float in kinds:
@@ -153,10 +154,14 @@ def choices_of(metadata: Mapping[str, Any]) -> Sequence[str] | None:
     return choices() if callable(choices) else choices
 
 
+def as_python_number(value: Any) -> Any:
+    """Convert a number of NumPy or PyTorch; return anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
 def to_plain(value: Any) -> Any:
     """Convert a value so that it is saved without pickling a class; others become their text."""
-    if hasattr(value, "dtype") and getattr(value, "ndim", None) == 0:
-        value = value.item()
+    value = as_python_number(value)
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value if type(value) in (bool, int, float, str, types.NoneType) else str(value)

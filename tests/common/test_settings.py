@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minllama.common.errors import InputError
@@ -48,11 +49,13 @@ def test_a_wrong_type_or_range_is_refused_by_the_flags_name(name, value, message
 
 
 def test_values_are_converted_where_nothing_is_lost():
-    settings = Example(size=4, rate=2, kind="b", shares=[1, 0], file=Path("a"), names=["x"])
+    settings = Example(
+        size=np.int64(4), rate=2, kind="b", shares=[1, 0], file=Path("a"), names=["x"]
+    )
     assert settings == Example(
         size=4, rate=2.0, kind="b", shares=(1.0, 0.0), file="a", names=("x",)
     )
-    assert type(settings.rate) is float
+    assert type(settings.size) is int and type(settings.rate) is float
     assert settings.changed() == {"size": 4, "rate": 2.0, "kind": "b", "shares": (1.0, 0.0)}
     saved = settings.to_dict()
     assert saved["shares"] == [1.0, 0.0] and saved["names"] == ["x"]
