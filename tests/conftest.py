@@ -4,7 +4,10 @@
 `tinystories` and `expected` stand beside it, the tests on real weights run too.
 """
 
+import contextlib
+import functools
 import os
+import shutil
 import signal
 import sys
 
@@ -116,25 +119,64 @@ def save_llama(llama: Llama, path: Path, **changes) -> Path:
     return path
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch, tokenizer_path) -> SimpleNamespace:
-    """A working folder with a model, its tokenizer and three labels' data, made the current one.
-
-    Its `flags` name all of that on the command line.
-    """
-    monkeypatch.chdir(tmp_path)
-    save_llama(make_llama(), tmp_path / "model.pt")
-    (tmp_path / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
-    (tmp_path / "data").mkdir()
+def make_project(folder: Path, tokenizer_path: Path) -> None:
+    """Write a model, its tokenizer, and data of three labels into a folder."""
+    save_llama(make_llama(), folder / "model.pt")
+    shutil.copy(tokenizer_path, folder / "tokenizer.model")
+    (folder / "data").mkdir()
     for split, n_lines in (("train", 12), ("dev", 6), ("test", 6)):
         lines = [f"{i % 3} ||| {SENTENCES[i % 6]} .\n" for i in range(n_lines)]
-        (tmp_path / f"data/toy-{split}.txt").write_text("".join(lines))
-    (tmp_path / "data/toy-label-mapping.json").write_text('["bad", "fair", "good"]')
-    flags = ["--pretrained-model-path", "model.pt", "--batch_size", "4", "--epochs", "1"]
-    for split in ("train", "dev", "test"):
-        flags += [f"--{split}", f"data/toy-{split}.txt"]
-    flags += ["--label-names", "data/toy-label-mapping.json"]
-    return SimpleNamespace(path=tmp_path, flags=flags)
+        (folder / f"data/toy-{split}.txt").write_text("".join(lines))
+    (folder / "data/toy-label-mapping.json").write_text('["bad", "fair", "good"]')
+
+
+PROJECT_FLAGS = ["--pretrained-model-path", "model.pt", "--batch_size", "4", "--epochs", "1"]
+for _split in ("train", "dev", "test"):
+    PROJECT_FLAGS += [f"--{_split}", f"data/toy-{_split}.txt"]
+PROJECT_FLAGS += ["--label-names", "data/toy-label-mapping.json"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, tokenizer_path) -> SimpleNamespace:
+    """A folder of `make_project`, made the current one; its `flags` name the files."""
+    monkeypatch.chdir(tmp_path)
+    make_project(tmp_path, tokenizer_path)
+    return SimpleNamespace(path=tmp_path, flags=list(PROJECT_FLAGS))
+
+
+@pytest.fixture(scope="session")
+def finetuned(tmp_path_factory, tokenizer_path) -> Callable[..., Path]:
+    """Fine-tunes in a folder of `make_project`, once for each list of flags; returns the folder.
+
+    What it printed is there in `printed.txt`.
+    """
+
+    @functools.cache
+    def train(*flags: str) -> Path:
+        folder = tmp_path_factory.mktemp("finetuned")
+        make_project(folder, tokenizer_path)
+        argv = ["run_llama.py", "--option", "finetune", *PROJECT_FLAGS, *flags]
+        printed = (folder / "printed.txt").open("w", encoding="utf-8")
+        with pytest.MonkeyPatch.context() as patch, printed, contextlib.redirect_stdout(printed):
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", argv)
+            run_script(run_llama.main)
+        return folder
+
+    return train
+
+
+@pytest.fixture
+def copy_finetuned(tmp_path, monkeypatch, finetuned) -> Callable[..., str]:
+    """Makes a copy of `finetuned`'s folder the current one; returns the name of the weights."""
+
+    def copy(*flags: str) -> str:
+        shutil.copytree(finetuned(*flags), tmp_path / "copy")
+        monkeypatch.chdir(tmp_path / "copy")
+        (weights,) = Path().glob("finetune-*.pt")
+        return weights.name
+
+    return copy
 
 
 @pytest.fixture

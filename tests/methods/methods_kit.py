@@ -1,76 +1,87 @@
-"""What the tests of several methods share: a small model, a batch, and training in a few lines."""
+"""What the tests of several methods share: a batch, and training in a few lines."""
 
 import re
-from types import SimpleNamespace
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from minllama import methods
-from minllama.methods.recipe import Recipe
-from minllama.tasks.epoch import ClassificationLoss, train_epoch
-from minllama.text.batches import Batch
-from optimizer import AdamW
+from minllama.methods.base import Method
+from minllama.methods.classify import Classifier
+from minllama.methods.settings import FinetuneSettings
+from minllama.methods.training import Training
+from minllama.tasks.finetune import train_epochs
+from minllama.text.batches import Batch, Example
 
-CPU = torch.device("cpu")
 NAMES = ["bad", "fair enough", "good"]
-NAME_IDS = {"bad": [5], "fair enough": [6, 7], "good": [8]}
 TOKENS = torch.randint(3, 320, (6, 11), generator=torch.Generator().manual_seed(1))
 BATCH = Batch(
     token_ids=TOKENS,
     labels=torch.tensor([0, 1, 2, 0, 1, 2]),
-    sents=[],
+    sents=["a sentence"] * 6,
     lengths=torch.tensor([11, 10, 7, 11, 5, 8]),
 )
-
-
-def methods_of(flags):
-    """The methods that flags turn on; a flag that no method has is a mistake in the test."""
-    assert flags.keys() <= methods.values_of(()).keys(), flags
-    return methods.switched_on(flags)
-
-
-def make_recipe(model, n_steps=3, lr=1e-2, **flags):
-    """Plain fine-tuning, and what the methods that flags turn on make of it."""
-    recipe = Recipe(
-        model=model,
-        label_names=NAMES,
-        tokenizer=SimpleNamespace(encode=lambda name, **_: NAME_IDS[name]),
-        loss=ClassificationLoss(batch_size=6, device=CPU, dtype="float32"),
-        groups=[{"params": [p for p in model.parameters() if p.requires_grad], "lr": lr}],
-        batch_size=6,
-        n_steps=n_steps,
-        evaluate=lambda: 0.0,
+EXAMPLES = [
+    Example("a sentence", label, row[:length])
+    for row, label, length in zip(
+        TOKENS.tolist(), BATCH.labels.tolist(), BATCH.lengths.tolist(), strict=True
     )
-    for method in methods_of(flags):
-        method.prepare(recipe)
-    return recipe
+]
 
 
-def train(model, n_steps=3, **flags):
-    """Some steps on one batch; returns the losses."""
-    recipe = make_recipe(model, n_steps, **flags)
-    optimizer = AdamW(recipe.groups, lr=1e-2)
-    return [
-        train_epoch(model, [BATCH], optimizer, recipe.loss, step, 1, recipe.after_step)
-        for step in range(n_steps)
-    ]
+def methods_of(flags: dict) -> tuple[Method, ...]:
+    """The methods that flags turn on; a flag that no method has is a mistake in the test."""
+    assert flags.keys() <= methods.flag_values(()).keys(), flags
+    return methods.active_methods(flags)
+
+
+def settings_of(classifier: Classifier, lr: float = 1e-2, **more) -> FinetuneSettings:
+    """Settings that train a classifier on batches of `EXAMPLES`."""
+    path = Path(classifier.config.pretrained_model_path)
+    return FinetuneSettings(
+        option="finetune",
+        methods=classifier.methods,
+        filepath=str(path.with_name("trained.pt")),
+        **{"epochs": 1, "batch_size": 6, "lr": lr, "skip_train_eval": True} | more,
+    )
+
+
+def make_training(classifier: Classifier, n_steps: int = 3, lr: float = 1e-2) -> Training:
+    """A training of so many steps, before its first."""
+    dev_loader = classifier.loader(EXAMPLES, 6)
+    return Training(settings_of(classifier, lr), classifier, dev_loader, n_steps)
+
+
+def loss_of(training: Training, batch: Batch = BATCH) -> torch.Tensor:
+    """The loss of a batch with what the methods add to it."""
+    log_probs = training.log_probs(batch)
+    loss = F.nll_loss(log_probs, batch.labels, reduction="sum") / 6
+    for method in training.settings.methods:
+        loss = method.loss(training, batch, loss)
+    return loss
+
+
+def train(classifier: Classifier, n_steps: int = 3) -> None:
+    """Train for an epoch of so many steps, each on six examples."""
+    train_epochs(settings_of(classifier), classifier, EXAMPLES * n_steps, EXAMPLES)
 
 
 @torch.no_grad()
-def predictions(model):
+def predictions(model: nn.Module) -> torch.Tensor:
     return model.eval()(BATCH.token_ids, BATCH.lengths)
 
 
-def snapshot(model):
+def dev_loss(model: nn.Module) -> float:
+    """The mean loss of a model without what methods add to it."""
+    return F.nll_loss(predictions(model), BATCH.labels).item()
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def saved_file(project):
-    """What fine-tuning saved, the only one there."""
-    (path,) = project.path.glob("finetune-*.pt")
-    return path.name
-
-
-def is_one_line(err):
+def is_one_line(err: str) -> bool:
     """Whether standard error is a user's error, and nothing else."""
     return re.fullmatch(r"error: .+\n", err) is not None

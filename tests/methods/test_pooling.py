@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from methods_kit import BATCH, TOKENS, predictions
+from methods_kit import BATCH, EXAMPLES, TOKENS, predictions
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -19,6 +19,7 @@ def test_pooling_reads_real_tokens_only(make_model, causal):
         assert torch.allclose(predictions(model), expected, atol=1e-5)
 
 
-def test_unmasked_rows_are_pooled_by_their_lengths(trained):
-    assert trained("--no-causal", "--pooling", "mean").batch.lengths is not None
-    assert trained("--no-causal").batch.lengths is None
+def test_unmasked_batches_have_lengths_only_where_they_are_pooled(make_classifier):
+    for flags, has_lengths in (({"pooling": "mean"}, True), ({}, False)):
+        (batch,) = make_classifier(causal=False, **flags).loader(EXAMPLES, 6)
+        assert (batch.lengths is not None) == has_lengths

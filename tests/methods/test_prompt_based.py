@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from methods_kit import BATCH, NAMES, predictions
 
-import minllama.methods.prompt_based
 from classifier import LlamaZeroShotClassifier
+from minllama.methods.classify import build
+from minllama.methods.settings import FinetuneSettings
 from minllama.tasks.prompt import ZeroShotConfig
-from minllama.text.labelled import few_shot
 from minllama.training.activation_checkpointing import checkpoint_activations
 
 pytest_plugins = ["methods_fixtures"]
@@ -60,15 +60,19 @@ def test_prompt_based_training_goes_with_checkpointed_activations(make_model):
         assert torch.allclose(a, b, atol=1e-4 * a.abs().max().item())
 
 
-def test_shots_are_drawn_with_the_seed_and_prompts_with_the_template(trained, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        minllama.methods.prompt_based,
-        "few_shot",
-        lambda *args: seen.append(args[1:]) or few_shot(*args),
-    )
-    flags = ["--shots", "2", "--seed", "7", "--prompt_based"]
-    call = trained(*flags, "--prompt_template", "{sentence} So it is")
-    assert seen == [(2, 3, 7)]
-    assert len(call.batch.sents) == 4
-    assert all(sentence.endswith(". So it is") for sentence in call.batch.sents)
+def test_few_prompts_are_drawn_with_the_seed_and_made_with_the_template(project):
+    flags = {"shots": 2, "seed": 7, "prompt_based": True, "batch_size": 12}
+    flags |= {"prompt_template": "{sentence} So it is", "train": "data/toy-train.txt"}
+    flags |= {"dev": "data/toy-dev.txt", "test": "data/toy-test.txt"}
+    flags |= {"label_names": "data/toy-label-mapping.json", "pretrained_model_path": "model.pt"}
+    drawn = []
+    for seed in (7, 7, 8):
+        settings = FinetuneSettings.from_flags(flags | {"option": "finetune", "seed": seed})
+        classifier, (train, dev, _) = build(settings.resolved())
+        drawn.append(train)
+        assert sorted(example.label for example in train) == [0, 0, 1, 1, 2, 2]
+        assert len(dev) == 6
+        for sentence, _, ids in train + dev:
+            assert sentence.endswith(". So it is")
+            assert ids == classifier.tokenizer.encode(sentence, bos=True, eos=False)
+    assert drawn[0] == drawn[1]

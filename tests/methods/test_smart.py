@@ -1,51 +1,54 @@
-"""SMART against its definition, row by row."""
+"""SMART against its definition, example by example."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from methods_kit import BATCH, NAMES, make_recipe, predictions, snapshot, train
+from methods_kit import BATCH, NAMES, loss_of, make_training, predictions, snapshot, train
 
-from minllama.methods.smart import SmartLoss, perturbed_embeddings, symmetric_divergence
-from minllama.tasks.epoch import train_epoch
-from minllama.text.batches import Batch
-from optimizer import AdamW
+from minllama.methods.smart import averaged_model, perturbed_embeddings, symmetric_divergence
 
 pytest_plugins = ["methods_fixtures"]
 
 
+def divergence(log_p, log_q):
+    both = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+    return both + F.kl_div(log_p, log_q, log_target=True, reduction="sum")
+
+
 def test_the_divergence_is_symmetric_and_zero_of_equals():
     p, q = torch.randn(2, 8, 5).log_softmax(-1)
-    assert symmetric_divergence(p, q).item() == pytest.approx(symmetric_divergence(q, p).item())
+    assert symmetric_divergence(p, q).item() == pytest.approx(divergence(p, q).item(), rel=1e-5)
     assert symmetric_divergence(p, p).item() == 0
-    expected = F.kl_div(q, p, log_target=True, reduction="sum")
-    expected += F.kl_div(p, q, log_target=True, reduction="sum")
-    assert symmetric_divergence(p, q).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_without_perturbation_smart_is_plain_training(make_model):
-    plain, smooth = make_model(), make_model()
-    flags = {"smart": 5.0, "smart_radius": 0.0, "smart_mu": 0.0}
-    assert train(smooth, **flags) == pytest.approx(train(plain), abs=1e-5)
+def test_without_perturbation_smart_is_plain_training(make_classifier):
+    plain = make_classifier()
+    smooth = make_classifier(smart=5.0, smart_radius=0.0, smart_mu=0.0)
+    for classifier in (plain, smooth):
+        torch.manual_seed(0)
+        train(classifier)
+    for name, tensor in snapshot(plain.model).items():
+        assert torch.allclose(tensor, smooth.model.get_parameter(name), atol=1e-4), name
 
 
-def test_the_regularizers_are_computed_without_dropout(make_model):
-    model = make_model(hidden_dropout_prob=0.5)
-    recipe = make_recipe(model, smart=5.0, smart_radius=0.0)
-    model.train()
-    torch.manual_seed(0)
-    plain = recipe.loss.loss(BATCH, model).item()
-    torch.manual_seed(0)
-    assert recipe.loss(BATCH, model).item() == pytest.approx(plain, abs=1e-5)
-    assert model.training and model.dropout.training
+def test_the_regularizers_are_computed_without_dropout(make_classifier):
+    losses = []
+    for flags in ({}, {"smart": 5.0, "smart_radius": 0.0}):
+        training = make_training(make_classifier(hidden_dropout_prob=0.5, **flags))
+        training.model.train()
+        torch.manual_seed(0)
+        losses.append(loss_of(training).item())
+        assert training.model.dropout.training
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_smarts_loss_is_its_definition(make_model):
+def test_smarts_loss_is_its_definition(make_classifier):
     """One ascent step from given noise, row by row; then the weighted sum of three terms."""
-    model, average = make_model(), make_model()
     flags = {"smart_radius": 0.5, "smart_step_size": 0.3, "smart_noise": 0.02, "smart_mu": 0.7}
-    smart = make_recipe(model, smart=3.0, **flags).loss
+    training = make_training(make_classifier(smart=3.0, **flags))
+    model, average = training.model, make_classifier().model
     with torch.no_grad():
         model.classifier_head.weight.mul_(3).add_(0.1)
     unit = average.llama.tok_embeddings.weight.std().item()
@@ -55,10 +58,6 @@ def test_smarts_loss_is_its_definition(make_model):
         output = classifier(BATCH.token_ids[row : row + 1], BATCH.lengths[row : row + 1])
         handle.remove()
         return output
-
-    def divergence(log_p, log_q):
-        both = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
-        return both + F.kl_div(log_p, log_q, log_target=True, reduction="sum")
 
     torch.manual_seed(3)
     noise = torch.randn(6, 11, 32) * 0.02 * unit
@@ -75,45 +74,40 @@ def test_smarts_loss_is_its_definition(make_model):
         expected += 0.7 * divergence(log_p, log_probs(average, row))
     model.train()
     torch.manual_seed(3)
-    assert smart(BATCH, model).item() == pytest.approx(expected.item() / 6, rel=1e-3)
+    assert loss_of(training).item() == pytest.approx(expected.item() / 6, rel=1e-3)
 
 
-def test_a_smaller_last_batch_weighs_less(make_model):
+def test_a_smaller_last_batch_weighs_less(make_classifier):
     """The regularized losses of two halves sum to that of the whole, as plain losses do."""
-    model = make_model()
-    recipe = make_recipe(model, smart=5.0, smart_radius=0.0, smart_momentum=1.0)
+    flags = {"smart_radius": 0.0, "smart_momentum": 1.0}
+    training = make_training(make_classifier(smart=5.0, **flags))
     with torch.no_grad():  # so that the averaged model differs
-        model.classifier_head.weight.add_(torch.randn_like(model.classifier_head.weight))
-    model.train()
-    halves = [
-        Batch(BATCH.token_ids[rows], BATCH.labels[rows], [], BATCH.lengths[rows])
-        for rows in (slice(4), slice(4, 6))
-    ]
-    whole = recipe.loss(BATCH, model).item()
-    assert whole > 1.1 * recipe.loss.loss(BATCH, model).item()
-    assert sum(recipe.loss(half, model).item() for half in halves) == pytest.approx(whole, rel=1e-4)
+        head = training.model.classifier_head.weight
+        head.add_(torch.randn_like(head))
+    training.model.train()
+    plain = F.nll_loss(training.log_probs(BATCH), BATCH.labels).item()
+    whole = loss_of(training).item()
+    assert whole > 1.1 * plain
+    halves = [BATCH.select(rows) for rows in (slice(4), slice(4, 6))]
+    assert sum(loss_of(training, half).item() for half in halves) == pytest.approx(whole, rel=1e-4)
 
 
-def test_the_perturbation_stays_in_its_ball_and_ascends(make_model):
-    model = make_model()
-    smart = make_recipe(model, smart=1.0, smart_radius=0.5, smart_step_size=0.2, smart_steps=4).loss
-    assert isinstance(smart, SmartLoss)
-    model.eval()
+def test_the_perturbation_stays_in_its_ball_and_ascends(make_classifier):
+    flags = {"smart_radius": 0.5, "smart_step_size": 0.2, "smart_steps": 4}
+    training = make_training(make_classifier(smart=1.0, **flags))
+    (smart,) = training.settings.methods
+    model = training.model.eval()
     log_p = predictions(model)
     torch.manual_seed(0)
-    delta = smart.ascend(BATCH, model, log_p)
+    delta = smart.ascend(training, BATCH, log_p)
     radius = 0.5 * model.llama.tok_embeddings.weight.std().item()
     assert delta.abs().max().item() <= radius * 1.0001
-    random = torch.randn_like(delta).sign() * radius
 
-    def divergence(change):
-        handle = model.llama.tok_embeddings.register_forward_hook(lambda *call: call[-1] + change)
-        result = symmetric_divergence(log_p, predictions(model)).item()
-        handle.remove()
-        return result
+    def moved(change):
+        with perturbed_embeddings(model.llama.tok_embeddings, change):
+            return divergence(log_p, predictions(model)).item()
 
-    assert divergence(delta) > 3 * divergence(random) > 0
-    assert divergence(torch.zeros_like(delta)) < 1e-9
+    assert moved(delta) > 3 * moved(torch.randn_like(delta).sign() * radius) > 0
 
 
 def test_a_perturbation_moves_the_prompts_and_not_the_labels(make_model, tokenizer):
@@ -142,26 +136,24 @@ def test_a_perturbation_moves_the_prompts_and_not_the_labels(make_model, tokeniz
     assert torch.equal(predictions(model), plain)  # nothing stays behind
 
 
-def test_the_averaged_model_is_the_moving_average(make_model):
-    model = make_model()
-    expected = snapshot(model)
-    recipe = make_recipe(model, smart=1.0, smart_momentum=0.9)
-    smart, optimizer = recipe.loss, AdamW(recipe.groups, lr=1e-2)
-    for epoch in range(3):
-        train_epoch(model, [BATCH], optimizer, smart, epoch, 1, recipe.after_step)
+def test_the_averaged_model_is_the_moving_average(make_classifier):
+    training = make_training(make_classifier(smart=1.0, smart_momentum=0.9))
+    (smart,) = training.settings.methods
+    model, expected = training.model, snapshot(training.model)
+    for step in range(1, 4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        smart.after_step(training, step)
         expected = {n: 0.9 * expected[n] + 0.1 * p for n, p in snapshot(model).items()}
-    for name, mean in smart.average.items():
-        assert torch.allclose(mean, expected[name], atol=1e-6), name
     average = copy.deepcopy(model)
     average.load_state_dict(expected, strict=False)
-    model.eval()
-    assert torch.allclose(
-        smart.averaged(BATCH.token_ids, BATCH.lengths), predictions(average), atol=1e-5
-    )
+    assert not torch.allclose(predictions(average), predictions(model), atol=1e-3)
+    with torch.no_grad():
+        averaged = averaged_model(training)(BATCH.token_ids, BATCH.lengths)
+    assert torch.allclose(averaged, predictions(average), atol=1e-5)
 
 
-def test_smarts_average_follows_where_it_is_used(trained):
-    call = trained("--smart", "1")
-    assert call.after_step == [call.loss.update_average] and call.loss.average
-    call = trained("--smart", "1", "--smart_mu", "0")
-    assert call.after_step == [] and not call.loss.average
+def test_without_its_weight_no_average_is_kept(make_classifier):
+    assert make_training(make_classifier(smart=1.0)).tensors
+    assert not make_training(make_classifier(smart=1.0, smart_mu=0.0)).tensors

@@ -1,5 +1,7 @@
 """A method that the tests add to the list: it scales what the head reads, and keeps the scale."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +10,9 @@ from torch import nn
 
 from base_llama import NoInitialWeights, replace
 from minllama.common.settings import flag
-from minllama.methods.recipe import Loss, Method, Recipe
+from minllama.methods.base import Method
+from minllama.methods.training import Training
+from minllama.text.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +24,16 @@ class Toy(Method):
     traits = frozenset({"added tensors", "frozen weights"})
     excludes: ClassVar = {"no new head": "so there is nothing to scale"}
 
-    toy_scale: float | None = flag(None, "what the scales begin as", metavar="S")
-    toy_penalty: float = flag(0.0, "weight of their squared distance from that")
+    toy_scale: float | None = flag(None, "initial value of the scales", metavar="S")
+    toy_penalty: float = flag(0.0, "weight of their squared distance from it")
 
     def adapt(self, model: nn.Module) -> None:
         model.llama.requires_grad_(False)
         replace(model, "classifier_head", ScaledLinear(model.classifier_head, self.toy_scale))
 
-    def prepare(self, recipe: Recipe) -> None:
-        recipe.loss = Penalized(recipe.loss, self)
+    def loss(self, training: Training, batch: Batch, loss: torch.Tensor) -> torch.Tensor:
+        distance = training.model.classifier_head.scale - self.toy_scale
+        return loss + self.toy_penalty * distance.square().sum()
 
     def merge(self, model: nn.Module) -> None:
         replace(model, "classifier_head", model.classifier_head.merged())
@@ -56,14 +61,3 @@ class ScaledLinear(nn.Linear):
         linear.weight.copy_(self.weight * self.scale)
         linear.bias.copy_(self.bias)
         return linear
-
-
-class Penalized(Loss):
-    """Another loss, plus the penalty."""
-
-    def __init__(self, loss: Loss, settings: Toy):
-        self.loss, self.settings, self.log_probs = loss, settings, loss.log_probs
-
-    def __call__(self, batch: dict, model: nn.Module) -> torch.Tensor:
-        distance = model.classifier_head.scale - self.settings.toy_scale
-        return self.loss(batch, model) + self.settings.toy_penalty * distance.square().sum()
