@@ -16,7 +16,7 @@ class CountSettings(TaskSettings):
     """The flags of counting."""
 
     title = "count"
-    description = None
+    description = ""
 
     at_least: int = flag(0, "leave out shorter sentences", metavar="TOKENS")
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
+from classifier import SentenceClassifier
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
 from minllama.methods.base import Method
@@ -18,7 +17,7 @@ class FreezeLayers(Method):
 
     freeze_layers: int = flag(0, "number of lowest layers that do not train")
 
-    def adapt(self, model: nn.Module) -> None:
+    def adapt(self, model: SentenceClassifier) -> None:
         """Freeze the layers.
 
         Raises:
