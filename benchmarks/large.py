@@ -53,7 +53,8 @@ def make_model(folder: Path, shape: str) -> int:
         tie_embeddings=False,
         **SHAPES[shape],
     )
-    shapes = {hf.their_name(name): size for name, size in shapes_of(config).items()}
+    ours = shapes_of(config)
+    shapes = {name: ours[our_name] for name, our_name in hf.tensor_names(config).items()}
     if not (folder / "config.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""One file for each format that weights come in or go out as: dicts of tensors and a config.
+"""One file for each format that weights are read from or written to.
 
-A format never builds a model; `llama.load_pretrained` does.
+A format gives tensors and a config, and never builds a model; `llama.load_pretrained` does.
 """

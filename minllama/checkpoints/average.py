@@ -2,9 +2,9 @@
 
     .venv/bin/python -m minllama.checkpoints.average A.pt B.pt --out model.pt
 
-Checkpoints of one training, or of trainings that began with the same weights, have an average that
+The average of checkpoints from one training run, or from runs that began with the same weights,
 often predicts better than each of them (arXiv 1803.05407, 2203.05482). It is written in the layout
-of `stories42M.pt`, in the precision of the first one, and the tokenizer is put beside it.
+of `stories42M.pt`, in the precision of the first checkpoint, with the tokenizer beside it.
 """
 
 import math
@@ -15,28 +15,30 @@ from pathlib import Path
 import torch
 
 from minllama.checkpoints import pt
-from minllama.checkpoints.convert import check_target, in_dtype, tokenizer_for, write_beside
+from minllama.checkpoints.convert import check_target, in_dtype, tokenizer_for, write_files
 from minllama.checkpoints.formats import load, tokenizer_beside
 from minllama.checkpoints.layout import HEAD, Checkpoint
 from minllama.common.errors import InputError
 from minllama.common.program import ArgumentParser, run_script
 
-ALIKE = ("dim", "n_layers", "n_heads", "ffn_dim", "vocab_size", "max_seq_len")
-ALIKE += ("layer_norm_eps", "rope_theta", "causal", "tie_embeddings")
+SETTINGS = (
+    *("dim", "n_layers", "n_heads", "ffn_dim", "vocab_size", "max_seq_len"),
+    *("layer_norm_eps", "rope_theta", "causal", "tie_embeddings"),
+)
 
 
 def average(checkpoints: Sequence[Checkpoint], weights: Sequence[float]) -> Checkpoint:
-    """The weighted mean of the tensors, computed in float32, in the first one's precision.
+    """The weighted mean of the tensors, computed in float32, in the precision of the first.
 
     Args:
         weights: one for each checkpoint; they add up to 1.
 
     Raises:
-        InputError: the models are not of one kind, or a value is too large for that precision.
+        InputError: the models have different settings, or that precision cannot hold a value.
     """
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        see_alike(first, other)
+        check_same_settings(first, other)
     tensors = {}
     for name, tensor in first.tensors.items():
         tensors[name] = torch.zeros(tensor.shape)
@@ -45,64 +47,52 @@ def average(checkpoints: Sequence[Checkpoint], weights: Sequence[float]) -> Chec
     return in_dtype(first._replace(tensors=tensors), first.tensors[HEAD].dtype)
 
 
-def see_alike(first: Checkpoint, other: Checkpoint) -> None:
-    """See that two models compute the same but for their weights.
-
-    Raises:
-        InputError: a setting differs.
-    """
+def check_same_settings(first: Checkpoint, other: Checkpoint) -> None:
+    """Check that two models differ only in their weights."""
     a, b = first.config, other.config
-    settings = {name: (getattr(a, name), getattr(b, name)) for name in ALIKE}
+    settings = {name: (getattr(a, name), getattr(b, name)) for name in SETTINGS}
     settings["n_kv_heads"] = (a.n_kv_heads or a.n_heads, b.n_kv_heads or b.n_heads)
     for name, (expected, found) in settings.items():
         if found != expected:
             raise InputError(
-                f"{other.source}: its {name} is {found}, {first.source} has {expected}"
+                f"{other.source}: its {name} is {found}, but {first.source} has {expected}"
             )
 
 
-def see_tokenizers(sources: Sequence[str]) -> Path | None:
-    """The tokenizer beside the checkpoints, or None where none has one.
-
-    Raises:
-        InputError: two differ.
-    """
-    beside = [path for path in map(tokenizer_beside, sources) if path is not None]
-    for path in beside[1:]:
-        if path.read_bytes() != beside[0].read_bytes():
-            raise InputError(f"{path}: another tokenizer than {beside[0]}")
-    return beside[0] if beside else None
+def common_tokenizer(sources: Sequence[str]) -> Path | None:
+    """The one tokenizer beside the checkpoints, or None where none has one."""
+    tokenizers = [path for path in map(tokenizer_beside, sources) if path is not None]
+    for path in tokenizers[1:]:
+        if path.read_bytes() != tokenizers[0].read_bytes():
+            raise InputError(f"{path}: not the same tokenizer as {tokenizers[0]}")
+    return tokenizers[0] if tokenizers else None
 
 
 def normalized(weights: Sequence[float] | None, n: int) -> list[float]:
-    """Weights that add up to 1; None gives all the same.
-
-    Raises:
-        InputError: there are not `n`, one is negative, or they have no finite sum over 0.
-    """
+    """Scale `n` weights to the sum 1; None stands for equal ones."""
     weights = [1.0] * n if weights is None else list(weights)
     if len(weights) != n:
         raise InputError(f"--weights: {len(weights)} for {n} checkpoints")
     total = sum(weights)
     if not (min(weights) >= 0 and 0 < total < math.inf):
-        raise InputError("--weights: need numbers of 0 or more, with a finite sum over 0")
+        raise InputError("--weights: need numbers of 0 or more, with a positive and finite sum")
     return [weight / total for weight in weights]
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="in any format")
-    parser.add_argument("--out", required=True, metavar="FILE")
-    help = "the share of each, if they are not to be equal"
+    parser.add_argument("--out", required=True, metavar="FILE", help="the checkpoint to write")
+    help = "weight of each checkpoint, by default equal"
     parser.add_argument("--weights", nargs="+", type=float, metavar="W", help=help)
     args = parser.parse_args()
     weights = normalized(args.weights, len(args.checkpoints))
-    tokenizer = see_tokenizers(args.checkpoints)
+    tokenizer = common_tokenizer(args.checkpoints)
     for source in args.checkpoints:
         check_target(source, args.out, "pt", tokenizer_beside(source))
-    beside = tokenizer_for(args.out, "pt", tokenizer)
+    tokenizer_files = tokenizer_for(args.out, "pt", tokenizer)
     pt.save(average([load(source) for source in args.checkpoints], weights), args.out)
-    write_beside(beside)
+    write_files(tokenizer_files)
     print(f"wrote {args.out}")
 
 

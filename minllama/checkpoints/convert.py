@@ -1,9 +1,9 @@
-"""Bring weights from one format to another.
+"""Convert weights from one format to another.
 
     .venv/bin/python -m minllama.checkpoints.convert IN OUT --to pt|llama2c|hf [--dtype DTYPE]
 
-IN is a file or a folder in any format. OUT takes its name when it is whole. The tokenizer beside IN
-goes with it: into the folder for hf, beside OUT for pt, and for llama2c as `tokenizer.bin`.
+IN is a file or a folder in any format. OUT takes its name once it is complete. The tokenizer beside
+IN goes with it: into the folder for hf, beside OUT for pt, and for llama2c as `tokenizer.bin`.
 """
 
 from argparse import RawDescriptionHelpFormatter
@@ -27,24 +27,24 @@ DTYPES = {  # by format
 
 
 def convert(source: str, target: str, to: str, dtype: str | None = None) -> None:
-    """Read a checkpoint, see that the other format can say what it is, and write it.
+    """Read a checkpoint, check that the other format can express it, and write it.
 
     Args:
         to: "pt", "llama2c" or "hf".
-        dtype: None keeps the file's; for llama2c that is float32. "int8" is its version 2.
+        dtype: None keeps the file's, or float32 for llama2c. "int8" is llama2c's version 2.
 
     Raises:
-        InputError: the format cannot, or something would be overwritten.
+        InputError: the format cannot express the model, or something would be overwritten.
     """
     if dtype is not None and dtype not in DTYPES[to]:
         raise InputError(f"--dtype {dtype}: --to {to} has {', '.join(DTYPES[to])}")
     tokenizer = tokenizer_beside(source)
     check_target(source, target, to, tokenizer)
-    beside = tokenizer_for(target, to, tokenizer)
+    tokenizer_files = tokenizer_for(target, to, tokenizer)
     checkpoint = load(source)
     if to != "pt" and not checkpoint.config.causal:
         raise InputError(
-            f"{source}: attends without a mask, and --to {to} has only models that attend with one"
+            f"{source}: attends without a mask; models of --to {to} always have the causal mask"
         )
     if to == "llama2c":
         llama2c.save(checkpoint, target, version=2 if dtype == "int8" else 0)
@@ -55,39 +55,29 @@ def convert(source: str, target: str, to: str, dtype: str | None = None) -> None
             hf.save(checkpoint, target, tokenizer)
         else:
             pt.save(checkpoint, target)
-    write_beside(beside)
+    write_files(tokenizer_files)
 
 
-def write_beside(files: dict[Path, bytes]) -> None:
-    """Write what `tokenizer_for` returned."""
+def write_files(files: dict[Path, bytes]) -> None:
+    """Write files of a known content."""
     for path, content in files.items():
         with atomic_write(path, "wb") as file:
             file.write(content)
 
 
 def check_target(source: str, target: str, to: str, tokenizer: Path | None) -> None:
-    """See that nothing is lost.
-
-    Raises:
-        InputError: something else is there already.
-    """
+    """Check that the target can be written, and overwrites no other file."""
     path = Path(target)
     if to != "hf":
-        is_folder = Path(source).is_dir()
-        inputs = sorted(map(str, Path(source).iterdir())) if is_folder else [source]
-        check_outputs([target], [*inputs, *([tokenizer] if tokenizer else [])])
+        check_outputs([target], [source] if tokenizer is None else [source, tokenizer])
     elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{target}: is there already; name a new or an empty folder")
+        raise InputError(f"{target}: already exists; name a new or an empty folder")
     elif not path.absolute().parent.is_dir():
-        raise InputError(f"{target}: there is no folder {path.parent} to make it in")
+        raise InputError(f"{target}: the folder {path.parent} does not exist; make it first")
 
 
 def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, bytes]:
-    """The file to write beside the target, with its content, unless it is there.
-
-    Raises:
-        InputError: another tokenizer is there.
-    """
+    """The tokenizer file to write beside the target, with its content, unless it is there."""
     if tokenizer is None or to == "hf":
         return {}
     if to == "pt":
@@ -96,21 +86,21 @@ def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, by
         path = Path(target).parent / "tokenizer.bin"
         content = Tokenizer(tokenizer_model=tokenizer).to_llama2c()
     if identity(path) == identity(target):
-        raise InputError(f"{target}: the name of the tokenizer beside it; name another file")
+        raise InputError(f"{target}: the tokenizer takes this name; choose another")
     if not path.exists():
         return {path: content}
     if not path.is_file():
-        raise InputError(f"{path}: in the place of the tokenizer, and not a file; move it away")
+        raise InputError(f"{path}: not a file, in the place of the tokenizer; move it away")
     if path.read_bytes() != content:
-        raise InputError(f"{path}: another tokenizer than that of {tokenizer}; move it away")
+        raise InputError(f"{path}: not the same tokenizer as {tokenizer}; move it away")
     return {}
 
 
 def in_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
-    """The same in another precision; a tied matrix stays one.
+    """The checkpoint in another precision; a tied matrix stays one.
 
     Raises:
-        InputError: a value is too large for it.
+        InputError: the precision cannot hold a value.
     """
     tensors = {}
     for name, tensor in checkpoint.tensors.items():
@@ -125,10 +115,10 @@ def in_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="a file or a folder in any format")
-    parser.add_argument("target", metavar="OUT", help="the file, for hf the folder, to write")
-    parser.add_argument("--to", choices=tuple(DTYPES), required=True, help="the format of OUT")
-    dtypes = sorted(set().union(*DTYPES.values()))
-    parser.add_argument("--dtype", choices=dtypes, help="of the weights; by default as they are")
+    parser.add_argument("target", metavar="OUT", help="the file to write, or the folder for hf")
+    parser.add_argument("--to", choices=tuple(DTYPES), required=True, help="format of OUT")
+    dtypes = ("float32", "bfloat16", "float16", "int8")
+    parser.add_argument("--dtype", choices=dtypes, help="precision of the weights, by default IN's")
     args = parser.parse_args()
     convert(args.source, args.target, args.to, args.dtype)
     print(f"wrote {args.target}")

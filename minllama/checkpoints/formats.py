@@ -1,4 +1,4 @@
-"""Which format a path has, and reading it."""
+"""Find the format of a checkpoint, and read it."""
 
 from pathlib import Path
 
@@ -6,57 +6,53 @@ from minllama.checkpoints import hf, integrity, llama2c, meta, pt
 from minllama.checkpoints.layout import Checkpoint
 from minllama.common.errors import InputError, missing_file
 
-FORMATS = (hf, meta, llama2c, pt)  # told apart by content; the last takes what no other does
+FORMATS = (hf, meta, llama2c, pt)  # recognized by their content; the last accepts any file
 
 
 def load(path: str | Path) -> Checkpoint:
     """Read a model in any format.
 
-    Weights of Hugging Face, Meta and llama2.c are causal; those of a `.pt` are as it says.
+    Weights from Hugging Face, Meta and llama2.c are causal; a `.pt` says so itself.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        InputError: it is no Llama 2, or it is damaged; the message says where.
+        FileNotFoundError: the path does not exist.
+        InputError: it does not hold a Llama 2, or it is damaged; the message says where.
     """
     if not Path(path).exists():
         raise missing_file(path)
-    for form in FORMATS:
-        if form.reads(path):
-            return form.load(path)
+    for fmt in FORMATS:
+        if fmt.reads(path):
+            return fmt.load(path)
     raise InputError(
         f"{path}: a folder without config.json or params.json; name a file or folder of weights"
     )
 
 
 def verify(path: str | Path) -> None:
-    """Compare a checkpoint with its checksums, as large as it may be.
-
-    Up to 1 GB `load` does it unasked.
+    """Compare a checkpoint of any size with its checksums; `load` does so up to 1 GB.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: the path does not exist.
         InputError: it is damaged, or in a format without checksums.
     """
     if not Path(path).exists():
         raise missing_file(path)
-    form = next((form for form in FORMATS if form.reads(path)), None)
-    files = [] if form is None else form.files_with_sums(path)
-    if not files:
+    files = hf.weight_files(path) or meta.shards_of(path) or [Path(path)]
+    zips = [file for file in files if file.is_file() and integrity.is_zip(file)]
+    if not zips:
         raise InputError(f"--verify: {path} carries no checksums; leave it out")
-    for file in files:
+    for file in zips:
         integrity.check(file, verify=True)
 
 
 def tokenizer_beside(path: str | Path) -> Path | None:
-    """The SentencePiece model that comes with a checkpoint: in its folder, or in Meta's above it.
+    """Find the SentencePiece model of a checkpoint: in its folder, or in the one above Meta's.
 
     Raises:
-        InputError: there is a tokenizer in a form that cannot be read.
+        InputError: the folder has a tokenizer, but in a form that is not supported.
     """
     folder = hf.folder_of(path) or meta.folder_of(path) or Path(path).parent
-    places = [folder]
-    if meta.reads(path):
-        places.append(folder.parent)
+    places = [folder, folder.parent] if meta.reads(path) else [folder]
     for place in places:
         if (place / "tokenizer.model").is_file():
             return place / "tokenizer.model"

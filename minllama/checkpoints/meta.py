@@ -1,30 +1,23 @@
-"""Meta's folders: `params.json` with `consolidated.00.pth`, and more of these for large models."""
+"""Meta's folders: `params.json` with `consolidated.00.pth`, and more shards for large models."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from config import LlamaConfig
-from minllama.checkpoints.integrity import is_zip
-from minllama.checkpoints.layout import (
-    EMBEDDING,
-    HEAD,
-    Checkpoint,
-    checked,
-    read_json,
-    see_layers,
-    shapes_of,
-)
+from minllama.checkpoints import layout
+from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.checkpoints.pt import canonical_name, read_checkpoint
 from minllama.common.errors import InputError, is_out_of_memory
 
 PARAMS, SHARDS = "params.json", "consolidated.*.pth"
-CONTEXT = 4096  # of Llama 2; params.json does not tell it
-FREQUENCIES = "rope.freqs"  # computed from theta here
-KNOWN = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of")
-KNOWN += ("ffn_dim_multiplier", "norm_eps", "rope_theta", "max_seq_len")
-CUT_BY_COLUMNS = ("attention.compute_output.weight", "feed_forward.w2.weight")
+CONTEXT = 4096  # of Llama 2; params.json does not have it
+ROPE_FREQUENCIES = "rope.freqs"  # computed from theta here
+KNOWN = (
+    *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"),
+    *("ffn_dim_multiplier", "norm_eps", "rope_theta", "max_seq_len"),
+)
+SPLIT_BY_COLUMNS = ("attention.compute_output.weight", "feed_forward.w2.weight")
 
 
 def reads(path: str | Path) -> bool:
@@ -33,86 +26,80 @@ def reads(path: str | Path) -> bool:
 
 
 def folder_of(path: str | Path) -> Path | None:
+    """The folder of a model, given itself or one of its shards."""
     path = Path(path)
-    for folder in (path, path.parent):
-        is_named = folder == path or path.match(SHARDS)
-        if is_named and (folder / PARAMS).is_file() and any(folder.glob(SHARDS)):
-            return folder
-    return None
+    folder = path.parent if path.match(SHARDS) else path
+    return folder if (folder / PARAMS).is_file() and any(folder.glob(SHARDS)) else None
 
 
-def files_with_sums(path: str | Path) -> list[Path]:
-    """The shards, which `torch.save` wrote with checksums."""
-    return [file for file in sorted(folder_of(path).glob(SHARDS)) if is_zip(file)]
+def shards_of(path: str | Path) -> list[Path]:
+    """The shards of a model in their order; none if the path is not such a folder."""
+    folder = folder_of(path)
+    return [] if folder is None else sorted(folder.glob(SHARDS))
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a folder; shards are put together.
+    """Read a folder and join its shards.
 
     Raises:
-        InputError: it is no Llama 2, or it is damaged; the message says where.
+        InputError: it does not hold a Llama 2, or it is damaged; the message says where.
     """
     folder = folder_of(path)
     if folder is None:
         raise InputError(f"{path}: no {PARAMS} and {SHARDS} in it")
-    shards = [read_shard(file) for file in sorted(folder.glob(SHARDS))]
+    shards = [read_shard(file) for file in shards_of(folder)]
     arguments = read_params(folder / PARAMS)
     if arguments.get("vocab_size", -1) == -1:
         arguments["vocab_size"] = sum(len(shard.get(HEAD, ())) for shard in shards)
-    try:
-        config = LlamaConfig.from_model_args(arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{folder / PARAMS}: describes no Llama: {error}") from error
-    see_layers(config, len(shards[0]), folder)
-    expected = shapes_of(config)
+    config = layout.config_from(arguments, folder / PARAMS)
+    shapes = layout.shapes_of(config)
+    for shard in shards:
+        different = shard.keys() ^ shards[0].keys()
+        if different:
+            name = min(different)
+            raise InputError(f"{folder}: {name} is not in all of the {len(shards)} shards")
     tensors = {}
     for name in shards[0]:
-        parts = [shard.get(name) for shard in shards]
-        if any(part is None for part in parts):
-            raise InputError(f"{folder}: {name} is not in all of the {len(shards)} shards")
-        tensors[name] = joined(name, parts, expected.get(name))
-    others = set().union(*shards) - shards[0].keys()
-    if others:
-        raise InputError(f"{folder}: {min(others)} is not in all of the {len(shards)} shards")
-    return checked(config, tensors, folder)
+        tensors[name] = joined(name, [shard[name] for shard in shards], shapes.get(name))
+    return layout.checked(config, tensors, folder)
 
 
 def read_shard(file: Path) -> dict[str, torch.Tensor]:
-    """A shard's tensors by this repository's names."""
+    """Read a shard's tensors, by this project's names."""
     tensors = {}
     for name, tensor in read_checkpoint(file, mapped=True).items():
-        if name == FREQUENCIES:
+        if name == ROPE_FREQUENCIES:
             continue
         if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{file}: {name} is no tensor")
+            raise InputError(f"{file}: {name} is not a tensor")
         tensors[canonical_name(str(name))] = tensor
     return tensors
 
 
-def joined(name: str, parts: list[torch.Tensor], expected: tuple[int, ...] | None) -> torch.Tensor:
-    """A tensor from its parts in all shards.
+def joined(name: str, parts: list[torch.Tensor], shape: tuple[int, ...] | None) -> torch.Tensor:
+    """Join the parts of a tensor.
 
-    Matrices that make more are cut by rows, those that make less by columns, and norms are in every
-    shard. The embedding is cut by columns in Llama 2.
+    Shards split the matrices that produce queries, keys, values and hidden units by rows, and those
+    that consume them by columns. Each has the whole norms. Llama 2 splits the embedding by columns.
     """
     if len(parts) == 1 or parts[0].dim() == 1:
         return parts[0]
-    by_columns = name.endswith(CUT_BY_COLUMNS)
-    if name == EMBEDDING and expected is not None:
-        by_columns = len(parts[0]) == expected[0]
+    by_columns = name.endswith(SPLIT_BY_COLUMNS)
+    if name == EMBEDDING and shape is not None:
+        by_columns = len(parts[0]) == shape[0]
     try:
         return torch.cat(parts, dim=1 if by_columns else 0)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return parts[0]  # of another shape than expected, which will be said
+        return parts[0]  # `checked` refuses its shape
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """The arguments of `LlamaConfig` that `params.json` gives."""
-    params = read_json(path)
+    """The arguments of `LlamaConfig` in `params.json`."""
+    params = layout.read_json(path)
     unknown = [name for name, x in params.items() if name not in KNOWN and x not in (None, False)]
     if unknown:
-        raise InputError(f"{path}: not understood: {', '.join(unknown)}")
+        raise InputError(f"{path}: not supported: {', '.join(unknown)}")
     defaults = {"causal": True, "n_kv_heads": None, "multiple_of": 256, "max_seq_len": CONTEXT}
     return defaults | {name: value for name, value in params.items() if value is not None}

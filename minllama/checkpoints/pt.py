@@ -8,7 +8,7 @@ import torch
 
 from config import LlamaConfig
 from minllama.checkpoints import integrity
-from minllama.checkpoints.layout import Checkpoint, checked
+from minllama.checkpoints.layout import Checkpoint, checked, config_from
 from minllama.common.errors import (
     FOR_LOADING,
     InputError,
@@ -18,9 +18,11 @@ from minllama.common.errors import (
 )
 from minllama.common.files import atomic_write
 
-MODEL_ARGS = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of")
-MODEL_ARGS += ("ffn_dim_multiplier", "max_seq_len", "vocab_size", "layer_norm_eps", "rope_theta")
-MODEL_ARGS += ("causal", "tie_embeddings")
+MODEL_ARGS = (
+    *("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of"),
+    *("ffn_dim_multiplier", "max_seq_len", "vocab_size", "layer_norm_eps", "rope_theta"),
+    *("causal", "tie_embeddings"),
+)
 OTHER_NAMES = {  # llama2.c's, and ours
     "attention.wq.": "attention.compute_query.",
     "attention.wk.": "attention.compute_key.",
@@ -30,31 +32,23 @@ OTHER_NAMES = {  # llama2.c's, and ours
 
 
 def reads(path: str | Path) -> bool:
-    """Whether a path is a file; what it holds, `read_checkpoint` says."""
+    """Whether a path is a file; `read_checkpoint` checks its content."""
     return Path(path).is_file()
 
 
-def files_with_sums(path: str | Path) -> list[Path]:
-    """The files of a checkpoint that carry checksums."""
-    return [Path(path)] if integrity.is_zip(path) else []
-
-
 def load(path: str | Path) -> Checkpoint:
-    """Read a Llama: a dict with tensors as `model` and arguments of `LlamaConfig` as `model_args`.
+    """Read a Llama: a dict of tensors as `model`, and `LlamaConfig`'s arguments as `model_args`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        InputError: it is no such checkpoint.
+        FileNotFoundError: the file does not exist.
+        InputError: it is not such a checkpoint.
     """
     saved = read_checkpoint(path, mapped=True)
     for key in ("model_args", "model"):
         if not isinstance(saved.get(key), dict):
-            raise InputError(f"{path}: no dict {key!r} in it, so it is no Llama checkpoint")
-    try:
-        config = LlamaConfig.from_model_args(saved["model_args"])
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: model_args describe no Llama: {error}") from error
-    tensors: dict[str, torch.Tensor] = {}
+            raise InputError(f"{path}: no dict {key!r} in it, so it is not a Llama checkpoint")
+    config = config_from(saved["model_args"], f"{path}: model_args")
+    tensors: dict[str, Any] = {}
     for name, tensor in saved["model"].items():
         name = canonical_name(str(name))
         if name in tensors:
@@ -70,12 +64,12 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
 
 
 def model_args_of(config: LlamaConfig) -> dict[str, Any]:
-    """What describes a model in a checkpoint, as plain values."""
+    """The config as plain values, as a checkpoint stores it."""
     return {name: getattr(config, name) for name in MODEL_ARGS}
 
 
 def canonical_name(name: str) -> str:
-    """This repository's name of a tensor: without `torch.compile`'s prefix, and not llama2.c's."""
+    """This project's name of a tensor that `torch.compile` or llama2.c may have named."""
     name = name.removeprefix("_orig_mod.")
     for theirs, ours in OTHER_NAMES.items():
         name = name.replace(theirs, ours)
@@ -83,17 +77,17 @@ def canonical_name(name: str) -> str:
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
-    """Load a file that `torch.save` wrote, without ever running code that it holds.
+    """Load a dict that `torch.save` wrote, without ever running code from the file.
 
     Args:
-        mapped: leave the tensors in the file, mapped into memory, where it can be.
+        mapped: leave the tensors in the file, mapped into memory, if its format allows it.
 
     Returns:
         the saved dict, its tensors on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        InputError: the file is damaged, or not a dict of tensors and plain values.
+        FileNotFoundError: the file does not exist.
+        InputError: it is damaged, or not a dict of tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -101,29 +95,29 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     integrity.check(path)
     try:
         with warnings.catch_warnings(), explain_out_of_memory(f"loading {path}", FOR_LOADING):
-            warnings.simplefilter("ignore")  # of old files
-            mmap = mapped and integrity.is_zip(path)  # not in files of old versions
+            warnings.simplefilter("ignore")  # about old files
+            mmap = mapped and integrity.is_zip(path)  # PyTorch maps no files from before 1.6
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         if isinstance(error, OSError) or is_out_of_memory(error):
             raise
-        raise InputError(f"{path}: PyTorch does not read it: {error}") from error
+        raise InputError(f"{path}: PyTorch cannot read it: {error}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: a {type(checkpoint).__name__}, expected a checkpoint's dict")
     return checkpoint
 
 
 def write_checkpoint(saved: dict, path: str | Path) -> None:
-    """Save a dict of tensors and plain values so that `read_checkpoint` can load it.
+    """Save a dict of tensors and plain values for `read_checkpoint`.
 
     Raises:
-        OSError: it could not be written; what stood there before remains.
+        OSError: the file could not be written; what stood there before remains.
     """
     with atomic_write(path, "wb") as file:
         try:
             torch.save(saved, file)
         except RuntimeError as error:
-            # A failed write makes PyTorch's zip writer fail once more when it closes.
+            # After a failed write PyTorch's zip writer fails again when it closes.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
