@@ -1,6 +1,9 @@
-"""Every format in and out: the same model, there and back again, against independent programs."""
+"""Every format in and out: the same model there and back again, and as other programs see it."""
 
+import io
 import json
+import logging
+import os
 import shutil
 import struct
 import subprocess
@@ -8,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama, save_llama
+from conftest import ROOT, make_llama, save_llama
 
 from config import LlamaConfig
 from llama import load_pretrained
@@ -22,14 +25,13 @@ from minllama.inference.sampling import Sampling
 from tokenizer import Tokenizer
 
 TOKENS = torch.randint(0, 320, (2, 11), generator=torch.Generator().manual_seed(5))
-KINDS = pytest.mark.parametrize("tied", [True, False])
+TIED = pytest.mark.parametrize("tied", [True, False])
 HEADS = pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-THETAS = pytest.mark.parametrize("theta", [10000.0, 500000.0])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 def random_checkpoint(tied=True, n_kv_heads=2, theta=10000.0, dtype=torch.float32, **changes):
-    """A causal model with random weights, as a file has it."""
+    """The checkpoint of a causal model with random weights."""
     arguments = {"causal": True, "rope_theta": theta, "tie_embeddings": tied}
     llama = make_llama(n_kv_heads=n_kv_heads, **arguments | changes)
     tensors = {name: tensor.to(dtype) for name, tensor in llama.state_dict().items()}
@@ -40,15 +42,16 @@ def random_checkpoint(tied=True, n_kv_heads=2, theta=10000.0, dtype=torch.float3
 
 def same(a: Checkpoint, b: Checkpoint) -> bool:
     """Whether two have the very same tensors and describe the same model."""
-    names = [*pt.MODEL_ARGS]
-    names = [name for name in names if name not in ("hidden_dim", "multiple_of", "n_kv_heads")]
-    shapes = shapes_of(a.config) == shapes_of(b.config)
-    settings = all(getattr(a.config, name) == getattr(b.config, name) for name in names)
+    names = ("vocab_size", "max_seq_len", "layer_norm_eps", "rope_theta", "causal")
+    settings = all(
+        getattr(a.config, name) == getattr(b.config, name)
+        for name in (*names, "n_heads", "tie_embeddings")
+    )
     tensors = a.tensors.keys() == b.tensors.keys() and all(
         tensor.dtype == b.tensors[name].dtype and torch.equal(tensor, b.tensors[name])
         for name, tensor in a.tensors.items()
     )
-    return shapes and settings and tensors
+    return settings and tensors
 
 
 @pytest.fixture
@@ -67,19 +70,29 @@ def logits_of(path) -> torch.Tensor:
 # Hugging Face
 
 
-@KINDS
-@HEADS
-@THETAS
-@DTYPES
+@pytest.mark.parametrize(
+    ("tied", "n_kv_heads", "theta", "dtype"),
+    [
+        (True, 4, 10000.0, torch.float32),
+        (True, 1, 500000.0, torch.bfloat16),
+        (False, 2, 10000.0, torch.bfloat16),
+        (False, 1, 500000.0, torch.float32),
+    ],
+)
 def test_transformers_computes_the_same(folder, tied, n_kv_heads, theta, dtype):
-    """What we write it loads without a warning, what it writes we load; the logits agree."""
+    """It loads our folder without a warning, and we load its folder; the logits agree."""
     pytest.importorskip("safetensors")
     transformers = pytest.importorskip("transformers")
     checkpoint = random_checkpoint(tied, n_kv_heads, theta, dtype)
     hf.save(checkpoint, folder / "ours", folder / "tokenizer.model")
-    with warnings_are_errors(transformers) as logged:
-        theirs = transformers.LlamaForCausalLM.from_pretrained(folder / "ours", dtype=torch.float32)
-    assert logged() == ""
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    logger = transformers.logging.get_logger("transformers")
+    transformers.logging.set_verbosity_warning()
+    logger.addHandler(handler)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder / "ours", dtype=torch.float32)
+    logger.removeHandler(handler)
+    assert log.getvalue() == ""
     with torch.inference_mode():
         expected = theirs.eval()(TOKENS).logits
     tolerance = 1e-4 * expected.abs().max()
@@ -87,27 +100,6 @@ def test_transformers_computes_the_same(folder, tied, n_kv_heads, theta, dtype):
     theirs.to(dtype).save_pretrained(folder / "theirs")
     assert same(formats.load("theirs"), checkpoint)
     assert (logits_of("theirs") - expected).abs().max() < tolerance
-
-
-class warnings_are_errors:
-    """Collects what Transformers logs, from warnings on."""
-
-    def __init__(self, transformers):
-        self.transformers = transformers
-
-    def __enter__(self):
-        import io
-        import logging
-
-        self.stream = io.StringIO()
-        self.handler = logging.StreamHandler(self.stream)
-        self.logger = self.transformers.logging.get_logger("transformers")
-        self.logger.addHandler(self.handler)
-        self.transformers.logging.set_verbosity_warning()
-        return self.stream.getvalue
-
-    def __exit__(self, *_):
-        self.logger.removeHandler(self.handler)
 
 
 def test_transformers_tokenizer_gives_the_same_ids(folder, tokenizer):
@@ -119,13 +111,11 @@ def test_transformers_tokenizer_gives_the_same_ids(folder, tokenizer):
         assert theirs(text)["input_ids"] == tokenizer.encode(text, bos=True, eos=False)
 
 
-@KINDS
+@TIED
 @HEADS
 def test_a_stored_folder_of_transformers_computes_the_same(tied, n_kv_heads):
-    """Without that package: `tests/make_hf_fixture.py` wrote it, with the logits."""
+    """`tests/make_hf_fixture.py` wrote it, with the logits."""
     pytest.importorskip("safetensors")
-    from conftest import ROOT
-
     name = f"{'tied' if tied else 'untied'}-{n_kv_heads}"
     stored = ROOT / "tests/fixtures/transformers" / name
     expected = torch.tensor(json.loads((stored / "logits.json").read_text()))
@@ -152,7 +142,7 @@ def write_shards(checkpoint: Checkpoint, folder, n: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
 
 
-def test_shards_and_old_files_are_put_together(folder):
+def test_shards_and_old_files_are_read(folder):
     pytest.importorskip("safetensors")
     checkpoint = random_checkpoint(tied=False)
     write_shards(checkpoint, folder / "shards", 3)
@@ -176,80 +166,86 @@ NOT_LLAMA_2 = [
     ({"model_type": "mistral"}, "model_type 'mistral'"),
     ({"head_dim": 16}, "head_dim 16"),
     ({"bos_token_id": 0}, "bos_token_id 0"),
-    ({"query_pre_attn_scalar": 8}, "query_pre_attn_scalar is not understood"),
+    ({"query_pre_attn_scalar": 8}, "query_pre_attn_scalar"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
-    ({"num_attention_heads": 3}, "no multiple of n_heads"),
+    ({"num_attention_heads": 3}, "n_heads"),
     ({"hidden_size": 10**9}, "has shape"),
     ({"num_hidden_layers": -1}, "n_layers"),
-    ({"num_hidden_layers": 10**9}, "n_layers is 1000000000, expected at most 10000"),
-    ({"num_hidden_layers": 10**4}, "is to have 10000 layers, has"),
+    ({"num_hidden_layers": 10**9}, "n_layers is 1000000000"),
+    ({"num_hidden_layers": 10**4}, "is missing"),
     ({"vocab_size": "320"}, "vocab_size"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "complaint"), NOT_LLAMA_2)
-def test_what_is_not_llama_2_is_refused_by_its_name(folder, run_cli, changes, complaint):
+@pytest.mark.parametrize(("changes", "word"), NOT_LLAMA_2)
+def test_other_models_are_refused_by_the_settings_name(folder, run_cli, changes, word):
     pytest.importorskip("safetensors")
     hf.save(random_checkpoint(), folder / "model", folder / "tokenizer.model")
     config = json.loads((folder / "model/config.json").read_text()) | changes
     (folder / "model/config.json").write_text(json.dumps(config))
     code, _, err = run_cli("--pretrained-model-path", "model", "--max_new_tokens", "1")
     assert code == 2 and err.count("\n") == 1, err
-    assert complaint in err and "model" in err
+    assert word in err and "model" in err
 
 
-def test_damaged_folders_are_one_line(folder, run_cli):
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def with_entry(name: str):
+    """Spoils the index by one file name."""
+
+    def spoil(model):
+        index = json.loads((model / INDEX).read_text())
+        index["weight_map"]["model.norm.weight"] = name
+        (model / INDEX).write_text(json.dumps(index))
+
+    return spoil
+
+
+def with_tensor(name: str, tensor: torch.Tensor):
+    """Spoils the first shard by one tensor."""
+
+    def spoil(model):
+        from safetensors.torch import save_file
+
+        tensors = {n: t.clone() for n, t in hf.read_safetensors(model / FIRST).items()}
+        save_file(tensors | {name: tensor}, model / FIRST)
+
+    return spoil
+
+
+DAMAGE = {
+    "truncated": lambda m: (m / FIRST).write_bytes((m / FIRST).read_bytes()[:-100]),
+    "empty": lambda m: (m / FIRST).write_bytes(b""),
+    "absent": lambda m: (m / SECOND).unlink(),
+    "outside": with_entry("../model/" + FIRST),
+    "absolute": with_entry("/etc/passwd"),
+    "no-map": lambda m: (m / INDEX).write_text("[1]"),
+    "no-json": lambda m: (m / "config.json").write_text("{"),
+    "deep": lambda m: (m / "config.json").write_text("[" * 100_000),
+    "list": lambda m: (m / "config.json").write_text("[]"),
+    "no-sizes": lambda m: (m / "config.json").write_text("{}"),
+    "doubled": lambda m: shutil.copy(m / FIRST, m / SECOND),
+    "shape": with_tensor("lm_head.weight", torch.zeros(3, 3)),
+    "unexpected": with_tensor("model.extra", torch.zeros(3)),
+    "bias": with_tensor("model.layers.0.self_attn.q_proj.bias", torch.zeros(32)),
+    "integers": with_tensor("model.qweight", torch.zeros(3, dtype=torch.int32)),
+    "nan": with_tensor("model.norm.weight", torch.full((32,), torch.nan)),
+    "no-weights": lambda m: [path.unlink() for path in m.glob("*.safetensors*")],
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_folders_are_refused_in_one_line(folder, run_cli, case):
     pytest.importorskip("safetensors")
-    from safetensors.torch import save_file
-
-    checkpoint = random_checkpoint(tied=False)
-    write_shards(checkpoint, folder / "good", 2)
-    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    index = json.loads((folder / "good/model.safetensors.index.json").read_text())
-
-    def spoil_index(name):
-        def spoil(model):
-            changed = {"weight_map": index["weight_map"] | {"model.norm.weight": name}}
-            (model / "model.safetensors.index.json").write_text(json.dumps(changed))
-
-        return spoil
-
-    def change(model, **tensors):
-        theirs = hf.read_safetensors(model / first)
-        theirs = {name: tensor.clone() for name, tensor in theirs.items()}
-        save_file(theirs | tensors, model / first)
-
-    name = next(name for name, file in index["weight_map"].items() if file == second)
-    cases = {
-        "truncated": lambda m: (m / first).write_bytes((m / first).read_bytes()[:-100]),
-        "empty": lambda m: (m / first).write_bytes(b""),
-        "absent": lambda m: (m / second).unlink(),
-        "outside": spoil_index("../good/" + first),
-        "absolute": spoil_index("/etc/passwd"),
-        "no-map": lambda m: (m / "model.safetensors.index.json").write_text("[1]"),
-        "no-json": lambda m: (m / "config.json").write_text("{"),
-        "deep": lambda m: (m / "config.json").write_text("[" * 100_000),
-        "list": lambda m: (m / "config.json").write_text("[]"),
-        "no-sizes": lambda m: (m / "config.json").write_text("{}"),
-        "doubled": lambda m: change(m, **{name: torch.zeros(2)}),
-        "shape": lambda m: change(m, **{"lm_head.weight": torch.zeros(3, 3)}),
-        "unexpected": lambda m: change(m, **{"model.extra": torch.zeros(3)}),
-        "bias": lambda m: change(m, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}),
-        "integers": lambda m: change(m, **{"model.qweight": torch.zeros(3, dtype=torch.int32)}),
-        "nan": lambda m: change(m, **{"model.norm.weight": torch.full((32,), torch.nan)}),
-        "no-weights": lambda m: [path.unlink() for path in m.glob("*.safetensors*")],
-    }
-    for case, spoil in cases.items():
-        model = folder / case
-        shutil.copytree(folder / "good", model)
-        spoil(model)
-        flags = ["--tokenizer-path", "tokenizer.model", "--max_new_tokens", "1"]
-        code, _, err = run_cli("--pretrained-model-path", case, *flags)
-        assert code == 2, case
-        assert err.startswith("error: ") and err.count("\n") == 1, (case, err)
+    write_shards(random_checkpoint(tied=False), folder / "model", 2)
+    DAMAGE[case](folder / "model")
+    code, _, err = run_cli("--pretrained-model-path", "model", "--max_new_tokens", "1")
+    assert code == 2 and err.startswith("error: model") and err.count("\n") == 1, err
 
 
-def test_a_folder_without_a_sentencepiece_model_says_so(folder, run_cli):
+def test_a_folder_without_a_sentencepiece_model_needs_tokenizer_path(folder, run_cli):
     pytest.importorskip("safetensors")
     hf.save(random_checkpoint(), folder / "model", None)
     (folder / "model/tokenizer.json").write_text("{}")
@@ -266,7 +262,7 @@ def test_a_folder_without_a_sentencepiece_model_says_so(folder, run_cli):
 
 
 def write_meta(checkpoint: Checkpoint, folder, n_shards: int, **params) -> None:
-    """As Meta's release: rows or columns of the matrices in each shard, norms in all."""
+    """As Meta's release: rows or columns of each matrix in each shard, norms in all."""
     config = checkpoint.config
     folder.mkdir()
     names = {"query": "wq", "key": "wk", "value": "wv", "output": "wo"}
@@ -284,21 +280,14 @@ def write_meta(checkpoint: Checkpoint, folder, n_shards: int, **params) -> None:
             shard[short] = part.clone()
     for i, shard in enumerate(shards):
         torch.save(shard, folder / f"consolidated.{i:02}.pth")
-    values = {
-        "dim": config.dim,
-        "n_layers": config.n_layers,
-        "n_heads": config.n_heads,
-        "n_kv_heads": config.n_kv_heads,
-        "multiple_of": 32,
-        "norm_eps": 1e-5,
-        "vocab_size": -1,
-    }
+    sizes = {name: getattr(config, name) for name in ("dim", "n_layers", "n_heads", "n_kv_heads")}
+    values = sizes | {"multiple_of": 32, "norm_eps": 1e-5, "vocab_size": -1}
     (folder / "params.json").write_text(json.dumps(values | params))
 
 
 @pytest.mark.parametrize("n_shards", [1, 2])
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
-def test_metas_folders(folder, n_shards, n_kv_heads):
+def test_meta_folders(folder, n_shards, n_kv_heads):
     checkpoint = random_checkpoint(tied=False, n_kv_heads=n_kv_heads, max_seq_len=4096)
     write_meta(checkpoint, folder / "meta", n_shards)
     loaded = formats.load("meta")
@@ -308,7 +297,7 @@ def test_metas_folders(folder, n_shards, n_kv_heads):
     assert formats.tokenizer_beside("meta").resolve() == folder / "tokenizer.model"
 
 
-def test_metas_width_of_the_feed_forward_layers(folder):
+def test_meta_feed_forward_width(folder):
     """As Llama 2 70B: a multiplier, then rounding up."""
     config = LlamaConfig(dim=8192, multiple_of=4096, ffn_dim_multiplier=1.3)
     assert config.ffn_dim == 28672
@@ -318,22 +307,21 @@ def test_metas_width_of_the_feed_forward_layers(folder):
     assert same(formats.load("meta"), checkpoint)
 
 
-def test_metas_folders_that_are_not_whole(folder):
+def test_incomplete_meta_folders_are_refused(folder):
     checkpoint = random_checkpoint(tied=False, max_seq_len=4096)
     write_meta(checkpoint, folder / "meta", 2)
-    shard = torch.load("meta/consolidated.01.pth", weights_only=True)
-    torch.save({n: t for n, t in shard.items() if "wq" not in n}, "meta/consolidated.01.pth")
-    with pytest.raises(InputError, match="not in all of the 2 shards"):
+    second, params = folder / "meta/consolidated.01.pth", folder / "meta/params.json"
+    shard = torch.load(second, weights_only=True)
+    torch.save({n: t for n, t in shard.items() if "wq" not in n}, second)
+    with pytest.raises(InputError, match=r"compute_query\.weight is not in all"):
         formats.load("meta")
-    (folder / "meta/consolidated.01.pth").unlink()
+    second.unlink()
     with pytest.raises(InputError, match="has shape"):
         formats.load("meta")
-    (folder / "meta/params.json").write_text('{"use_scaled_rope": true}')
-    with pytest.raises(InputError, match="not understood: use_scaled_rope"):
-        formats.load("meta")
-    (folder / "meta/params.json").write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
-        formats.load("meta")
+    for content, word in (('{"use_scaled_rope": true}', "use_scaled_rope"), ("{", "not JSON")):
+        params.write_text(content)
+        with pytest.raises(InputError, match=word):
+            formats.load("meta")
 
 
 # llama2.c
@@ -359,7 +347,7 @@ def write_version_1(checkpoint: Checkpoint, path) -> None:
     path.write_bytes(start.ljust(256, b"\0") + content)
 
 
-@KINDS
+@TIED
 @HEADS
 def test_float_files_of_llama2c(folder, tied, n_kv_heads):
     checkpoint = random_checkpoint(tied, n_kv_heads)
@@ -371,7 +359,7 @@ def test_float_files_of_llama2c(folder, tied, n_kv_heads):
     assert (folder / "again.bin").read_bytes() == (folder / "0.bin").read_bytes()
 
 
-@KINDS
+@TIED
 def test_int8_files_of_llama2c_are_within_half_a_step(folder, tied):
     checkpoint = random_checkpoint(tied)
     llama2c.save(checkpoint, "2.bin", version=2)
@@ -470,13 +458,13 @@ BAD_HEADERS = {
 
 
 @pytest.mark.parametrize("name", BAD_HEADERS)
-def test_wrong_sizes_in_a_header_are_one_line(folder, run_cli, name):
+def test_wrong_sizes_in_a_header_are_refused_in_one_line(folder, run_cli, name):
     (folder / "bad.bin").write_bytes(BAD_HEADERS[name] + bytes(1000))
     code, _, err = run_cli("--pretrained-model-path", "bad.bin", "--max_new_tokens", "1")
     assert code == 2 and err.count("\n") == 1 and err.startswith("error: bad.bin"), err
 
 
-def test_a_file_that_was_cut_is_one_line(folder):
+def test_a_truncated_file_is_refused(folder):
     write_version_1(random_checkpoint(), folder / "1.bin")
     content = (folder / "1.bin").read_bytes()
     (folder / "1.bin").write_bytes(content[:-4])
@@ -487,9 +475,9 @@ def test_a_file_that_was_cut_is_one_line(folder):
 # Conversion
 
 
-@KINDS
+@TIED
 @DTYPES
-def test_there_and_back_again(folder, tied, dtype):
+def test_converting_there_and_back_changes_no_bit(folder, tied, dtype):
     pytest.importorskip("safetensors")
     checkpoint = random_checkpoint(tied, dtype=dtype)
     pt.save(checkpoint, "a.pt")
@@ -500,7 +488,7 @@ def test_there_and_back_again(folder, tied, dtype):
         convert("b.pt", "c.bin", "llama2c")
         convert("c.bin", "d.pt", "pt")
         assert same(formats.load("d.pt"), checkpoint)
-        assert (folder / "tokenizer.bin").read_bytes() == Tokenizer().to_llama2c()
+        assert (folder / "tokenizer.bin").read_bytes() == Tokenizer().exported()
     assert (folder / "hf/tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
     size = (folder / "b.pt").stat().st_size
     n = sum(int(np.prod(shape)) for shape in shapes_of(checkpoint.config).values())
@@ -516,10 +504,10 @@ def test_the_dtype_is_that_of_the_weights(folder):
         assert {t.dtype for t in formats.load(name).tensors.values()} == {torch.float16}
 
 
-def test_a_mask_comes_in_goes_out_and_can_be_overridden(folder, run_cli):
+def test_the_mask_is_kept_and_can_be_overridden(folder):
     save_llama(make_llama(), folder / "unmasked.pt")
     for to in ("hf", "llama2c"):
-        with pytest.raises(InputError, match="attends without a mask"):
+        with pytest.raises(InputError, match="mask"):
             convert("unmasked.pt", "out", to)
     assert not (folder / "out").exists()
     convert("unmasked.pt", "copy.pt", "pt")
@@ -532,39 +520,33 @@ def test_a_mask_comes_in_goes_out_and_can_be_overridden(folder, run_cli):
 
 
 @pytest.mark.parametrize("changes", [{"theta": 500000.0}, {"layer_norm_eps": 1e-6}])
-def test_what_llama2c_cannot_say_is_refused(folder, changes):
+def test_what_llama2c_cannot_express_is_refused(folder, changes):
     pt.save(random_checkpoint(**changes), "a.pt")
-    with pytest.raises(InputError, match=r"llama2\.c's programs fix"):
+    with pytest.raises(InputError, match="programs fix"):
         convert("a.pt", "b.bin", "llama2c")
     assert not (folder / "b.bin").exists()
 
 
-def test_nothing_is_lost(folder, run_cli):
+def test_converting_overwrites_no_other_file(folder):
     pt.save(random_checkpoint(), "a.pt")
-    before = (folder / "a.pt").read_bytes()
-    with pytest.raises(InputError, match=r"would overwrite the input a\.pt"):
-        convert("a.pt", "a.pt", "pt")
-    (folder / "full").mkdir()
+    for name in ("full", "new"):
+        (folder / name).mkdir()
     (folder / "full/precious").write_text("x")
-    with pytest.raises(InputError, match="is there already"):
-        convert("a.pt", "full", "hf")
     (folder / "tokenizer.bin").write_text("another")
-    with pytest.raises(InputError, match="another tokenizer"):
-        convert("a.pt", "b.bin", "llama2c")
-    with pytest.raises(InputError, match="--to hf has float32, bfloat16, float16"):
-        convert("a.pt", "c", "hf", "int8")
-    (folder / "new").mkdir()
-    with pytest.raises(InputError, match="the name of the tokenizer beside it"):
-        convert("a.pt", "new/tokenizer.model", "pt")
-    (folder / "new").rmdir()
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"a.pt", "full", "tokenizer.bin", "tokenizer.model"}
-    assert (folder / "a.pt").read_bytes() == before
+    before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    for target, to, dtype, word in (
+        ("a.pt", "pt", None, "would overwrite"),
+        ("full", "hf", None, "already exists"),
+        ("b.bin", "llama2c", None, "tokenizer.bin"),
+        ("c", "hf", "int8", "--dtype int8"),
+        ("new/tokenizer.model", "pt", None, "tokenizer"),
+    ):
+        with pytest.raises(InputError, match=word):
+            convert("a.pt", target, to, dtype)
+    assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
 
 
 def test_hostile_pickles_run_nothing(folder, run_cli):
-    import os
-
     class Attack:
         def __reduce__(self):
             return os.system, (f"touch {folder}/attacked",)
@@ -582,8 +564,7 @@ def test_hostile_pickles_run_nothing(folder, run_cli):
     assert not (folder / "attacked").exists()
 
 
-def test_formats_are_told_by_content(folder):
-    """Names do not matter."""
+def test_formats_are_recognized_by_content(folder):
     pytest.importorskip("safetensors")
     checkpoint = random_checkpoint()
     llama2c.save(checkpoint, "weights.pt", version=0)
@@ -596,8 +577,9 @@ def test_formats_are_told_by_content(folder):
 
 
 @pytest.mark.parametrize("to", ["hf", "llama2c", "pt"])
-def test_every_option_takes_every_format(project, run_cli, to):
-    pytest.importorskip("safetensors")
+def test_every_option_reads_every_format(project, run_cli, to):
+    if to == "hf":
+        pytest.importorskip("safetensors")
     pt.save(random_checkpoint(tied=False), "start.pt")
     name = {"hf": "model", "llama2c": "model.bin", "pt": "copy.pt"}[to]
     convert("start.pt", name, to)
