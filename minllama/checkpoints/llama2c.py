@@ -70,13 +70,13 @@ def parse_header(start: bytes) -> Header:
     try:
         if start.startswith(MAGIC):
             version, *sizes, tied, group = struct.unpack_from("<4xi7i?i", start)
+            if version not in (1, 2):
+                raise ValueError(f"version {version}, expected 0, 1 or 2")
         else:
             sizes = list(struct.unpack_from("<7i", start))
             version, tied, group = 0, sizes[5] > 0, 1
     except struct.error as error:
         raise ValueError("its header is incomplete") from error
-    if version not in (0, 1, 2):
-        raise ValueError(f"version {version}, expected 0, 1 or 2")
     arguments = dict(zip(SIZES, sizes, strict=True)) | {"vocab_size": abs(sizes[5])}
     arguments |= {"layer_norm_eps": EPSILON, "rope_theta": THETA, "causal": True}
     config = LlamaConfig.from_model_args(arguments)
