@@ -42,7 +42,7 @@ from experiments.runs import RESULTS, accuracies, end_on_sigterm, spread
 from experiments.task_text import CFIMDB, SST
 from minllama.common.errors import InputError
 from minllama.common.program import ArgumentParser, run_script
-from minllama.evaluation.classification import check_metrics_file
+from minllama.evaluation.metrics import check_metrics_file
 
 HEADER = [
     "",

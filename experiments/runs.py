@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.corpus import evenly
 from minllama.common.errors import InputError
-from minllama.evaluation.classification import append_metrics
+from minllama.evaluation.metrics import append_metrics
 from minllama.text.labelled import SEPARATOR, read_labelled
 
 ROOT = Path(__file__).parent.parent

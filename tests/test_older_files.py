@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minllama.checkpoints.pt import read_checkpoint
-from minllama.evaluation.classification import inputs_of
+from minllama.evaluation.classification import forward_inputs
 from minllama.methods.classify import load
 from minllama.methods.saved import read_classifier
 from minllama.methods.settings import FinetuneSettings
@@ -36,7 +36,7 @@ def test_what_fine_tuning_saved_predicts_the_same(folder, run_cli, name):
     (inputs,) = classifier.inputs(read_labelled("toy-dev.txt"))
     (batch,) = classifier.loader(inputs, batch_size=12)
     with torch.inference_mode():
-        log_probs = classifier.model.eval()(*inputs_of(batch, torch.device("cpu")))
+        log_probs = classifier.model.eval()(*forward_inputs(batch, torch.device("cpu")))
     expected = LOG_PROBS[name]
     assert set(batch.sents) == set(expected)
     for sentence, row in zip(batch.sents, log_probs, strict=True):

@@ -1,30 +1,27 @@
-"""How good a classifier is, and the file of its predictions."""
+"""Accuracy and F1 of a classifier, and the files of its predictions."""
 
-import json
-import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from minllama.common.errors import InputError
-from minllama.common.files import atomic_write, name_file_in_errors
+from minllama.common.files import atomic_write
 from minllama.common.flags import ClassifySettings
 from minllama.common.progress import Bar
+from minllama.evaluation.metrics import Records, append_metrics
 from minllama.text.batches import Batch, SortedBatchSampler
 from minllama.training import distributed
 from utils import peak_memory, to_device
 
 
 class Evaluation(NamedTuple):
-    """The result of classifying some sentences."""
+    """The results of a classifier on a split."""
 
     accuracy: float
     macro_f1: float
@@ -35,165 +32,35 @@ class Evaluation(NamedTuple):
 
 @torch.inference_mode()
 def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device) -> Evaluation:
-    """Classify everything that a loader of `LlamaDataset` batches gives.
+    """Classify the examples of a loader; several processes share its batches.
 
-    The results are in the loader's order; if that was sorted by length, in the data's.
-
-    Returns:
-        accuracy, macro-averaged F1, predicted labels, true labels, sentences.
+    The results are in the order of the loader, or of the data if the loader sorts by length.
 
     Raises:
-        InputError: the model gives no numbers, as one whose training has diverged.
+        InputError: the scores are not finite, as after a training run that diverged.
     """
     from sklearn.metrics import accuracy_score, f1_score  # takes a second to import
 
     model.eval()
-    mine, y_true, sents = [], [], []
-    progress = Bar(dataloader, desc="eval")
-    for batches, batch, counts in distributed.rounds(progress):
-        scores = model(*inputs_of(as_batch(batch), device))
+    my_predictions: list[list[int]] = []
+    labels: list[int] = []
+    sentences: list[str] = []
+    for batches, batch, is_counted in distributed.rounds(Bar(dataloader, desc="eval")):
+        scores = model(*forward_inputs(as_batch(batch), device))  # (batch, num_labels)
         if scores.isnan().any():
             raise InputError("the model's scores are not finite; lower --lr")
-        if counts:
-            mine.append(scores.argmax(dim=-1).tolist())
+        if is_counted:
+            my_predictions.append(scores.argmax(dim=-1).tolist())
         for each in map(as_batch, batches):
-            y_true += each.labels.tolist()
-            sents += each.sents
-    y_pred = [label for labels in distributed.gather_rounds(mine) for label in labels]
+            labels += each.labels.tolist()
+            sentences += each.sents
+    predictions = [label for batch in distributed.gather_rounds(my_predictions) for label in batch]
     if isinstance(dataloader.batch_sampler, SortedBatchSampler):
         unsort = dataloader.batch_sampler.unsort
-        y_pred, y_true, sents = unsort(y_pred), unsort(y_true), unsort(sents)
-    f1 = f1_score(y_true, y_pred, average="macro")
-    return Evaluation(accuracy_score(y_true, y_pred), f1, y_pred, y_true, sents)
-
-
-def report_results(
-    settings: ClassifySettings,
-    loaders: dict[str, DataLoader],
-    evaluate: Callable[[DataLoader], tuple],
-    device: torch.device,
-    labels: Sequence[str],
-) -> list[dict[str, Any]]:
-    """Evaluate dev and test, print their accuracies, write the predictions, and what is asked for.
-
-    Args:
-        settings: with `report` the scores of every class and the confusion matrix are printed, with
-            `metrics_out` a line of JSON for each split is appended.
-        loaders: by split.
-        evaluate: returns what `model_eval` does.
-        labels: their names.
-
-    Returns:
-        those lines, whether they are wanted or not; in other processes than the first nothing.
-    """
-    results, seconds = {}, {}
-    for split, loader in loaders.items():
-        start = time.perf_counter()
-        results[split] = evaluate(loader)
-        seconds[split] = time.perf_counter() - start
-    records: list[dict[str, Any]] = []
-    distributed.on_rank0(
-        lambda: records.extend(write_results(settings, results, seconds, device, labels))
-    )
-    return records
-
-
-def write_results(
-    settings: ClassifySettings,
-    results: dict[str, tuple],
-    seconds: dict[str, float],
-    device: torch.device,
-    labels: Sequence[str],
-) -> list[dict[str, Any]]:
-    """Write and print what `report_results` is to give, and return the lines of metrics.
-
-    Args:
-        results, seconds: by split, what was found and how long it took.
-    """
-    for split, (accuracy, _, y_pred, _, sents) in results.items():
-        write_predictions_to_file(split, getattr(settings, f"{split}_out"), accuracy, y_pred, sents)
-    from sklearn.metrics import confusion_matrix
-
-    records = []
-    for split, (accuracy, f1, y_pred, y_true, _) in results.items():
-        matrix = confusion_matrix(y_true, y_pred, labels=range(len(labels)))
-        if settings.report:
-            print_report(split, y_true, y_pred, labels, matrix)
-            if settings.option == "prompt":
-                print_most_frequent(split, accuracy, y_true, labels)
-        record = {
-            "option": settings.option,
-            "split": split,
-            "accuracy": accuracy,
-            "macro_f1": f1,
-            "seconds": seconds[split],
-            "sentences_per_second": len(y_pred) / seconds[split],
-            "peak_memory_bytes": peak_memory(device),
-            "labels": list(labels),
-            "confusion_matrix": matrix.tolist(),  # a row for each true label
-        }
-        append_metrics(settings.metrics_out, **record)
-        records.append(record)
-    return records
-
-
-def print_report(
-    split: str, y_true: list[int], y_pred: list[int], labels: Sequence[str], matrix: np.ndarray
-) -> None:
-    """Precision, recall and F1 of every class, and the confusion matrix."""
-    from sklearn.metrics import classification_report
-
-    numbers = range(len(labels))
-    print(f"\n{split}:")
-    print(
-        classification_report(
-            y_true, y_pred, labels=numbers, target_names=labels, digits=3, zero_division=0
-        )
-    )
-    print("confusion matrix (a row for each true label, a column for each prediction):")
-    width = max(map(len, labels))
-    for label, row in zip(labels, matrix, strict=True):
-        print(f"{label:>{width}}", *(f"{count:6d}" for count in row))
-
-
-def print_most_frequent(
-    split: str, accuracy: float, y_true: list[int], labels: Sequence[str]
-) -> None:
-    """What an accuracy has to be compared with."""
-    label, count = Counter(y_true).most_common(1)[0]
-    share = count / len(y_true)
-    print(f"{split} acc :: {accuracy:.3f}, always answering {labels[label]} gives {share:.3f}")
-
-
-def append_metrics(path: str | Path | None, **record: Any) -> None:
-    """Add a line of JSON to a file, if one is wanted; where that fails the line is lost."""
-    if path is None:
-        return
-    try:
-        with name_file_in_errors(path), Path(path).open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(record)}\n")
-    except OSError as error:
-        warnings.warn(f"{path}: {error.strerror}; a line of metrics is lost", stacklevel=2)
-
-
-def check_metrics_file(path: str | Path | None) -> None:
-    """See, before any work, that lines of JSON can be added to a file, if one is wanted.
-
-    Raises:
-        InputError: they cannot, or what is there is something else.
-    """
-    if path is None or not Path(path).is_file():
-        return
-    path = Path(path)
-    if not os.access(path, os.W_OK):
-        raise InputError(f"{path}: not writable")
-    *_, last = path.read_bytes().splitlines(keepends=True) or [b"{}\n"]
-    try:
-        good = last.endswith(b"\n") and isinstance(json.loads(last), dict)
-    except ValueError:
-        good = False
-    if not good:
-        raise InputError(f"{path}: not a file of JSON lines to add to; name another one")
+        predictions, labels, sentences = unsort(predictions), unsort(labels), unsort(sentences)
+    accuracy = accuracy_score(labels, predictions)
+    macro_f1 = f1_score(labels, predictions, average="macro")
+    return Evaluation(accuracy, macro_f1, predictions, labels, sentences)
 
 
 def as_batch(batch: Batch | dict[str, Any]) -> Batch:
@@ -201,16 +68,119 @@ def as_batch(batch: Batch | dict[str, Any]) -> Batch:
     return Batch(**batch) if isinstance(batch, dict) else batch
 
 
-def inputs_of(batch: Batch, device: torch.device) -> list[torch.Tensor]:
-    """The inputs of a classifier's forward: ids and, where the batch has them, lengths."""
+def forward_inputs(batch: Batch, device: torch.device) -> list[torch.Tensor]:
+    """The inputs of a classifier's forward: ids and, if the batch has them, lengths."""
     inputs = [batch.token_ids] if batch.lengths is None else [batch.token_ids, batch.lengths]
     return [to_device(tensor, device) for tensor in inputs]
+
+
+def report_results(
+    settings: ClassifySettings,
+    loaders: dict[str, DataLoader],
+    evaluate: Callable[[DataLoader], Evaluation],
+    device: torch.device,
+    label_names: Sequence[str],
+) -> Records:
+    """Evaluate dev and test, print the accuracies, and write predictions and metrics.
+
+    Args:
+        loaders: by split.
+
+    Returns:
+        the metrics of each split.
+    """
+    results: dict[str, Evaluation] = {}
+    records: Records = []
+    for split, loader in loaders.items():
+        start = time.perf_counter()
+        results[split] = evaluate(loader)
+        seconds = time.perf_counter() - start
+        record = {"option": settings.option, "split": split}
+        records.append(record | metrics_of(results[split], seconds, device, label_names))
+    distributed.on_rank0(lambda: write_results(settings, results, records, label_names))
+    return records
+
+
+def metrics_of(
+    result: Evaluation, seconds: float, device: torch.device, label_names: Sequence[str]
+) -> dict[str, Any]:
+    """The metrics of a split as they are written to files."""
+    return {
+        "accuracy": result.accuracy,
+        "macro_f1": result.macro_f1,
+        "seconds": seconds,
+        "sentences_per_second": len(result.predictions) / seconds,
+        "peak_memory_bytes": peak_memory(device),
+        "labels": list(label_names),
+        "confusion_matrix": confusion_matrix(result, len(label_names)),
+    }
+
+
+def confusion_matrix(result: Evaluation, num_labels: int) -> list[list[int]]:
+    """Count the examples by true label (rows) and predicted label (columns)."""
+    counts = Counter(zip(result.labels, result.predictions, strict=True))
+    numbers = range(num_labels)
+    return [[counts[label, prediction] for prediction in numbers] for label in numbers]
+
+
+def write_results(
+    settings: ClassifySettings,
+    results: dict[str, Evaluation],
+    records: Records,
+    label_names: Sequence[str],
+) -> None:
+    """Print the accuracies, and with `report` more, and write predictions and metrics.
+
+    Args:
+        results: by split.
+    """
+    outfiles = {"dev": settings.dev_out, "test": settings.test_out}
+    for split, result in results.items():
+        accuracy, _, predictions, _, sentences = result
+        write_predictions_to_file(split, outfiles[split], accuracy, predictions, sentences)
+    for record in records:
+        append_metrics(settings.metrics_out, **record)
+    for split, result in results.items():
+        if settings.report:
+            print_report(split, result, label_names)
+        if settings.report and settings.option == "prompt":
+            print_majority_baseline(split, result, label_names)
 
 
 def write_predictions_to_file(
     split: str, outfile: str | Path, acc: float, pred: list[int], sents: list[str]
 ) -> None:
-    """Print the split's accuracy and write a line `prediction ||| sentence` for each sentence."""
+    """Print the split's accuracy, and write a line `prediction ||| sentence` for each sentence."""
     print(f"{split} acc :: {acc:.3f}")
     with atomic_write(outfile) as file:
         file.writelines(f"{p} ||| {s}\n" for p, s in zip(pred, sents, strict=True))
+
+
+def print_report(split: str, result: Evaluation, label_names: Sequence[str]) -> None:
+    """Print precision, recall and F1 of every label, and the confusion matrix."""
+    from sklearn.metrics import classification_report
+
+    table = classification_report(
+        result.labels,
+        result.predictions,
+        labels=range(len(label_names)),
+        target_names=label_names,
+        digits=3,
+        zero_division=0,
+    )
+    print(f"\n{split}:\n{table}")
+    print("confusion matrix (a row for each true label, a column for each prediction):")
+    width = max(map(len, label_names))
+    matrix = confusion_matrix(result, len(label_names))
+    for name, row in zip(label_names, matrix, strict=True):
+        print(f"{name:>{width}}", *(f"{count:6d}" for count in row))
+
+
+def print_majority_baseline(split: str, result: Evaluation, label_names: Sequence[str]) -> None:
+    """Print the accuracy beside that of always predicting the most frequent label."""
+    label, count = Counter(result.labels).most_common(1)[0]
+    baseline = count / len(result.labels)
+    print(
+        f"{split} acc :: {result.accuracy:.3f}, majority-class baseline ({label_names[label]}) :: "
+        f"{baseline:.3f}"
+    )

@@ -1,38 +1,36 @@
-"""Pictures of trainings, from their files of metrics.
+"""Curves of training runs, from their files of metrics.
 
     python -m minllama.evaluation.plot run1/metrics.jsonl run2/metrics.jsonl --out curves.svg
 
-What `--option pretrain` leaves in its folder, or what `--metrics_out` of fine-tuning adds lines to.
-The suffix of the picture tells its format. Without a display it works too. Needs matplotlib.
+Reads the `metrics.jsonl` of pre-training, or a file that fine-tuning wrote with `--metrics_out`.
+Needs matplotlib, and no display.
 """
 
 import argparse
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minllama.common.errors import InputError, missing_file
+from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, check_outputs
 from minllama.common.program import ArgumentParser, run_script
+from minllama.evaluation.metrics import Records, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".png")
-# Okabe and Ito's colours, which people who see few colours tell apart.
+# The palette of Okabe and Ito, for colour-blind readers too.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-
-Records = list[dict[str, Any]]
 
 
 def check_picture(path: str | Path) -> None:
-    """See, before any work, that a picture of this name can be drawn.
+    """Check, before any work, that a picture can be drawn.
 
     Raises:
-        InputError: its suffix is another than `SUFFIXES`, or matplotlib is not there.
+        InputError: its suffix is not in `SUFFIXES`, or matplotlib is not installed.
     """
     if Path(path).suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: a picture's name ends in {' or '.join(SUFFIXES)}")
@@ -44,103 +42,82 @@ def check_picture(path: str | Path) -> None:
 
 
 def draw(runs: dict[str, Records], path: str | Path) -> None:
-    """Draw the curves of some trainings into a file.
+    """Draw the curves of training runs into a file.
 
     Args:
-        runs: by name the lines of their metrics, all of one option.
+        runs: the metrics of each run, by name; all of pre-training, or all of fine-tuning.
 
     Raises:
-        InputError: there is nothing to draw, or there are lines of several options.
+        InputError: these are no such metrics.
     """
     import matplotlib as mpl
 
-    kinds = {kind_of(name, records) for name, records in runs.items()}
-    if len(kinds) > 1:
-        raise InputError(f"{' and '.join(sorted(kinds))} in one picture; draw them apart")
+    options = {option_of(name, records) for name, records in runs.items()}
+    if len(options) > 1:
+        raise InputError(f"{' and '.join(sorted(options))} in one picture; draw them apart")
+    draw_runs = draw_pretraining if options == {"pretrain"} else draw_finetuning
     style = {"svg.hashsalt": "minllama", "axes.prop_cycle": mpl.cycler(color=COLORS)}
     with mpl.rc_context(style):
-        figure = {"pretrain": draw_pretraining, "finetune": draw_finetuning}[kinds.pop()](runs)
+        try:
+            figure = draw_runs(runs)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{', '.join(runs)}: not the metrics of a training run") from error
         suffix = Path(path).suffix[1:].lower()
-        metadata = {"Date": None} if suffix == "svg" else {}  # the same picture is the same file
+        metadata = {"Date": None} if suffix == "svg" else {}  # equal pictures are equal files
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format=suffix, metadata=metadata, dpi=150)
 
 
-def kind_of(name: str, records: Records) -> str:
-    """The option that wrote some lines.
+def steps_of(records: Records) -> Records:
+    """The reports of pre-training."""
+    return [record for record in records if "step" in record and "train" in record]
+
+
+def epochs_of(records: Records) -> Records:
+    """The epochs of fine-tuning."""
+    return [r for r in records if r.get("option") == "finetune" and "epoch" in r]
+
+
+def option_of(name: str, records: Records) -> str:
+    """The option that wrote some metrics.
 
     Raises:
-        InputError: none did.
+        InputError: no training run did.
     """
-    for record in records:
-        if "step" in record and "train" in record:
-            return "pretrain"
-        if record.get("option") == "finetune" and "epoch" in record:
-            return "finetune"
-    raise InputError(f"{name}: no report of a training in it; name another file")
+    if steps_of(records):
+        return "pretrain"
+    if epochs_of(records):
+        return "finetune"
+    raise InputError(f"{name}: no report of a training run in it; name another file")
 
 
-def check(record: dict[str, Any], where: str) -> None:
-    """See that what is drawn of a line is there.
-
-    Raises:
-        InputError: it is not what a training writes.
-    """
-    wanted: list[Any] = []
-    if "step" in record and "train" in record:
-        parts = [record[part] for part in ("train", "validation") if part in record]
-        parts = [part if isinstance(part, dict) else {} for part in parts]
-        wanted = [record["step"], record.get("lr")]
-        wanted += [part.get(key) for part in parts for key in ("loss", "bits_per_byte")]
-    elif record.get("option") == "finetune" and "epoch" in record:
-        wanted = [record["epoch"], record.get("train_loss"), record.get("dev_accuracy")]
-        if record.get("train_accuracy") is not None:
-            wanted.append(record["train_accuracy"])
-    has_matrix = "confusion_matrix" not in record or is_square(
-        record["confusion_matrix"], record.get("labels")
-    )
-    if not (has_matrix and all(map(is_number, wanted))):
-        raise InputError(f"{where}: not what a training writes")
+def column(records: Records, name: str) -> list[float]:
+    """A value of each record."""
+    return [float(record[name]) for record in records]
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_square(matrix: Any, labels: Any) -> bool:
-    """Whether a matrix has a row and a column of numbers for each of some labels."""
-    if not (isinstance(matrix, list) and isinstance(labels, list) and labels):
-        return False
-    return len(matrix) == len(labels) and all(
-        isinstance(row, list) and len(row) == len(labels) and all(map(is_number, row))
-        for row in matrix
-    )
-
-
-def subplots(n: int, **options: Any) -> tuple["Figure", "Sequence[Axes]"]:
-    """A figure and its axes. It has no window, so that it needs no display."""
+def subplots(n: int) -> tuple["Figure", "Sequence[Axes]"]:
+    """A figure with `n` axes beside each other. It has no window, so it needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="constrained", **options)
+    figure = Figure(layout="constrained", figsize=(12, 3.6))
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, n, squeeze=False)[0]
 
 
 def draw_pretraining(runs: dict[str, Records]) -> "Figure":
-    """Loss, bits per byte and learning rate over the steps."""
-    figure, (loss, bits, rate) = subplots(3, figsize=(12, 3.6))
+    """Draw loss, bits per byte and learning rate over the steps."""
+    figure, (loss, bits, rate) = subplots(3)
     for i, (name, records) in enumerate(runs.items()):
-        records = [record for record in records if "step" in record and "train" in record]
-        for part, style in (("train", "-"), ("validation", "--")):
-            there = [record for record in records if part in record]
-            steps = [record["step"] for record in there]
-            label = part if len(runs) == 1 else f"{name}, {part}"
-            for axes, key in ((loss, "loss"), (bits, "bits_per_byte")):
-                values = [record[part][key] for record in there]
-                axes.plot(steps, values, style, color=COLORS[i % len(COLORS)], label=label)
-        rates = [record["lr"] for record in records]
-        rate.plot([record["step"] for record in records], rates, color=COLORS[i % len(COLORS)])
+        steps = steps_of(records)
+        for split, style in (("train", "-"), ("validation", "--")):
+            reports = [record for record in steps if split in record]
+            label = split if len(runs) == 1 else f"{name}, {split}"
+            for axes, value in ((loss, "loss"), (bits, "bits_per_byte")):
+                values = column([record[split] for record in reports], value)
+                axes.plot(column(reports, "step"), values, style, color=f"C{i}", label=label)
+        rate.plot(column(steps, "step"), column(steps, "lr"), color=f"C{i}")
     loss.set(xlabel="steps", ylabel="loss (nats per token)")
     bits.set(xlabel="steps", ylabel="bits per byte")
     rate.set(xlabel="steps", ylabel="learning rate", ylim=(0, None))
@@ -149,28 +126,25 @@ def draw_pretraining(runs: dict[str, Records]) -> "Figure":
 
 
 def draw_finetuning(runs: dict[str, Records]) -> "Figure":
-    """Loss and accuracies by epoch; of a single run also the confusion matrix of dev."""
-    last = next(reversed(runs.values()))
-    matrices = [
+    """Draw loss and accuracies over the epochs; for a single run also dev's confusion matrix."""
+    evaluations = [
         record
-        for record in last
-        if len(runs) == 1
-        and (record.get("option"), record.get("split")) == ("finetune", "dev")
-        and "confusion_matrix" in record
+        for records in runs.values()
+        for record in records
+        if (record.get("option"), record.get("split")) == ("finetune", "dev")
     ]
-    figure, (loss, accuracy, *more) = subplots(2 + bool(matrices), figsize=(12, 3.6))
+    has_matrix = len(runs) == 1 and len(evaluations) > 0
+    figure, (loss, accuracy, *others) = subplots(3 if has_matrix else 2)
     for i, (name, records) in enumerate(runs.items()):
-        epochs = [r for r in records if r.get("option") == "finetune" and "epoch" in r]
-        numbers = [record["epoch"] + 1 for record in epochs]
-        color = COLORS[i % len(COLORS)]
-        shown = "" if len(runs) == 1 else f"{name}, "
-        losses = [record["train_loss"] for record in epochs]
-        loss.plot(numbers, losses, "o-", markersize=4, color=color, label=name)
-        for split, style in (("train", "o-"), ("dev", "s--")):
-            values = [record.get(f"{split}_accuracy") for record in epochs]
-            if None not in values:
-                label = f"{shown}{split}"
-                accuracy.plot(numbers, values, style, markersize=4, color=color, label=label)
+        epochs = epochs_of(records)
+        numbers = [epoch + 1 for epoch in column(epochs, "epoch")]
+        style: dict[str, Any] = {"markersize": 4, "color": f"C{i}"}
+        loss.plot(numbers, column(epochs, "train_loss"), "o-", label=name, **style)
+        for split, marker in (("train", "o-"), ("dev", "s--")):
+            label = split if len(runs) == 1 else f"{name}, {split}"
+            if all(epoch.get(f"{split}_accuracy") is not None for epoch in epochs):
+                accuracies = column(epochs, f"{split}_accuracy")
+                accuracy.plot(numbers, accuracies, marker, label=label, **style)
     loss.set(xlabel="epochs", ylabel="loss of train (nats per sentence)")
     accuracy.set(xlabel="epochs", ylabel="accuracy")
     for axes in (loss, accuracy):
@@ -178,13 +152,13 @@ def draw_finetuning(runs: dict[str, Records]) -> "Figure":
     accuracy.legend(fontsize="small")
     if len(runs) > 1:
         loss.legend(fontsize="small")
-    if matrices:
-        draw_confusion(more[0], matrices[-1]["labels"], matrices[-1]["confusion_matrix"])
+    if has_matrix:
+        draw_confusion(others[0], evaluations[-1]["labels"], evaluations[-1]["confusion_matrix"])
     return figure
 
 
 def draw_confusion(axes: "Axes", labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> None:
-    """How many sentences of each label were taken for which."""
+    """Draw a confusion matrix."""
     axes.imshow(matrix, cmap="Blues")
     middle = max(map(max, matrix)) / 2
     for i, row in enumerate(matrix):
@@ -196,30 +170,6 @@ def draw_confusion(axes: "Axes", labels: Sequence[str], matrix: Sequence[Sequenc
     axes.set(xlabel="predicted label of dev", ylabel="true label")
 
 
-def read_metrics(path: str | Path) -> Records:
-    """The lines of a file of metrics; of several fine-tunings in one file the last one's.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        InputError: a line is not what a training writes.
-    """
-    if not Path(path).is_file():
-        raise missing_file(path)
-    records: Records = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: no line of metrics") from error
-        check(record, f"{path}, line {number}")
-        if record.get("epoch") == 0:
-            records = []
-        records.append(record)
-    return records
-
-
 def main() -> None:
     parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -229,17 +179,20 @@ def main() -> None:
     args = parser.parse_args()
     check_picture(args.out)
     check_outputs([args.out], args.metrics)
-    runs = {name: read_metrics(path) for name, path in names_of(args.metrics).items()}
-    draw(runs, args.out)
+    draw({name: read_metrics(path) for name, path in run_names(args.metrics).items()}, args.out)
 
 
-def names_of(paths: Sequence[str]) -> dict[str, str]:
-    """Names for files: their folders' where these differ, else theirs."""
-    for names in ([Path(path).resolve().parent.name for path in paths], map(str, paths)):
-        named = dict(zip(names, paths, strict=True))
-        if len(named) == len(paths):
-            return named
-    raise InputError(f"{', '.join(paths)}: the same file twice")
+def run_names(paths: Sequence[str]) -> dict[str, str]:
+    """Name each file after its folder if these differ, else by its path.
+
+    Raises:
+        InputError: a file is named twice.
+    """
+    folders = [Path(path).resolve().parent.name for path in paths]
+    names = folders if len(set(folders)) == len(paths) else paths
+    if len(set(names)) < len(paths):
+        raise InputError(f"{', '.join(paths)}: the same file twice")
+    return dict(zip(names, paths, strict=True))
 
 
 if __name__ == "__main__":

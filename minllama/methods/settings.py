@@ -12,7 +12,7 @@ from minllama.common.errors import InputError, missing_file
 from minllama.common.files import file_fingerprint
 from minllama.common.flags import DEMO_DATA, DEMO_MODEL, ClassifySettings, TrainSettings
 from minllama.common.settings import flag
-from minllama.evaluation.classification import check_metrics_file
+from minllama.evaluation.metrics import check_metrics_file
 from minllama.evaluation.plot import check_picture
 from minllama.methods.base import Method
 from minllama.methods.saved import read_classifier

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from minllama import methods
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError, in_gibibytes
-from minllama.evaluation.classification import append_metrics
+from minllama.evaluation.metrics import append_metrics
 from minllama.kernels.adamw import FastAdamW
 from minllama.methods.classify import Classifier
 from minllama.methods.saved import (

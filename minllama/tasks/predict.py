@@ -22,7 +22,7 @@ from minllama.common.files import atomic_write, check_outputs
 from minllama.common.flags import DEMO_LABELS, DEMO_MODEL, LESS_MEMORY
 from minllama.common.progress import Bar
 from minllama.common.settings import flag
-from minllama.evaluation.classification import inputs_of
+from minllama.evaluation.classification import forward_inputs
 from minllama.kernels.cpu import keep_freed_memory
 from minllama.methods.classify import load
 from minllama.methods.saved import read_classifier
@@ -90,7 +90,7 @@ class Labeller:
     Args:
         batch_size: rows of a batch.
         names: of the labels, where they are known.
-        model: takes what `inputs_of` gives, to scores `(batch, num_labels)`.
+        model: takes what `forward_inputs` gives, to scores `(batch, num_labels)`.
         dtype: of the products, where it is not that of packed weights.
         with_lengths: whether the model reads the number of tokens of each row.
     """
@@ -132,7 +132,7 @@ class Labeller:
         scores = []
         with mixed_precision(self.device, self.dtype):
             for batch in loader:
-                scores.append(self.model(*inputs_of(batch, self.device)).float())
+                scores.append(self.model(*forward_inputs(batch, self.device)).float())
         probabilities, labels = torch.cat(scores).softmax(dim=-1).max(dim=-1)
         if probabilities.isnan().any():
             raise InputError("the model's scores are not finite; it cannot be used")

@@ -22,7 +22,6 @@ from minllama.common.flags import LESS_TRAINING_MEMORY, SHAPE, ShapeSettings, Tr
 from minllama.common.program import outliving_output
 from minllama.common.progress import Bar, Pace
 from minllama.common.settings import flag
-from minllama.evaluation.classification import append_metrics
 from minllama.evaluation.language_model import (
     evaluate,
     format_scores,
@@ -30,7 +29,8 @@ from minllama.evaluation.language_model import (
     scores_of,
     total_counts,
 )
-from minllama.evaluation.plot import check_picture, draw, read_metrics
+from minllama.evaluation.metrics import append_metrics, read_metrics
+from minllama.evaluation.plot import check_picture, draw
 from minllama.kernels.adamw import FastAdamW
 from minllama.kernels.cpu import accelerate, keep_freed_memory
 from minllama.text.corpus import check_token_files, holds_token_ids, prepare_corpus

@@ -20,7 +20,8 @@ from minllama.common.flags import (
     TaskSettings,
 )
 from minllama.common.settings import Settings, flag
-from minllama.evaluation.classification import check_metrics_file, model_eval, report_results
+from minllama.evaluation.classification import model_eval, report_results
+from minllama.evaluation.metrics import check_metrics_file
 from minllama.kernels.cpu import accelerate, keep_freed_memory
 from minllama.kernels.quantize import prepare_for_decoding
 from minllama.text.batches import Example, make_loader

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minllama.evaluation.language_model import next_token_loss, scores_of, total_counts
-from minllama.text.plain import IGNORED
+from minllama.text.sequences import IGNORED
 
 BOS = 1
 
