@@ -1,4 +1,4 @@
-"""Store tiny random models of Transformers, with the logits that it computes.
+"""Store tiny random models of Transformers, each with the logits that it computes.
 
     python tests/make_hf_fixture.py
 

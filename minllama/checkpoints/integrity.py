@@ -147,7 +147,7 @@ def rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *more: Any
 
 
 def encode(text: str, encoding: str) -> str:
-    if encoding != "latin1":  # as pickles have bytes; other encodings make a text much longer
+    if encoding != "latin1":  # which pickled bytes use; others can make a text much longer
         raise UnpicklingError(UNKNOWN)
     return text
 

@@ -111,7 +111,7 @@ def write_checkpoint(saved: dict, path: str | Path) -> None:
     """Save a dict of tensors and plain values for `read_checkpoint`.
 
     Raises:
-        OSError: the file could not be written; what stood there before remains.
+        OSError: the file could not be written; a previous one remains.
     """
     with atomic_write(path, "wb") as file:
         try:
