@@ -28,6 +28,7 @@ from minllama.text.labelled import (
     load_label_names,
     read_labelled,
 )
+from minllama.training import distributed
 from minllama.training.precision import mixed_precision
 from minllama.training.prepare import prepare_for_training
 from tokenizer import Tokenizer
@@ -72,8 +73,14 @@ class Classifier:
 
     def merge(self) -> None:
         """Merge the layers that methods have added into the weights, for faster inference."""
-        for method in self.methods:
-            method.merge(self.model)
+        if not distributed.is_sharded(self.model):
+            for method in self.methods:
+                method.merge(self.model)
+
+    def shard(self) -> None:
+        """Shard the model over the processes, for inference."""
+        if distributed.shard(self.model, self.model.llama.layers, self.dtype):
+            self.dtype = "float32"  # of autocast
 
 
 def make_classifier(

@@ -67,6 +67,8 @@ def evaluate_saved(settings: FinetuneSettings) -> None:
         path, num_labels = getattr(settings, split), saved.config.num_labels
         check_labels(split_sentences, path, num_labels, saved.path)
     classifier = load(settings, saved)
+    if settings.shard:
+        classifier.shard()
     dev, test = classifier.inputs(sentences["dev"], sentences["test"])
     report(settings, classifier, dev, test)
 
