@@ -6,6 +6,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import shutil
 import signal
@@ -14,13 +15,14 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that threads only cost
 
 # isort: split
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import sentencepiece
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import run_llama
 from config import LlamaConfig
@@ -177,6 +179,22 @@ def copy_finetuned(tmp_path, monkeypatch, finetuned) -> Callable[..., str]:
         return weights.name
 
     return copy
+
+
+@contextlib.contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Raise KeyboardInterrupt, as Ctrl-C does, before the so-manieth step of any optimizer."""
+    steps = itertools.count(1)
+
+    def interrupt(*_) -> None:
+        if next(steps) == step:
+            raise KeyboardInterrupt
+
+    hook = register_optimizer_step_pre_hook(interrupt)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @pytest.fixture

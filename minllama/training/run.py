@@ -111,9 +111,11 @@ def is_finished(filepath: str, fingerprint: dict[str, Any]) -> bool:
         return False
     folder = state_folder(filepath, fingerprint)
     saved = read_checkpoint(filepath, mapped=True)
-    if "finished" in saved or "log" in saved:  # version 0.2 saved a log at the end
+    # Version 0.2 saved a log at the end.
+    if "finished" in saved or "log" in saved or newest_state(folder) is None:
         distributed.on_rank0(lambda: shutil.rmtree(folder, ignore_errors=True))
-    return newest_state(folder) is None
+        return True
+    return False
 
 
 # The state
@@ -196,6 +198,9 @@ def load_state(
         state = {version_0_2.NAMES.get(name, name): value for name, value in state.items()}
         for name, like in expected.items():
             _check_value(name, state[name], like)
+        for name, value in state.items():
+            if name.endswith(".cpu"):
+                torch.Generator().set_state(value)  # an error if it is not one
         if state["step"] < 0:
             raise ValueError(f"step {state['step']}")
         weights, moments = state.pop("model"), state.pop("optimizer")

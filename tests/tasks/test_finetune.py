@@ -1,189 +1,171 @@
-"""Evaluation in order, accumulation, checkpointing and mixed precision in fine-tuning."""
+"""The loop of fine-tuning: order, accumulation, precision, checkpointing, and the best weights."""
 
-from types import SimpleNamespace
+import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SENTENCES, make_llama, save_llama
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import minllama.text.batches
-from classifier import LlamaEmbeddingClassifier
-from minllama.evaluation.classification import model_eval
-from minllama.tasks.epoch import ClassificationLoss, train_epoch
-from minllama.text.batches import Batch, Example, SortedBatchSampler, make_loader
+from minllama.checkpoints.pt import read_checkpoint
+from minllama.methods.classify import Classifier, make_classifier
+from minllama.methods.saved import ClassifierConfig
+from minllama.methods.settings import FinetuneSettings
+from minllama.tasks.finetune import train_epochs
+from minllama.text.batches import Example, SortedBatchSampler
 from minllama.training.activation_checkpointing import checkpoint_activations
-from minllama.training.step import mixed_precision
-from optimizer import AdamW
-
-CPU = torch.device("cpu")
+from minllama.training.precision import mixed_precision
 
 
 @pytest.fixture
-def data(tokenizer):
+def data(tokenizer) -> list[Example]:
     """30 labelled sentences of different lengths."""
-    rows = []
+    examples = []
     for i in range(30):
         sentence = " ".join(SENTENCES[i % 6].split()[: 2 + i % 7])
         ids = tokenizer.encode(f"{sentence} {i}", True, False)
-        rows.append(Example(f"{sentence} {i}", i % 3, ids))
-    return rows
+        examples.append(Example(f"{sentence} {i}", i % 3, ids))
+    return examples
 
 
 @pytest.fixture
-def make_classifier(tmp_path):
-    """Makes the same classifier each time."""
+def make(tmp_path, tokenizer_path):
+    """Makes the same causal classifier each time."""
 
-    def make(causal=True, dropout=0.0):
-        config = SimpleNamespace(
-            pretrained_model_path=save_llama(make_llama(scale=3.0), tmp_path / "m.pt"),
+    def make(dropout: float = 0.0, option: str = "finetune") -> Classifier:
+        config = ClassifierConfig(
+            pretrained_model_path=str(save_llama(make_llama(scale=3.0), tmp_path / "m.pt")),
             num_labels=3,
-            option="finetune",
+            option=option,
             hidden_dropout_prob=dropout,
-            causal=causal,
+            causal=True,
         )
+        settings = FinetuneSettings(option="finetune", tokenizer_path=str(tokenizer_path))
         torch.manual_seed(3)
-        return LlamaEmbeddingClassifier(config)
-
-    return make
-
-
-@pytest.fixture
-def loader_of(data, tokenizer):
-    def make(batch_size, **kwargs):
-        return make_loader(data, batch_size, tokenizer.pad_id, **kwargs)
+        return make_classifier(settings, config, ())
 
     return make
 
 
 @pytest.fixture(autouse=True)
-def small_pools(monkeypatch):
-    monkeypatch.setattr(minllama.text.batches, "POOL", 4)
+def small_pools(monkeypatch, tmp_path):
+    """Batches of other lengths, and a working folder for the weights."""
+    monkeypatch.setattr(minllama.text.batches, "POOL", 2)
+    monkeypatch.chdir(tmp_path)
 
 
-def test_evaluation_is_sorted_and_put_back_in_order(data, make_classifier, loader_of):
-    loader = loader_of(7, causal=True)
-    assert isinstance(loader.batch_sampler, SortedBatchSampler)
-    lengths = [len(data[row][2]) for batch in loader.batch_sampler for row in batch]
-    assert lengths == sorted(lengths, reverse=True)
-    _, _, _, y_true, sents = model_eval(loader, make_classifier(), CPU)
-    assert sents == [sentence for sentence, _, _ in data]
-    assert y_true == [label for _, label, _ in data]
+def train(
+    classifier: Classifier, data: list[Example], **flags
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Train; return the losses of the epochs and the best epoch's weights."""
+    flags = {"option": "finetune", "lr": 1e-3, "epochs": 2, "batch_size": 10} | flags
+    settings = FinetuneSettings(filepath="best.pt", skip_train_eval=True, **flags)
+    torch.manual_seed(0)
+    records = train_epochs(settings, classifier, data, data[:6])
+    return [record["train_loss"] for record in records], classifier.model.state_dict()
 
 
-def test_predictions_do_not_depend_on_the_batches(data, make_classifier, loader_of):
-    model = make_classifier().eval()
+def test_evaluation_is_in_order_whatever_the_batches(data, make):
+    """The batches are sorted by length. The predictions are those of each sentence alone."""
+    classifier = make()
+    model = classifier.model.eval()
     with torch.inference_mode():
-        scores = torch.cat(
-            [model(torch.tensor([ids]), torch.tensor([len(ids)])) for *_, ids in data]
-        )
-    best, second = scores.topk(2).values.T
+        scores = [model(torch.tensor([ids]), torch.tensor([len(ids)])) for *_, ids in data]
+    best, second = torch.cat(scores).topk(2).values.T
     clear = (best - second > 1e-4).tolist()
     assert sum(clear) > 25
-    for batch_size in (1, 10, 80):
-        _, _, y_pred, *_ = model_eval(loader_of(batch_size, causal=True), model, CPU)
-        expected = scores.argmax(-1).tolist()
-        assert [p for p, c in zip(y_pred, clear, strict=True) if c] == [
-            p for p, c in zip(expected, clear, strict=True) if c
-        ]
+    expected = torch.cat(scores).argmax(-1).tolist()
+    for batch_size in (1, 7, 80):
+        loader = classifier.loader(data, batch_size)
+        assert isinstance(loader.batch_sampler, SortedBatchSampler)
+        lengths = [len(data[i].ids) for batch in loader.batch_sampler for i in batch]
+        assert lengths == sorted(lengths, reverse=True)
+        result = classifier.evaluate(loader)
+        assert result.sentences == [example.sentence for example in data]
+        assert result.labels == [example.label for example in data]
+        for prediction, other, is_clear in zip(result.predictions, expected, clear, strict=True):
+            assert prediction == other or not is_clear
 
 
-def trained(model, loader, grad_accum=1, dtype="float32", batch_size=10, epochs=2, seed=0):
-    torch.manual_seed(seed)
-    optimizer = AdamW(model.parameters(), lr=1e-3)
-    loss = ClassificationLoss(batch_size, CPU, dtype)
-    losses = [train_epoch(model, loader, optimizer, loss, e, grad_accum) for e in range(epochs)]
-    return losses, model.state_dict()
-
-
-def test_accumulated_batches_are_one_large_batch(data, make_classifier, loader_of):
-    """Without padding, as a row alone has none, the gradient is that of the large batch."""
-    torch.manual_seed(0)
-    order = torch.randperm(30).tolist()
-    large = [[order[i : i + 10] for i in (0, 10, 20)]]
-    small = [[[row] for row in order]]
-    results = []
-    for batches, grad_accum, batch_size in ((large[0], 1, 10), (small[0], 10, 1)):
-        loader = loader_of(10, causal=True)
-        loader = torch.utils.data.DataLoader(
-            loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn
-        )
-        results.append(trained(make_classifier(), loader, grad_accum, batch_size=batch_size))
-    (losses, weights), (other_losses, other_weights) = results
+def test_accumulated_batches_are_one_large_batch(data, make):
+    """Thirty examples are one step of each epoch."""
+    losses, weights = train(make(), data, batch_size=30)
+    other_losses, other_weights = train(make(), data, batch_size=3, grad_accum=10)
     assert losses == pytest.approx(other_losses, rel=1e-4)
     for name in weights:
-        assert torch.allclose(weights[name], other_weights[name], atol=2e-5), name
+        torch.testing.assert_close(weights[name], other_weights[name], atol=2e-5, rtol=1e-4)
 
 
-def test_a_last_smaller_group_takes_a_smaller_step():
-    """As the last smaller batch does: each row weighs the same in the whole epoch."""
-    rows = [Batch(torch.tensor([float(i)]), torch.zeros(1), []) for i in range(5)]
-    model = torch.nn.Linear(1, 1, bias=False)
-    gradients = []
-
-    class Recorder(torch.optim.SGD):
-        def step(self):
-            gradients.append(model.weight.grad.item())
-
-    def loss(batch, model):
-        return (model.weight * batch.token_ids).sum()
-
-    optimizer = Recorder(model.parameters(), lr=0.0)
-    calls = []
-    mean = train_epoch(model, rows, optimizer, loss, 2, 2, [lambda m, step: calls.append(step)])
-    assert gradients == [0.5, 2.5, 2.0]
-    assert calls == [7, 8, 9]
-    assert mean == pytest.approx(model.weight.item() * 2)
+def test_each_example_weighs_the_same_in_an_epoch(data, make):
+    """With a rate of 0 the gradients of all steps add up, also of a smaller last step."""
+    classifier, gradients = make(option="pretrain"), []
+    head = classifier.model.classifier_head.weight
+    hook = register_optimizer_step_pre_hook(lambda *_: gradients.append(head.grad.clone()))
+    losses, _ = train(classifier, data[:5], batch_size=2, grad_accum=2, lr=0.0, epochs=1)
+    hook.remove()
+    each = []
+    for _, label, ids in data[:5]:
+        log_probs = classifier.model.eval()(torch.tensor([ids]), torch.tensor([len(ids)]))
+        loss = F.nll_loss(log_probs, torch.tensor([label]))
+        each.append((loss.item(), torch.autograd.grad(loss, head)[0]))
+    assert len(gradients) == 2
+    sum_of_each = sum(gradient for _, gradient in each)
+    torch.testing.assert_close(sum(gradients), sum_of_each / (2 * 2), atol=1e-5, rtol=1e-4)
+    # Three batches, the last of which is half full.
+    assert losses == [pytest.approx(sum(loss for loss, _ in each) / (3 * 2), rel=1e-5)]
 
 
-def test_checkpointing_computes_the_layers_again(make_classifier, loader_of):
-    counts = []
-    for checkpointing in (False, True):
-        model, calls = make_classifier(), []
-        for layer in model.llama.layers:
-            layer.attention.register_forward_hook(lambda *_: calls.append(1))  # noqa: B023
-        if checkpointing:
-            checkpoint_activations(model.llama.layers)
-        trained(model, loader_of(10, causal=True, shuffle=True), epochs=1)
+def test_checkpointed_activations_are_recomputed_and_change_nothing(data, make):
+    results, counts = [], []
+    for is_checkpointed in (False, True):
+        classifier, calls = make(dropout=0.3), []
+        layers = classifier.model.llama.layers
+        layers[0].attention.register_forward_hook(lambda *_, c=calls: c.append(1))
+        if is_checkpointed:
+            checkpoint_activations(layers)
+        results.append(train(classifier, data))
         counts.append(len(calls))
-    assert counts == [2 * 3, 2 * 2 * 3]
+    assert counts[1] - counts[0] == 2 * 3  # a second time in each step
+    assert results[0][0] == results[1][0]
+    for name, tensor in results[0][1].items():
+        assert torch.equal(tensor, results[1][1][name]), name
 
 
-def test_log_probabilities_are_float32_under_autocast(make_classifier):
-    model = make_classifier().eval()
-    with mixed_precision(CPU, "bfloat16"):
-        log_probs = model(torch.tensor([[1, 5, 6]]), torch.tensor([3]))
-    assert log_probs.dtype == torch.float32
-    assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-6)
-
-
-def test_checkpointed_activations_change_nothing(make_classifier, loader_of):
-    plain = trained(make_classifier(dropout=0.3), loader_of(10, causal=True, shuffle=True))
-    model = make_classifier(dropout=0.3)
-    checkpoint_activations(model.llama.layers)
-    checkpointed = trained(model, loader_of(10, causal=True, shuffle=True))
-    assert plain[0] == checkpointed[0]
-    for name in plain[1]:
-        assert torch.equal(plain[1][name], checkpointed[1][name]), name
-
-
-def test_bfloat16_keeps_float32_weights_and_the_loss(make_classifier, loader_of):
-    plain = trained(make_classifier(), loader_of(10, causal=True, shuffle=True))
-    mixed = trained(make_classifier(), loader_of(10, causal=True, shuffle=True), dtype="bfloat16")
-    assert plain[0] != mixed[0]
-    assert plain[0] == pytest.approx(mixed[0], rel=0.02)
-    assert {tensor.dtype for tensor in mixed[1].values()} == {torch.float32}
-
-
-def test_norms_stay_in_float32_under_autocast(make_classifier):
-    model = make_classifier()
-    dtypes = {}
-    for name, module in model.named_modules():
+def test_bfloat16_rounds_products_and_keeps_float32_elsewhere(data, make):
+    plain, _ = train(make(), data)
+    classifier, dtypes = make(), {}
+    classifier.dtype = "bfloat16"
+    mixed, weights = train(classifier, data)
+    assert plain != mixed and plain == pytest.approx(mixed, rel=0.02)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    for name, module in classifier.model.named_modules():
         if name.endswith(("norm", "compute_query")):
             module.register_forward_hook(
                 lambda _module, _inputs, output, name=name: dtypes.update({name: output.dtype})
             )
-    with mixed_precision(CPU, "bfloat16"):
-        model(torch.tensor([[1, 5, 6]]), torch.tensor([3]))
+    with mixed_precision(torch.device("cpu"), "bfloat16"):
+        log_probs = classifier.model.eval()(torch.tensor([[1, 5, 6]]), torch.tensor([3]))
+    assert log_probs.dtype == torch.float32
+    assert log_probs.exp().sum().item() == pytest.approx(1, abs=1e-6)
     for name, dtype in dtypes.items():
         expected = torch.bfloat16 if name.endswith("compute_query") else torch.float32
         assert dtype == expected, name
+
+
+def test_the_best_epochs_weights_are_kept(data, make, monkeypatch):
+    """The accuracies on dev are scripted, so that the second of four epochs is the best."""
+    script, evaluated = iter((0.3, 0.6, 0.6, 0.2)), []
+    evaluate = Classifier.evaluate
+
+    def scripted(self, loader):
+        evaluated.append(copy.deepcopy(self.model.state_dict()))
+        return evaluate(self, loader)._replace(accuracy=next(script))
+
+    monkeypatch.setattr(Classifier, "evaluate", scripted)
+    _, weights = train(make(), data, epochs=4)
+    saved = read_checkpoint("best.pt")["model"]
+    for name, tensor in evaluated[1].items():
+        assert torch.equal(saved[name], tensor) and torch.equal(weights[name], tensor), name
+    assert not torch.equal(evaluated[3]["llama.norm.weight"], weights["llama.norm.weight"])

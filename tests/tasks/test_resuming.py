@@ -1,39 +1,37 @@
-"""Fine-tuning loses nothing: whose file it is, going on, and what a run that has ended tells."""
+"""Fine-tuning loses nothing: whose file it is, resuming, and what a finished run does."""
 
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SENTENCES
+from conftest import ROOT, SENTENCES, interrupted_at
 
-import minllama.tasks.epoch
-import minllama.tasks.finetune
 from minllama.checkpoints.pt import read_checkpoint
-from minllama.tasks.resuming import Claim, Keeper, Progress
-from minllama.training.folder import locked
+from minllama.training.run import lock
 
 FLAGS = ["--option", "finetune", "--lr", "1e-2"]
 WEIGHTS = "finetune-2-0.01.pt"
 
 
 @pytest.fixture
-def data(project):
-    """Sentences of other lengths, and other data beside them."""
+def flags(project) -> list[str]:
+    """A run of two epochs of six steps, and other data beside its own."""
     for split, n in (("train", 21), ("dev", 9), ("test", 5)):
         lines = [f"{i % 3} ||| {SENTENCES[i % 6][: 12 + i]} .\n" for i in range(n)]
         Path(f"data/toy-{split}.txt").write_text("".join(lines))
         Path(f"data/other-{split}.txt").write_text("".join(lines[::-1]))
-    project.flags[project.flags.index("--epochs") + 1] = "2"
-    return project
+    return [*FLAGS, *project.flags, "--epochs", "2"]
 
 
 def same(path: str, other: str) -> bool:
+    """Whether two files have the same weights, moments and state of the random generator."""
     a, b = read_checkpoint(path), read_checkpoint(other)
     states = [saved["optim"]["state"] for saved in (a, b)]
     return (
@@ -50,128 +48,89 @@ def files() -> set[str]:
     return {path.name for path in Path().iterdir()} - {"data", "model.pt", "tokenizer.model"}
 
 
-def other_data(flags: list[str]) -> list[str]:
-    return [
-        flag.replace("data/toy-t", "data/other-t").replace("toy-dev", "other-dev") for flag in flags
-    ]
+def interrupt(run_cli, flags: list[str], step: int) -> Path:
+    """Interrupt a run before a step; returns the folder of its state."""
+    with interrupted_at(step):
+        assert run_cli(*flags, "--save_every", "2")[0] == 130
+    (folder,) = Path().glob("*.state")
+    return folder
 
 
-def test_in_an_empty_folder_names_are_the_assignments(data, run_cli):
-    code, out, err = run_cli(*FLAGS, *data.flags)
-    assert (code, err) == (0, "")
+def test_another_runs_weights_are_left_alone(flags, run_cli):
+    """Other data, another seed, and a file of which nobody knows whose it is."""
+    code, out, err = run_cli(*flags)
+    assert (code, err) == (0, "") and f"save the model to {WEIGHTS}" in out
     outputs = {f"toy-{split}-finetuning-output.txt" for split in ("dev", "test")}
     assert files() == {WEIGHTS, *outputs}
-    assert f"save the model to {WEIGHTS}" in out
-
-
-def test_weights_of_another_run_are_left_alone(data, run_cli):
-    """Other data, another seed, and a file of which nobody knows whose it is."""
-    assert run_cli(*FLAGS, *data.flags)[0] == 0
     first = Path(WEIGHTS).read_bytes()
+    other_data = [
+        flag.replace("data/toy-t", "data/other-t").replace("toy-dev", "other-dev") for flag in flags
+    ]
     names = set()
-    for flags in (other_data(data.flags), [*data.flags, "--seed", "5"]):
-        code, out, err = run_cli(*FLAGS, *flags)
+    for other in (other_data, [*flags, "--seed", "5"]):
+        code, out, err = run_cli(*other)
         assert code == 0
-        name = re.fullmatch(rf"{WEIGHTS}: another run's; this one's weights: (\S+)\n", err)[1]
-        assert re.fullmatch(r"finetune-2-0\.01-(toy|other)-[0-9a-f]{8}\.pt", name)
+        (name,) = re.findall(r"finetune-2-0\.01-(?:toy|other)-[0-9a-f]{8}\.pt", err)
         assert f"load model from {name}" in out
         names.add(name)
-        assert run_cli(*FLAGS, *flags)[2].endswith("has ended; --fresh trains anew\n")  # its own
+        again = run_cli(*other)[1]
+        assert f"load model from {name}" in again and "epoch 0" not in again  # it is finished
     assert len(names) == 2 and Path(WEIGHTS).read_bytes() == first
     Path(WEIGHTS).write_bytes(b"mine")
-    assert run_cli(*FLAGS, *data.flags, "--seed", "6")[0] == 0
+    assert run_cli(*flags, "--seed", "6")[0] == 0
     assert Path(WEIGHTS).read_bytes() == b"mine"
 
 
-def test_runs_at_once_keep_apart_and_one_run_is_not_run_twice(data, run_cli):
-    with locked(Path(f".{WEIGHTS}.lock")):  # as another run holds it, before its first epoch ends
-        code, _, err = run_cli(*FLAGS, *data.flags)
-    assert code == 0 and "another run's" in err and not Path(WEIGHTS).exists()
+def test_runs_at_once_keep_apart_and_one_run_is_not_run_twice(flags, run_cli):
+    with lock(Path(f".{WEIGHTS}.lock")):  # as another run holds it, before its first epoch ends
+        assert run_cli(*flags)[0] == 0 and not Path(WEIGHTS).exists()
     (name,) = (path.name for path in Path().glob("finetune-*.pt"))
-    digits = name.removesuffix(".pt")[-8:]
-    with locked(Path(f".finetune-{digits}.lock")):
-        code, _, err = run_cli(*FLAGS, *data.flags)
-    assert (code, err) == (2, f"error: {WEIGHTS}: another process is at this very run\n")
+    digest = name.removesuffix(".pt")[-8:]
+    with lock(Path(f".finetune-{digest}.lock")):
+        code, _, err = run_cli(*flags)
+    assert code == 2 and err.count("\n") == 1 and WEIGHTS in err
 
 
-METHODS = {
-    "full": ["--hidden_dropout_prob", "0.3"],
-    "causal": ["--causal", "--grad_accum", "2"],
-    "lora": ["--tune", "lora", "--lora_dropout", "0.1"],
-    "head": ["--tune", "head"],
-    "norm": ["--tune", "norm"],
-    "adapter": ["--tune", "adapter"],
-    "prefix": ["--tune", "prefix"],
-    "smart": ["--smart", "1"],
-    "mixout": ["--mixout", "0.3"],
-    "rates": ["--lr_schedule", "linear", "--warmup", "0.2", "--layer_decay", "0.8"],
-    "wise": ["--wise_ft", "0.5", "1"],
-    "prompt": ["--causal", "--prompt_based"],
-    "few": ["--shots", "3", "--patience", "1"],
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_run_goes_on_to_the_same_weights(data, run_cli, monkeypatch, method):
-    """Stopped within an epoch and behind one; the output is the same too."""
-    flags = [*FLAGS, *data.flags, *METHODS[method]]
+@pytest.mark.parametrize(
+    ("method", "second_stop"),
+    [
+        (["--hidden_dropout_prob", "0.3"], 7),
+        (["--causal", "--grad_accum", "2"], 3),  # three steps per epoch
+        (["--tune", "lora", "--lora_dropout", "0.1"], 7),
+        (["--tune", "prefix", "--skip_train_eval"], 7),
+        (["--smart", "1"], 7),
+        (["--mixout", "0.3"], 7),
+        (["--lr_schedule", "linear", "--warmup", "0.2", "--layer_decay", "0.8"], 7),
+        (["--wise_ft", "0.5", "1"], 7),
+        (["--causal", "--prompt_based"], 7),
+        (["--shots", "4", "--patience", "1"], 3),  # three steps per epoch
+    ],
+)
+def test_an_interrupted_run_ends_with_the_same_weights(flags, run_cli, method, second_stop):
+    """Stopped in the first epoch and in the second."""
+    flags = [*flags, *method]
     code, whole, err = run_cli(*flags)
     assert code == 0, err
     (weights,) = Path().glob("finetune-*.pt")
-    weights.rename("whole.pt")
-    for name in sorted(files()):
-        if name.endswith("output.txt"):
-            Path(name).rename(f"whole-{name}")
-    update, stop_at, steps = minllama.tasks.epoch.update, [3], []
-
-    def stopping(*args):
-        steps.append(1)
-        if len(steps) == stop_at[0]:
-            raise KeyboardInterrupt
-        return update(*args)
-
-    for at in (3, 4):
-        steps.clear()
-        stop_at[0] = at
-        with monkeypatch.context() as patch:
-            patch.setattr(minllama.tasks.epoch, "update", stopping)
-            code = run_cli(*flags, "--save_every", "2")[0]
-        if code == 0:  # few steps are all
-            break
-        assert code == 130 and list(Path().glob("finetune-*.state"))
+    outputs = sorted(name for name in files() if name.endswith("output.txt"))
+    Path("whole").mkdir()
+    for name in (weights.name, *outputs):
+        Path(name).rename(Path("whole", name))
+    interrupt(run_cli, flags, 3)
+    assert not weights.exists()
+    interrupt(run_cli, flags, second_stop)
     code, out, err = run_cli(*flags)
-    assert code == 0
-    assert re.search("continuing from epoch|has ended", err)
-    without_memory = [re.sub("peak memory .*|args: .*", "", text) for text in (whole, out)]
-    assert without_memory[0] == without_memory[1]
-    assert same(str(weights), "whole.pt")
-    for path in Path().glob("whole-*.txt"):
-        assert path.read_bytes() == Path(path.name.removeprefix("whole-")).read_bytes()
-    assert not list(Path().glob("*.state")) and not list(Path().glob(".*"))
+    assert code == 0 and "epoch 0" not in out
+    assert out.splitlines()[-2:] == whole.splitlines()[-2:]
+    assert same(weights.name, f"whole/{weights.name}")
+    for name in outputs:
+        assert Path(name).read_bytes() == Path("whole", name).read_bytes()
+    assert files() == {weights.name, *outputs, "whole"}
 
 
-def test_a_state_holds_no_frozen_weights(data, run_cli, monkeypatch):
-    calls = []
-
-    def stop(*args):
-        calls.append(1)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(minllama.tasks.finetune.FineTuning, "finish", stop)
-    assert run_cli(*FLAGS, *data.flags, "--tune", "lora")[0] == 130
-    (folder,) = Path().glob("*.state")
-    saved = read_checkpoint(folder / "state.pt")
-    assert saved["model"] and not any("lora_" not in n and "head" not in n for n in saved["model"])
-
-
-def test_losses_come_back_where_the_model_is():
-    """Those that follow are there, and they become one tensor."""
-    keeper = Keeper(Claim("w.pt", {}, fresh=False), torch.nn.Linear(1, 1, device="meta"), None, {})
-    state = torch.get_rng_state()
-    saved = {name: getattr(Progress(), name) for name in Progress.PLAIN}
-    saved |= {"run": {}, "losses": [0.5, 0.25], "at_start.cpu": state, "now.cpu": state}
-    keeper._take_up(saved, progress := Progress())
-    assert [loss.device.type for loss in progress.losses] == ["meta", "meta"]
+def test_a_state_holds_no_frozen_weights(flags, run_cli):
+    saved = read_checkpoint(interrupt(run_cli, [*flags, "--tune", "lora"], 3) / "state.pt")
+    assert saved["model"] and all("lora_" in name or "head" in name for name in saved["model"])
 
 
 STATE_EDITS = {
@@ -186,13 +145,8 @@ STATE_EDITS = {
 }
 
 
-def test_an_edited_state_is_one_line(data, run_cli, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(minllama.tasks.finetune.FineTuning, "finish", stop)
-    assert run_cli(*FLAGS, *data.flags)[0] == 130
-    (folder,) = Path().glob("*.state")
+def test_an_edited_state_is_one_line(flags, run_cli):
+    folder = interrupt(run_cli, flags, 3)
     saved = read_checkpoint(folder / "state.pt")
     edits = [(key, value) for key, values in STATE_EDITS.items() for value in values]
     step = {i: {**values, "step": -3} for i, values in saved["optimizer"]["state"].items()}
@@ -201,50 +155,52 @@ def test_an_edited_state_is_one_line(data, run_cli, monkeypatch):
     edits.append(("optimizer", {**saved["optimizer"], "param_groups": groups}))
     for key, value in edits:
         torch.save(saved | {key: value}, folder / "state.pt")
-        code, _, err = run_cli(*FLAGS, *data.flags)
+        code, _, err = run_cli(*flags)
         assert code == 2 and err.count("\n") == 1 and folder.name in err, (key, value, err)
 
 
-def test_an_edited_end_is_one_line_and_harms_no_other_run(data, run_cli):
-    assert run_cli(*FLAGS, *data.flags)[0] == 0
+def test_weights_with_an_edited_owner_are_another_runs(flags, run_cli):
+    assert run_cli(*flags)[0] == 0
     saved = read_checkpoint(WEIGHTS)
-    for value in ("x", 5, "[5]", "[" * 100_000):
-        torch.save(saved | {"records": value}, WEIGHTS)
-        code, _, err = run_cli(*FLAGS, *data.flags)
-        assert code == 2 and err.count("\n") == 1 and "--fresh trains anew" in err
-    torch.save(saved | {"run": "[" * 100_000}, WEIGHTS)
-    code, _, err = run_cli(*FLAGS, *data.flags)
-    assert code == 0 and "another run's" in err
+    for value in ("[" * 100_000, "5", 5):
+        torch.save(saved | {"run": value}, WEIGHTS)
+        before = Path(WEIGHTS).read_bytes()
+        assert run_cli(*flags, "--fresh")[0] == 0
+        assert Path(WEIGHTS).read_bytes() == before
 
 
-def test_a_run_that_has_ended_is_told_again(data, run_cli):
-    flags = [*FLAGS, *data.flags, "--metrics_out", "metrics.jsonl"]
-    _, first, err = run_cli(*flags)
-    assert err == ""
-    lines = Path("metrics.jsonl").read_text().splitlines()
+def test_a_finished_run_is_evaluated_and_not_trained_again(flags, run_cli):
+    flags = [*flags, "--metrics_out", "metrics.jsonl"]
+    code, first, err = run_cli(*flags)
+    assert (code, err) == (0, "")
+    weights, lines = Path(WEIGHTS).read_bytes(), Path("metrics.jsonl").read_text().splitlines()
+    output = Path("toy-dev-finetuning-output.txt")
+    predictions = output.read_bytes()
+    output.unlink()
     code, again, err = run_cli(*flags)
-    assert (code, again) == (0, first)
-    assert err == f"{WEIGHTS}: has ended; --fresh trains anew\n"
+    assert code == 0 and err.count("\n") == 1 and "--fresh" in err
+    assert "train loss" not in again
+    assert again.splitlines()[-2:] == first.splitlines()[-2:]
+    assert (Path(WEIGHTS).read_bytes(), output.read_bytes()) == (weights, predictions)
     added = Path("metrics.jsonl").read_text().splitlines()[len(lines) :]
-    assert [json.loads(line)["split"] for line in added] == ["dev", "test"]  # epochs only once
-    before = Path(WEIGHTS).stat().st_mtime_ns
-    _, fresh, err = run_cli(*flags, "--fresh")
-    assert (fresh.splitlines()[1:], err) == (first.splitlines()[1:], "")
-    assert Path(WEIGHTS).stat().st_mtime_ns > before
+    assert [json.loads(line)["split"] for line in added] == ["dev", "test"]
+    code, fresh, err = run_cli(*flags, "--fresh")
+    assert (code, err) == (0, "")
+    assert fresh.splitlines()[1:] == first.splitlines()[1:]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")
-def test_a_kill_at_any_file_operation_loses_nothing(data):
-    """At four of them, all kinds; tests.campaign takes every one."""
-    flags = [*FLAGS, *data.flags, "--save_every", "3"]
+def test_a_kill_at_any_file_operation_loses_nothing(flags):
+    """At two of them; tests.campaign takes every one."""
+    flags = [*flags, "--save_every", "3"]
     n = run_until(0, flags, "whole")
-    rng = random.Random(0)
-    for i, at in enumerate(sorted(rng.sample(range(1, n + 1), 4))):
-        run_until(at, flags, f"k{i}")
-        run_until(0, flags, f"k{i}")
-        assert same(f"k{i}/{WEIGHTS}", f"whole/{WEIGHTS}"), at
-        names = {path.name for path in Path(f"k{i}").iterdir()}
-        assert names == {path.name for path in Path("whole").iterdir()}, at
+    for at in random.Random(0).sample(range(1, n + 1), 2):
+        shutil.rmtree("killed", ignore_errors=True)
+        run_until(at, flags, "killed")
+        run_until(0, flags, "killed")
+        assert same(f"killed/{WEIGHTS}", f"whole/{WEIGHTS}"), at
+        names = [{path.name for path in Path(folder).iterdir()} for folder in ("killed", "whole")]
+        assert names[0] == names[1], at
 
 
 def run_until(n: int, flags: list[str], folder: str) -> int:
