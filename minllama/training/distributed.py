@@ -231,10 +231,7 @@ def rank_rng(seed: int, step: int, device: torch.device) -> Iterator[None]:
 
 
 def shard(model: nn.Module, layers: nn.ModuleList, dtype: str) -> bool:
-    """Shard every tensor of a model over the processes (FSDP2).
-
-    Whole layers are gathered as they are needed. The shards are spread over the processes of a
-    machine, and every machine has a copy; with one process per machine, over the machines.
+    """Shard every tensor of a model over the processes (FSDP2); layers are gathered when needed.
 
     Args:
         dtype: of gathered parameters and products; gradients are summed in float32.
@@ -245,21 +242,14 @@ def shard(model: nn.Module, layers: nn.ModuleList, dtype: str) -> bool:
     if world_size() == 1:
         print("--shard: only one process runs, so nothing is sharded", file=sys.stderr)
         return False
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-    n, per_machine = world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    shape: tuple[int, ...] = (n,)
-    names: tuple[str, ...] = ("shard",)
-    if 1 < per_machine < n and n % per_machine == 0:
-        shape, names = (n // per_machine, per_machine), ("copy", "shard")
-    mesh = init_device_mesh(next(model.parameters()).device.type, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy()
     if dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for module in (*layers, model):
-        sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
+        sharded = fully_shard(module, mp_policy=policy)
         # Sum the gradients, as `sum_gradients` does, in place of their mean.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
