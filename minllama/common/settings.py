@@ -174,7 +174,7 @@ def add_flags(parser: argparse.ArgumentParser, classes: Sequence[type[Settings]]
     """
     declared: set[str] = set()
     for cls in classes:
-        group = parser.add_argument_group(cls.title, cls.description)
+        group = parser.add_argument_group(cls.title, vars(cls).get("description"))
         annotations = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             if field.metadata and field.name not in declared:

@@ -40,7 +40,7 @@ class PromptBased(Method):
         self, model: SentenceClassifier, tokenizer: Tokenizer, splits: Sequence[list[Example]]
     ) -> list[list[Example]]:
         """Make prompts; long ones lose their beginning."""
-        assert isinstance(model, PromptClassifier)
+        assert isinstance(model, LlamaZeroShotClassifier)
         causal = model.llama.config.causal
         prompts = (
             make_prompts(data, self.prompt_template, model.label_names, tokenizer, causal=causal)

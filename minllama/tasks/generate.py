@@ -38,7 +38,6 @@ class GenerateSettings(TaskSettings):
     """Two texts, at temperature 0 and 1, or what the flags say."""
 
     title = "generate"
-    description = None
 
     prefix: str = flag(PREFIX, "the text to continue", metavar="TEXT")
     max_new_tokens: int = flag(75, "number of tokens to generate")

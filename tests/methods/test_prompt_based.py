@@ -1,5 +1,7 @@
 """Prompt-based fine-tuning against zero-shot scores; few-shot draws."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,6 @@ from methods_kit import BATCH, NAMES, predictions
 from classifier import LlamaZeroShotClassifier
 from minllama.methods.classify import build
 from minllama.methods.settings import FinetuneSettings
-from minllama.tasks.prompt import ZeroShotConfig
 from minllama.training.activation_checkpointing import checkpoint_activations
 
 pytest_plugins = ["methods_fixtures"]
@@ -16,7 +17,7 @@ pytest_plugins = ["methods_fixtures"]
 
 def test_prompt_based_predictions_are_normalized_zero_shot_scores(make_model, tmp_path, tokenizer):
     model = make_model(prompt_based=True)
-    config = ZeroShotConfig(
+    config = SimpleNamespace(
         pretrained_model_path=tmp_path / "m.pt", num_labels=len(NAMES), causal=True
     )
     zero_shot = LlamaZeroShotClassifier(config, tokenizer, NAMES)

@@ -1,4 +1,4 @@
-"""`--option predict`: the labels are those of an evaluation, in order, as they come."""
+"""`--option predict`: the labels are those of an evaluation, in order, as lines arrive."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from minllama.tasks.predict import groups, lines_of
+from minllama.tasks.predict import groups, read_lines
 
 FINETUNE = ["--option", "finetune", "--lr", "1e-2"]
 SENTENCES = "sentences.txt"
@@ -19,7 +19,7 @@ SENTENCES = "sentences.txt"
 
 @pytest.fixture
 def data(project):
-    """Sentences of many lengths, without their labels too."""
+    """Sentences of many lengths, with and without their labels."""
     for split, n in (("train", 12), ("dev", 40), ("test", 6)):
         lines = [f"{i % 3} ||| {'a warm and funny film ' * (i % 3 + 1)}{i} .\n" for i in range(n)]
         Path(f"data/toy-{split}.txt").write_text("".join(lines))
@@ -50,7 +50,7 @@ def test_labels_are_those_of_the_evaluation(data, run_cli, method):
 
 @pytest.mark.parametrize("flags", [["--causal"], ["--causal", "--calibrate", "pmi"], []])
 def test_zero_shot_labels_are_those_of_prompting(data, run_cli, flags):
-    """Without a mask they depend on the batch; there one of all sentences is the same in both."""
+    """Without a mask they depend on the batch, so one batch holds all sentences."""
     if not flags:
         flags = ["--batch_size", "64"]
     model = data.flags[:4]
@@ -90,8 +90,8 @@ def test_formats_agree_and_files_are_written_whole(data, run_cli):
     assert code == 2 and "would overwrite the input" in err
 
 
-def test_lines_of_a_pipe_are_answered_as_they_come(data):
-    """Also empty ones; and nothing but the labels is on standard output."""
+def test_lines_of_a_pipe_are_labelled_as_they_arrive(data):
+    """Empty lines too. Standard output has nothing but the labels."""
     command = [sys.executable, ROOT / "run_llama.py", "--option", "predict", *data.flags[:4]]
     command += ["--causal", "--label-names", "data/toy-label-mapping.json", "--batch_size", "2"]
     process = subprocess.Popen(
@@ -110,7 +110,7 @@ def test_lines_of_a_pipe_are_answered_as_they_come(data):
 
 
 class Reads(io.RawIOBase):
-    """A file whose reads give what is listed."""
+    """A file with a list of reads."""
 
     def __init__(self, *reads: bytes):
         self.reads = list(reads)
@@ -119,22 +119,22 @@ class Reads(io.RawIOBase):
         return self.reads.pop(0) if self.reads else b""
 
 
-def test_lines_are_put_together_from_reads():
+def test_lines_are_joined_from_reads():
     reads = Reads(b"a\nb", b"c", b"d\n\ne\n", b"f\n", b"g")
-    assert list(lines_of(reads)) == [[b"a"], [b"bcd", b"", b"e"], [b"f"], [b"g"]]
-    assert list(lines_of(Reads())) == []
+    assert list(read_lines(reads)) == [[b"a"], [b"bcd", b"", b"e"], [b"f"], [b"g"]]
+    assert list(read_lines(Reads())) == []
 
 
-def test_groups_are_all_that_has_come_or_whole_batches():
+def test_groups_are_all_lines_that_have_arrived_or_full_batches():
     reads = [["a"] * n for n in (1, 3, 500, 1)]
-    sizes = [len(some) for some in groups(reads, 2, whole_batches=False)]
+    sizes = [len(some) for some in groups(reads, 2, full_batches=False)]
     assert sizes == [1, 3, 200, 200, 100, 1]
-    sizes = [len(some) for some in groups(reads, 2, whole_batches=True)]
+    sizes = [len(some) for some in groups(reads, 2, full_batches=True)]
     assert sizes == [4, 200, 200, 100, 1]
 
 
-def test_every_row_that_is_cut_is_told(data, run_cli):
-    """Also where the rows before were not."""
+def test_a_truncated_sentence_is_reported_with_its_lines(data, run_cli):
+    """Also if the sentences before it were not truncated."""
     flags = ["--option", "predict", *data.flags[:4], "--causal", "--batch_size", "1"]
     flags += ["--label-names", "data/toy-label-mapping.json"]
     Path("long.txt").write_text("a warm film\n" * 250 + "funny " * 2000 + "\n" + "one more\n")
@@ -157,13 +157,13 @@ def test_the_sentences_are_not_overwritten_through_standard_input(data):
 
 
 @pytest.mark.parametrize(
-    ("flags", "complaint"),
+    ("flags", "message"),
     [
         (["--input", "absent.txt"], "absent.txt: no such file"),
-        (["--load", "w.pt", "--calibrate", "pmi"], "--calibrate: --load does not ask for labels"),
+        (["--load", "w.pt", "--calibrate", "pmi"], "--calibrate: --load uses no prompt"),
         (["--epochs", "3", "--save_every", "2"], "--save_every acts only with --option finetune"),
     ],
 )
-def test_bad_flags_are_one_line(data, run_cli, flags, complaint):
+def test_bad_flags_are_one_line(data, run_cli, flags, message):
     code, _, err = run_cli("--option", "predict", *data.flags, *flags)
-    assert code == 2 and err.count("\n") == 1 and complaint in err
+    assert code == 2 and err.count("\n") == 1 and message in err
