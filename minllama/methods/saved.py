@@ -141,7 +141,9 @@ def read_classifier(path: str | Path) -> SavedClassifier:
         for old, new in former_names(methods).items():
             name = str(name).replace(old, new)
         weights[name] = tensor
-    return SavedClassifier(str(path), weights, saved.get("frozen"), saved["args"], config, methods)
+    # Some runs of version 0.2 kept frozen weights in bfloat16, and their digest is of those.
+    frozen = None if values.get("keep_bfloat16") else saved.get("frozen")
+    return SavedClassifier(str(path), weights, frozen, saved["args"], config, methods)
 
 
 def load_weights(model: nn.Module, saved: dict[str, torch.Tensor], path: str | Path) -> None:
