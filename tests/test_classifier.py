@@ -37,33 +37,22 @@ def test_zero_shot_unmasked_sums_over_the_last_column(config, tokenizer):
         assert torch.allclose(scores[:, i].double(), expected, atol=1e-4)
 
 
-def test_zero_shot_causal_is_the_log_probability_of_the_whole_label(config, tokenizer):
+@pytest.mark.parametrize("labels", [None, [[5], [6], [8]]])
+def test_zero_shot_causal_is_the_log_probability_of_the_whole_label(config, tokenizer, labels):
+    """Labels of one token need no cache, which would slow prompt-based training down by a third."""
     config.causal = True
     model = LlamaZeroShotClassifier(config, tokenizer, NAMES).eval()
+    model.label_name_ids = labels or model.label_name_ids
+    assert model.uses_cache == (labels is None)
     with torch.inference_mode():
         scores = model(PADDED, LENGTHS)
-        for i, name in enumerate(NAMES):
-            label = tokenizer.encode(name, bos=False, eos=False)
+        for i, label in enumerate(model.label_name_ids):
             for r, row in enumerate(ROWS):
                 tokens = torch.tensor([row + label])
                 logits, _ = model.llama(tokens, targets=tokens)
                 log_probs = logits[0].double().log_softmax(-1)
                 expected = sum(log_probs[len(row) - 1 + j, t] for j, t in enumerate(label))
                 assert scores[r, i].item() == pytest.approx(expected.item(), abs=1e-3)
-
-
-def test_labels_of_one_token_are_scored_without_a_cache(config, tokenizer, monkeypatch):
-    """Its copies and its attention would slow prompt-based training down by a third."""
-    config.causal = True
-    model = LlamaZeroShotClassifier(config, tokenizer, NAMES).eval()
-    model.label_name_ids = [[5], [6], [8]]
-    monkeypatch.delattr("classifier.KVCache")
-    with torch.inference_mode():
-        scores = model(PADDED, LENGTHS)
-        for row, score in zip(ROWS, scores, strict=True):
-            tokens = torch.tensor([row])
-            expected = model.llama(tokens)[0][0, -1].log_softmax(-1)[[5, 6, 8]]
-            assert torch.allclose(score, expected, atol=1e-5)
 
 
 def test_zero_shot_needs_a_name_for_every_label(config, tokenizer):
@@ -85,15 +74,6 @@ def test_embedding_classifier_reads_the_last_column_or_each_rows_own_last_token(
             head = model.classifier_head
             expected = (last @ head.weight.T + head.bias).log_softmax(-1)
             assert torch.allclose(model(PADDED, lengths), expected, atol=1e-6)
-
-
-def test_causal_classification_does_not_depend_on_padding(config):
-    config.causal = True
-    model = LlamaEmbeddingClassifier(config).eval()
-    with torch.inference_mode():
-        together = model(PADDED, LENGTHS)
-        alone = torch.cat([model(torch.tensor([r]), torch.tensor([len(r)])) for r in ROWS])
-    assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_dropout_before_the_head_acts_in_training_only(config):

@@ -33,14 +33,14 @@ def test_far_positions_stay_exact():
     assert np.allclose(ours.numpy(), rotary_embedding(query.numpy()), atol=5e-4)
 
 
-def test_scores_depend_on_distance_alone():
-    query, key = torch.randn(8), torch.randn(8)
-    rows = torch.ones(1, 30, 1, 1)
-    q, k = apply_rotary_emb(rows * query, rows * key, 8, 30)
-    scores = torch.einsum("qd,kd->qk", q[0, :, 0], k[0, :, 0])
-    for distance in range(-20, 21):
-        diagonal = scores.diagonal(distance)
-        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4)
+def test_positions_may_start_anywhere_and_differ_by_row():
+    x = torch.randn(2, 12, 1, 8)
+    whole, _ = apply_rotary_emb(x, x, 8, 12)
+    same, _ = apply_rotary_emb(x[:, 5:9], x[:, 5:9], 8, 12, start=5)
+    assert torch.equal(same, whole[:, 5:9])
+    rows = torch.stack((x[0, 2:6], x[1, 7:11]))
+    differing, _ = apply_rotary_emb(rows, rows, 8, 12, start=torch.tensor([2, 7]))
+    assert torch.equal(differing, torch.stack((whole[0, 2:6], whole[1, 7:11])))
 
 
 def test_keeps_types_and_lets_gradients_through_after_inference_mode():
@@ -68,13 +68,13 @@ def test_any_memory_layout_is_taken():
         assert torch.equal(ours, apply_rotary_emb(view.clone(), view, 8, 9)[0])
 
 
-def test_committed_fixture_is_the_formula():
+def test_the_committed_fixture_is_the_formula():
     committed = torch.load(ROOT / "rotary_embedding_actual.data", weights_only=True)
     for ours, formula in zip(committed, rotary_fixture(), strict=True):
         assert torch.equal(ours, formula)
 
 
-def test_committed_fixture_agrees_with_the_official_one(assets):
+def test_the_committed_fixture_agrees_with_the_official_one(assets):
     committed = torch.load(ROOT / "rotary_embedding_actual.data", weights_only=True)
     official = torch.load(assets / "rotary_embedding_actual.data", weights_only=True)
     for ours, theirs in zip(committed, official, strict=True):

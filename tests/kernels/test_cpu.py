@@ -10,12 +10,11 @@ from conftest import ROOT, make_llama
 
 from base_llama import replace
 from config import LlamaConfig
-from llama import Attention
+from llama import Attention, RMSNorm
 from minllama.kernels.cpu import (
     MAX_PLAIN,
     FastAttention,
     FastLinear,
-    FastNorm,
     OneDNNProduct,
     accelerate,
     product,
@@ -68,18 +67,11 @@ def test_products_and_gradients_equal_float64(layout):
         assert relative_error(linear.weight.grad, exact_weight.grad) < 1e-6
 
 
-def test_many_float32_rows_go_to_onednn_and_nothing_else(monkeypatch):
-    calls = []
-    monkeypatch.setattr(OneDNNProduct, "apply", lambda x, weight: calls.append(x) or x @ weight.t())
-    linear = fast_linear()
-    linear(torch.randn(8, 24))
-    assert len(calls) == torch.backends.mkldnn.is_available()
-    calls.clear()
-    linear(torch.randn(7, 24))
+def test_products_keep_the_precision_they_are_asked_for():
+    linear, x = fast_linear(), torch.randn(8, 24)
     with torch.autocast("cpu", torch.bfloat16):
-        assert linear(torch.randn(8, 24)).dtype == torch.bfloat16
-    linear.bfloat16()(torch.randn(8, 24).bfloat16())
-    assert not calls
+        assert linear(x).dtype == torch.bfloat16
+    assert linear.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_gradients_only_where_they_are_wanted():
@@ -209,9 +201,8 @@ def test_an_accelerated_model_is_the_plain_one(causal, dtype):
         if fast:
             accelerate(llama)
             accelerate(llama)  # once more changes nothing
-            kinds = [type(module) for module in llama.modules()]
-            assert kinds.count(FastLinear) == 2 * 7 + 1 and kinds.count(FastAttention) == 2
-            assert kinds.count(FastNorm) == 2 * 2 + 1
+            kinds = {type(module) for module in llama.modules()}
+            assert not kinds & {torch.nn.Linear, Attention, RMSNorm}
             assert llama.tok_embeddings.weight is llama.output.weight
             assert torch.equal(torch.get_rng_state(), state)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
