@@ -1,1 +1,1 @@
-"""Accuracy: which method is worth what. Every run is a process, and its result is recorded."""
+"""Accuracy: compare methods. Every run is a process, and its result is recorded."""

@@ -1,12 +1,11 @@
-"""How well a model predicts stories: without the mask it was trained with, with it, and in lower
-precision.
+"""Bits per byte of texts: without the mask that a model is trained with, with it, in low precision.
 
     .venv/bin/python -m experiments.bits_per_byte --pretrained-model-path stories260K.pt \\
         --tokenizer-path tok512.model --text tinystories/dev.txt
 
-Bits per byte: the negative log-likelihood of each story's first 800 characters given BOS, summed
-over all stories, in bits, over the number of UTF-8 bytes. Lower is better; it does not depend on
-the tokenizer. Of several texts each gets one line, causal in float32.
+That is the negative log-likelihood of each text's first 800 characters given BOS, summed over all
+texts, in bits, over the number of UTF-8 bytes. Lower is better; it does not depend on the
+tokenizer. Several files get a line each, causal in float32.
 """
 
 import math
@@ -31,7 +30,7 @@ def read_stories(path: str | Path) -> list[str]:
 
 @torch.inference_mode()
 def bits_per_byte(llama: Llama, tokenizer: Tokenizer, stories: list[str]) -> float:
-    """Bits that the model needs for a byte of these stories."""
+    """Negative log-likelihood of the stories in bits, per byte."""
     nats = 0.0
     for story in stories:
         ids = torch.tensor([tokenizer.encode(story, bos=True, eos=False)])
@@ -41,7 +40,7 @@ def bits_per_byte(llama: Llama, tokenizer: Tokenizer, stories: list[str]) -> flo
 
 
 def load(path: str, causal: bool) -> Llama:
-    """A model for inference, made fast as `run_llama.py` makes it."""
+    """A model for inference with fast kernels."""
     llama = load_pretrained(path, causal=causal, init_weights=False).eval()
     accelerate(llama)
     return llama

@@ -1,4 +1,4 @@
-"""The text that the demo model is pre-trained on, made from a folder of corpora.
+"""The demo model's pre-training text, made from a folder of corpora.
 
     .venv/bin/python -m experiments.corpus CORPORA OUTPUT
     .venv/bin/python -m experiments.corpus CORPORA OUTPUT --repeat tinystories=1 books_general=0.5
@@ -7,20 +7,18 @@
 CORPORA has a `NAME.txt.xz` for each source: UTF-8, documents between lines `<|endoftext|>`.
 
 * Long documents are cut at line ends into sections of 6,000 characters or a little more.
-* A section with a word of `offensive-words.sha256` is left out, so that a word costs a section and
-  not a book.
+* Sections with a word of `offensive-words.sha256` are left out.
 * Of each source 3 % of the documents are held out and 1 % validate. A hash of the text chooses
-  them, so another mixture holds out the same ones. Both are cut into passages of about 800
+  them, so that another mixture holds out the same ones. Both are cut into passages of about 800
   characters, as `experiments.bits_per_byte` reads no more.
-* A section that shares 20 runs of twelve words with them is not trained on: some tales are in two
-  sources.
-* A fraction of a source is chosen by hash. With `--easiest` it is the sections that have the fewest
-  rare words: those that are not among the 8,000 most frequent ones of all sources. The same share
-  of the validation passages is taken then, those with the fewest rare words too.
+* Sections that share 20 runs of twelve words with them are left out: some tales are in two sources.
+* A fraction of a source is chosen by hash. With `--easiest` it is the sections with the fewest rare
+  words: those that are not among the 8,000 most frequent ones of all sources. The same share of the
+  validation passages is taken then, in the same way.
 
 OUTPUT gets `train.txt`, which ends with the validation passages; `held-out-NAME.txt` for each
-source; and `sources.txt`, all sections once, trained on or not, for `experiments.written`. What
-went where is printed, and so is the `--split` of `train.txt` for `--option pretrain`.
+source; and `sources.txt`, all sections once, trained on or not, for `experiments.written`. It
+prints the number of sections by use, and the `--split` of `train.txt` for `--option pretrain`.
 """
 
 import hashlib
@@ -30,7 +28,7 @@ import random
 import re
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -42,7 +40,7 @@ from minllama.text.documents import DOCUMENT_SEPARATOR
 
 T = TypeVar("T")
 
-REPEAT = {  # how often the text has each source
+REPEAT = {  # copies of each source in the text
     "tinystories": 4.0,
     "fables_tinyfabulist": 2.0,
     "storybooks_asp_pb": 3.0,
@@ -62,27 +60,25 @@ OFFENSIVE = Path(__file__).parent / "offensive-words.sha256"
 
 @dataclass
 class Source:
-    """What becomes of one source's documents.
+    """The sections of one source by use; those of validation and held_out are passages.
 
     Attributes:
-        train, validation, held_out: sections to learn from, and passages of the other two.
-        offensive, copies: sections that were left out.
-        n_documents: before anything was done.
+        offensive, copies: sections that are left out.
     """
 
+    n_documents: int
     train: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
     offensive: list[str] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
-    n_documents: int = 0
 
 
 def read_documents(path: Path) -> list[str]:
     """The documents of a text, xz-compressed if its name ends in .xz.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         InputError: it is not UTF-8, or not xz-compressed.
     """
     if not path.is_file():
@@ -98,27 +94,45 @@ def read_documents(path: Path) -> list[str]:
     return [document for document in documents if document]
 
 
+def joined(texts: Iterable[str]) -> str:
+    return "".join(f"{text}\n{DOCUMENT_SEPARATOR}\n" for text in texts)
+
+
 def place_of(text: str) -> float:
     """A number from 0 up to 1 that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def cut(document: str, size: int) -> list[str]:
-    """Cut a text at line ends into parts of at least `size` characters, the last one apart."""
-    parts, lines, length = [], [], 0
+    """Cut a text at line ends into pieces of `size` characters or more; the last may have fewer."""
+    pieces, lines, length = [], [], 0
     for line in document.split("\n"):
         lines.append(line)
         length += len(line) + 1
         if length >= size:
-            parts.append("\n".join(lines).strip())
+            pieces.append("\n".join(lines).strip())
             lines, length = [], 0
-    parts.append("\n".join(lines).strip())
-    return [part for part in parts if part]
+    pieces.append("\n".join(lines).strip())
+    return [piece for piece in pieces if piece]
+
+
+def evenly(items: Sequence[T], n: int) -> list[T]:
+    """`n` of the items, evenly spaced, or all."""
+    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
 
 
 def words_of(text: str) -> list[str]:
-    """The words in lower case; apostrophes and hyphens part them."""
+    """The words in lower case, without apostrophes and hyphens."""
     return re.findall(r"[a-z]+", text.lower())
+
+
+def runs_of(words: Sequence[str], length: int = RUN) -> Iterator[int]:
+    """A hash of each run of so many words."""
+    return (hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1))
+
+
+def unknown_share(words: Sequence[str], known: Collection[str]) -> float:
+    return sum(word not in known for word in words) / max(len(words), 1)
 
 
 class OffensiveWords:
@@ -141,18 +155,13 @@ class OffensiveWords:
         return self.known[word]
 
     def among(self, words: Iterable[str]) -> list[str]:
-        """Those of some words, in lower case, that are listed."""
+        """The offensive ones of some words in lower case."""
         return [word for word in words if word in self]
 
 
-def runs_of(words: Sequence[str], length: int = RUN) -> Iterator[int]:
-    """A hash of each run of so many words."""
-    return (hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1))
-
-
 def divide(documents: Sequence[str], offensive: OffensiveWords) -> Source:
-    """Cut the documents of a source and say what each part is for."""
-    source = Source(n_documents=len(documents))
+    """Cut the documents of a source, and decide the use of each section."""
+    source = Source(len(documents))
     for document in documents:
         place = place_of(document)
         for section in cut(document, SECTION):
@@ -167,15 +176,12 @@ def divide(documents: Sequence[str], offensive: OffensiveWords) -> Source:
     return source
 
 
-def take_out_copies(sources: Iterable[Source]) -> None:
-    """Move what repeats a held-out or validation passage of any source from `train` to `copies`."""
-    sources = list(sources)
-    unseen = {
-        run
-        for source in sources
-        for passage in source.held_out + source.validation
-        for run in runs_of(words_of(passage))
-    }
+def take_out_copies(sources: Collection[Source]) -> None:
+    """Move copies of held-out and validation passages of any source from `train` to `copies`."""
+    unseen: set[int] = set()
+    for source in sources:
+        for passage in source.held_out + source.validation:
+            unseen.update(runs_of(words_of(passage)))
     for source in sources:
         kept = []
         for section in source.train:
@@ -184,115 +190,86 @@ def take_out_copies(sources: Iterable[Source]) -> None:
         source.train = kept
 
 
-def new_share(passages: Iterable[str], known: frozenset[str]) -> float:
-    """The share of the words of some passages that are not known."""
-    words = [word for passage in passages for word in words_of(passage)]
-    return sum(word not in known for word in words) / max(len(words), 1)
-
-
-def repeated(sections: Sequence[str], times: float, first: bool = False) -> list[str]:
-    """Every section as often as asked for; a fraction is a share of them, by hash or the first."""
-    places = [i / len(sections) if first else place_of(s) for i, s in enumerate(sections)]
-    return [
-        section
-        for section, place in zip(sections, places, strict=True)
-        for _ in range(int(times) + (place < times % 1))
-    ]
-
-
-def easiest_first(sources: Iterable[Source]) -> None:
-    """Sort what is trained on and what validates by its share of rare words, in each source."""
-    sources = list(sources)
-    counts = Counter(
-        word for source in sources for section in source.train for word in words_of(section)
-    )
+def easiest_first(sources: Collection[Source]) -> None:
+    """Sort `train` and `validation` of each source by their share of rare words."""
+    counts: Counter[str] = Counter()
+    for source in sources:
+        for section in source.train:
+            counts.update(words_of(section))
     frequent = {word for word, _ in counts.most_common(N_FREQUENT)}
 
     def rare_share(section: str) -> float:
         words = words_of(section)
-        return sum(word not in frequent for word in words) / len(words) if words else 1.0
+        return unknown_share(words, frequent) if words else 1.0
 
     for source in sources:
         source.train.sort(key=rare_share)
         source.validation.sort(key=rare_share)
 
 
-def evenly(items: Sequence[T], n: int) -> list[T]:
-    """`n` of the items, evenly spaced, or all."""
-    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
-
-
-def joined(parts: Sequence[str]) -> str:
-    return "".join(f"{part}\n{DOCUMENT_SEPARATOR}\n" for part in parts)
+def repeated(sections: Sequence[str], times: float, first: bool = False) -> list[str]:
+    """Every section as often as asked for; a fraction is a share of them, by hash or the first."""
+    places = [i / len(sections) if first else place_of(s) for i, s in enumerate(sections)]
+    copies: list[str] = []
+    for section, place in zip(sections, places, strict=True):
+        copies += [section] * (int(times) + (1 if place < times % 1 else 0))
+    return copies
 
 
 def shares(train: Sequence[str], validation: Sequence[str]) -> tuple[float, float]:
     """The first two of `--split`, so that training ends where validation begins."""
-    sizes = [sum(len(part.encode()) for part in parts) for parts in (train, validation)]
+    sizes = [sum(len(text.encode()) for text in texts) for texts in (train, validation)]
     whole = sum(sizes) or 1
-    # `split_chunks` looks where a document begins, so the middle of the last one is a safe end.
+    # A split ends where a document begins, so the middle of the last one is a safe end.
     end = sizes[0] - (len(train[-1].encode()) // 2 if train else 0)
     return round(end / whole, 6), round(1 - end / whole, 6)
 
 
-def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("corpora", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument(
-        "--repeat",
-        nargs="+",
-        default=[],
-        action="extend",
-        metavar="NAME=TIMES",
-        help="another mixture; of a source with 0 nothing is trained on",
-    )
-    parser.add_argument(
-        "--easiest", action="store_true", help="fractions are of the sections with few rare words"
-    )
-    args = parser.parse_args()
-    times = REPEAT | dict(map(parse_repeat, args.repeat))
+def write(path: Path, texts: Iterable[str]) -> None:
+    with atomic_write(path) as file:
+        file.write(joined(texts))
+
+
+def make_corpus(corpora: Path, output: Path, times: dict[str, float], easiest: bool) -> None:
+    """Write the files and print the counts.
+
+    Args:
+        times: copies of each source.
+    """
     offensive = OffensiveWords()
-    sources = {
-        name: divide(read_documents(args.corpora / f"{name}.txt.xz"), offensive) for name in times
-    }
+    sources = {n: divide(read_documents(corpora / f"{n}.txt.xz"), offensive) for n in times}
     take_out_copies(sources.values())
-    if args.easiest:
+    if easiest:
         easiest_first(sources.values())
-    args.output.mkdir(parents=True, exist_ok=True)
-    train, validation, everything = [], [], []
-    known = frozenset(
-        word
-        for source in sources.values()
-        for section in source.train + source.copies + source.offensive + source.validation
-        for word in words_of(section)
-    )
+    output.mkdir(parents=True, exist_ok=True)
+    not_held_out: list[str] = []
+    for s in sources.values():
+        not_held_out += s.train + s.copies + s.offensive + s.validation
+    known = {word for section in not_held_out for word in words_of(section)}
     print(
         "source, documents: sections trained on, times; offensive; copies | passages held out, "
         "their words that are nowhere else"
     )
-    for name, source in sources.items():
-        held_out = evenly(source.held_out, MAX_PASSAGES)
-        with atomic_write(args.output / f"held-out-{name}.txt") as file:
-            file.write(joined(held_out))
-        train += repeated(source.train, times[name], first=args.easiest)
-        share = min(times[name], 1) if args.easiest else 1
-        validation += evenly(
-            source.validation[: math.ceil(share * len(source.validation))], MAX_PASSAGES
-        )
-        everything += source.train + source.copies + source.offensive
-        everything += source.validation + source.held_out
-        parts = (source.train, source.offensive, source.copies)
-        counts = [f"{len(part):,} ({sum(map(len, part)) / 1e6:.2f} MB)" for part in parts]
+    train: list[str] = []
+    validation: list[str] = []
+    for name, s in sources.items():
+        held_out = evenly(s.held_out, MAX_PASSAGES)
+        write(output / f"held-out-{name}.txt", held_out)
+        train += repeated(s.train, times[name], first=easiest)
+        share = min(times[name], 1) if easiest else 1
+        validation += evenly(s.validation[: math.ceil(share * len(s.validation))], MAX_PASSAGES)
+        uses = (s.train, s.offensive, s.copies)
+        counts = [f"{len(texts):,} ({sum(map(len, texts)) / 1e6:.2f} MB)" for texts in uses]
         counts[0] += f" x {times[name]:g}"
-        new = f"{new_share(held_out, known):.2%}"
-        print(f"{name}, {source.n_documents:,}: {'; '.join(counts)} | {len(held_out)}, {new}")
+        new = unknown_share([word for text in held_out for word in words_of(text)], known)
+        print(f"{name}, {s.n_documents:,}: {'; '.join(counts)} | {len(held_out)}, {new:.2%}")
     random.Random(0).shuffle(train)
     random.Random(0).shuffle(validation)
-    with atomic_write(args.output / "train.txt") as file:
-        file.write(joined(train + validation))
-    with atomic_write(args.output / "sources.txt") as file:
-        file.write(joined(everything))
+    write(output / "train.txt", train + validation)
+    write(
+        output / "sources.txt",
+        not_held_out + [text for s in sources.values() for text in s.held_out],
+    )
     size = sum(map(len, train)) / 1e6
     print(f"train.txt: {len(train):,} sections, {size:.2f} MB; {len(validation)} to validate")
     print("--split {:f} {:f} 0".format(*shares(train, validation)))
@@ -307,6 +284,21 @@ def parse_repeat(text: str) -> tuple[str, float]:
     except ValueError:
         pass
     raise InputError(f"--repeat {text}: write NAME=TIMES, with a name of {', '.join(REPEAT)}")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("output", type=Path)
+    help = "another mixture; of a source with 0 nothing is trained on"
+    parser.add_argument(
+        "--repeat", nargs="+", default=[], action="extend", metavar="NAME=TIMES", help=help
+    )
+    help = "fractions are of the sections with few rare words"
+    parser.add_argument("--easiest", action="store_true", help=help)
+    flags = parser.parse_args()
+    times = REPEAT | dict(map(parse_repeat, flags.repeat))
+    make_corpus(flags.corpora, flags.output, times, flags.easiest)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The runs of the report. What is recorded in `results/methods.jsonl` does not run again."""
+"""The runs of the report. Those recorded in `results/methods.jsonl` do not run again."""
 
 import functools
 import json
@@ -35,21 +35,40 @@ TIMED_LINES = {"train": 1500, "dev": 100, "test": 100}
 TIMED_STEPS = 20  # of pre-training
 
 
+class MissingReviews(InputError):
+    """The text of reviews does not exist."""
+
+
 def record(identity: dict, measure: Callable[[], dict]) -> dict:
     """`recorded` in `RECORDS`, for the present demo model.
 
-    What it is known by says neither how the reader was trained nor on which text. Where these
-    change, remove the lines.
+    The identity has neither the text nor the training of domain-adapted models. Where these change,
+    remove the lines.
     """
     return recorded(RECORDS, identity | {"demo": file_fingerprint(DEMO)}, measure)
 
 
-@functools.cache
-def reader(reviews_mb: int) -> Path:
-    """The model that has read so many megabytes of reviews once, made if need be; 0 is the demo's.
+def review_text(reviews_mb: int) -> Path:
+    """The text of so many megabytes of reviews, which `experiments.reviews` writes.
 
     Raises:
-        NoReviews: their text is not there.
+        MissingReviews: it does not exist.
+    """
+    path = RESULTS / f"reader-{reviews_mb}.txt"
+    if not path.is_file():
+        raise MissingReviews(
+            f"{path}: not there; `python -m experiments.reviews ARCHIVE … --megabytes {reviews_mb} "
+            f"--out {path}` writes it (see docs/pretraining.md)"
+        )
+    return path
+
+
+@functools.cache
+def adapted_model(reviews_mb: int) -> Path:
+    """The demo model after pre-training on so many megabytes of reviews, made if need be.
+
+    Raises:
+        MissingReviews: their text does not exist.
     """
     if reviews_mb == 0:
         return DEMO
@@ -66,35 +85,16 @@ def reader(reviews_mb: int) -> Path:
     )
 
 
-class NoReviews(InputError):
-    """The text of reviews is not there."""
-
-
-def review_text(reviews_mb: int) -> Path:
-    """The text of so many megabytes of reviews, which `experiments.reviews` writes.
-
-    Raises:
-        NoReviews: it is not there.
-    """
-    path = RESULTS / f"reader-{reviews_mb}.txt"
-    if not path.is_file():
-        raise NoReviews(
-            f"{path}: not there; `python -m experiments.reviews ARCHIVE … --megabytes {reviews_mb} "
-            f"--out {path}` writes it (see docs/pretraining.md)"
-        )
-    return path
-
-
 @functools.cache
 def pretrain_on_tasks(
     corpus: str, steps: int, reviews_mb: int = 0, folder: Path | None = None
 ) -> Path:
-    """Continue a model's pre-training on the sentences of both trains, shuffled, once.
+    """Continue a model's pre-training on the training sentences of both tasks, shuffled.
 
     Args:
         corpus: "sentences", or "labelled" where they end in their labels.
-        reviews_mb: which `reader` it continues from.
-        folder: where the run is kept; None is for one of its own.
+        reviews_mb: of the `adapted_model` to start from.
+        folder: of the run; by default one in `RESULTS`.
 
     Returns:
         the checkpoint.
@@ -106,7 +106,7 @@ def pretrain_on_tasks(
     with atomic_write(text) as file:
         file.writelines(task_text(corpus == "labelled"))
     return pretrain_further(
-        reader(reviews_mb),
+        adapted_model(reviews_mb),
         text,
         folder,
         split=[0.9, 0.05, 0.05],
@@ -119,9 +119,7 @@ def pretrain_on_tasks(
 
 
 def pretrain_further(model: Path, text: Path, folder: Path, **flags: object) -> Path:
-    """Run `--option pretrain` from a model, or what is left of that run.
-
-    Another report that wants the same run waits.
+    """Run or resume `--option pretrain` from a model; another report waits meanwhile.
 
     Returns:
         the checkpoint.
@@ -129,13 +127,8 @@ def pretrain_further(model: Path, text: Path, folder: Path, **flags: object) -> 
     Raises:
         InputError: the folder holds another run, or is in use.
     """
-    flags = {
-        "option": "pretrain",
-        "pretrained-model-path": model,
-        "text": text,
-        "output_dir": folder,
-        "dtype": "bfloat16",
-    } | flags
+    paths = {"pretrained-model-path": model, "text": text, "output_dir": folder}
+    flags = {"option": "pretrain", "dtype": "bfloat16"} | paths | flags
     print(f"pre-training: {folder}", file=sys.stderr, flush=True)
     with FileLock(folder.with_suffix(".lock")):
         done = subprocess.run(run_llama(flags), stdout=subprocess.DEVNULL)
@@ -154,7 +147,7 @@ def pretraining_steps(name: str, value: object) -> int:
 
 
 def run_row(name: str, data: str, value: object, seed: int) -> dict:
-    """One run of a row; what `classify` returns."""
+    """One run of a row; returns what `classify` does."""
     row = ROWS[name]
     flags = row.settings(data, value, seed)
     steps = pretraining_steps(name, value)
@@ -165,14 +158,14 @@ def run_row(name: str, data: str, value: object, seed: int) -> dict:
         if steps:
             model = pretrain_on_tasks(row.corpus, steps, row.reviews_mb)
         else:
-            model = reader(row.reviews_mb)
+            model = adapted_model(row.reviews_mb)
         return classify(data, flags, model)
 
     return record(identity, measure)
 
 
 def tuned_value(name: str) -> object:
-    """The value of a row's hyperparameter that is kept, or that is best on SST-5's dev."""
+    """A row's kept hyperparameter, or the one with the best accuracy on SST-5's dev."""
     if ROWS[name].kept is not None:
         return ROWS[name].kept
     runs = {value: run_row(name, SST, value, TUNING_SEED) for value in ROWS[name].values}
@@ -185,36 +178,36 @@ def final_runs(name: str, data: str) -> list[dict]:
     return [run_row(name, data, value, seed) for seed in SEEDS]
 
 
-def measured(name: str, what: str) -> int | None:
-    """The median of a row's runs on SST-5 that have it, or None."""
-    values = [run[what] for run in final_runs(name, SST) if what in run]
+def measured(name: str, quantity: str) -> int | None:
+    """The median over a row's runs on SST-5, or None if all diverged."""
+    values = [run[quantity] for run in final_runs(name, SST) if quantity in run]
     return median_low(values) if values else None
 
 
 def run_baseline(name: str, data: str, seed: int = 0) -> dict:
-    """What `baseline` returns for one of `BASELINES`."""
+    """One run of a row of `BASELINES`; returns what `baseline` does."""
     row = BASELINES[name]
     identity = {"name": name, "data": Path(data).name, "shots": row.shots, "seed": seed}
     identity["reviews_mb"] = row.reviews_mb
 
     def measure() -> dict:
         unlabelled = read_documents(review_text(row.reviews_mb)) if row.reviews_mb else None
-        return baseline(data, row.shots, seed, unlabelled=unlabelled)
+        return baseline(data, row.shots, seed, unlabelled)
 
     return record(identity, measure)
 
 
 def run_prompted(name: str, data: str) -> dict:
-    """What `classify` returns for one of `PROMPTED`."""
+    """The run of a row of `PROMPTED`; returns what `classify` does."""
     row = PROMPTED[name]
     flags = with_label_words(row.flags, data)
     identity = {"name": name, "data": Path(data).name, "flags": flags}
     identity["reviews_mb"] = row.reviews_mb
-    return record(identity, lambda: classify(data, flags, reader(row.reviews_mb), option="prompt"))
+    return record(identity, lambda: classify(data, flags, adapted_model(row.reviews_mb), "prompt"))
 
 
 def timed_round(number: int) -> dict:
-    """Time an epoch on a part of SST-5 by row, one after the other, and a step of pre-training.
+    """Time an epoch on a sample of SST-5 row by row, and a step of pre-training.
 
     Returns:
         `seconds` by row, None if it diverged, and of "step"; `n_train`, the sentences of SST-5.
@@ -238,10 +231,10 @@ def timed_round(number: int) -> dict:
 
 
 def relative_times() -> dict[str, float]:
-    """Estimate the time of training on SST-5 by row, as a multiple of plain's.
+    """Estimate the training time on SST-5 by row, as a multiple of plain's.
 
-    It is the median of the rounds. What a part of the sentences takes is scaled up, and continued
-    pre-training is added. Rows that diverged in all rounds are not there.
+    It is the median over the rounds. The sample's time is scaled up to all sentences, and continued
+    pre-training is added. Rows that diverged in all rounds are left out.
     """
     ratios: dict[str, list[float]] = {}
     for number in range(N_ROUNDS):

@@ -1,4 +1,4 @@
-"""The pictures that `experiments/report.py` draws."""
+"""The pictures of `experiments/report.py`."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,11 +15,11 @@ plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file
 def draw_methods(
     rows: dict[str, tuple[int, list[float]]], line: tuple[str, float], path: Path
 ) -> None:
-    """Accuracy and trained parameters; below, by accuracy, the rows that train (almost) all.
+    """Draw accuracy by trained parameters; below, the rows that train (almost) all, by accuracy.
 
     Args:
         rows: trained parameters and accuracies by label; those without accuracies are left out.
-        line: a label and the accuracy at which a line is drawn.
+        line: label and accuracy of a vertical line.
         path: an SVG file.
     """
     rows = {label: row for label, row in rows.items() if row[1]}
@@ -47,11 +47,11 @@ def draw_methods(
 def draw_curve(
     points: dict[int, dict[str, list[float]]], lines: dict[str, float], path: Path
 ) -> None:
-    """Accuracy by the amount of text that was read before.
+    """Draw accuracy by the amount of text in pre-training.
 
     Args:
         points: accuracies by split, by megabytes; those without accuracies are left out.
-        lines: an accuracy by split at which a dashed line is drawn: TF-IDF's.
+        lines: accuracy of TF-IDF by split, for a dashed line.
         path: an SVG file.
     """
     points = {megabytes: point for megabytes, point in points.items() if all(point.values())}

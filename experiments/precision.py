@@ -1,10 +1,9 @@
-"""Does bfloat16 show in the loss? The demo model learns the demo reviews in float32 and bfloat16.
+"""Training losses in float32 and bfloat16: the demo model on the demo reviews.
 
     .venv/bin/python -m experiments.precision
 
-5 epochs in batches of 8, causally, with three seeds: the losses should not differ by more than
-those of two seeds. Results are kept in `experiments/results/precision.jsonl`; without it all
-runs again.
+5 epochs in batches of 8, causal, three seeds. The losses should differ no more than those of two
+seeds. `experiments/results/precision.jsonl` keeps the results; without it all runs again.
 """
 
 import functools

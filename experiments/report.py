@@ -1,25 +1,20 @@
-"""What the methods are worth: the demo model on SST-5 and CFIMDB, in one table and two pictures.
+"""Compare the methods: the demo model on SST-5 and CFIMDB, in one table and two pictures.
 
     .venv/bin/python -m pip install -r benchmarks/requirements.txt
     .venv/bin/python -m experiments.report
-
-Each row has one hyperparameter. In some rows it is tuned on SST-5's dev with one seed; the others
-take a fixed value. Then each row runs with three other seeds. Some rows run on CFIMDB too, with the
-same value. For the time, the methods take turns in training on a part of SST-5, twice; that needs
-an idle machine. Every run is a process. Ctrl-C or `kill` ends the report with the run under way:
-what `experiments/results/methods.jsonl` has does not run again, only checkpoints that it needs are
-made again. `--rows NAME …` makes the table of these rows alone, without times and without the
-picture of the methods.
-
     .venv/bin/python -m experiments.report --rows plain "reader plain" "reader mean"
 
-The rows whose names begin with "reader" are of a model, and of TF-IDF, that have read film reviews
-without labels. docs/pretraining.md says how their text is made. Where it is absent, and a row is
-not recorded, that row is left out. The second picture shows what more reviews are worth. It is
-drawn where the rows of readers of all sizes are in the table.
+Each row has one hyperparameter, which has a fixed value or is tuned on SST-5's dev with one seed.
+Then the row runs with three other seeds, some rows on CFIMDB too. For the time the rows take turns
+on a sample of SST-5, in three rounds; that needs an idle machine. Every run is a process. What
+`experiments/results/methods.jsonl` has does not run again, so that a report can be interrupted.
+`--rows` makes the table of some rows alone, without times and without the picture of the methods.
+
+The rows whose names begin with "reader" need a text of reviews (see docs/pretraining.md). Without
+it, those that are not recorded are left out. The second picture is drawn where the rows of all
+domain-adapted models, prompt-based, are in the table.
 """
 
-import itertools
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator
@@ -29,7 +24,7 @@ from experiments.baseline import CS
 from experiments.measure import (
     RECORDS,
     SEEDS,
-    NoReviews,
+    MissingReviews,
     final_runs,
     measured,
     relative_times,
@@ -38,28 +33,20 @@ from experiments.measure import (
     tuned_value,
 )
 from experiments.rows import BASELINES, CURVE, METHODS, PROMPTED, REFERENCE, ROWS, TABLE
-from experiments.runs import RESULTS, accuracies, end_on_sigterm, spread
+from experiments.runs import RESULTS, accuracies, describe, end_on_sigterm
 from experiments.task_text import CFIMDB, SST
 from minllama.common.errors import InputError
 from minllama.common.program import ArgumentParser, run_script
 from minllama.evaluation.metrics import check_metrics_file
 
-HEADER = [
-    "",
-    "value, or best of",
-    "SST-5 dev",
-    "SST-5 test",
-    "CFIMDB dev",
-    "trained",
-    "time / plain",
-    "GiB",
-]
+HEADER = ["", "value, or best of", "SST-5 dev", "SST-5 test", "CFIMDB dev"]
+HEADER += ["trained", "time / plain", "GiB"]
 SPLITS = ("dev", "test")
 PICTURE, CURVE_PICTURE = RESULTS / "methods.svg", RESULTS / "reader.svg"
 
 
 def cells_of(name: str, time: float | None = None) -> list[str]:
-    """A row of the table; what is missing runs.
+    """A row of the table; missing runs are made.
 
     Args:
         time: of its training, as a multiple of plain's, where it is known.
@@ -70,7 +57,6 @@ def cells_of(name: str, time: float | None = None) -> list[str]:
 
 
 def trained_cells(name: str, time: float | None) -> list[str]:
-    """What is fine-tuned."""
     row, runs = ROWS[name], final_runs(name, SST)
     cfimdb = final_runs(name, CFIMDB) if row.on_cfimdb else []
     trained, memory = measured(name, "trained_parameters"), measured(name, "peak_memory_bytes")
@@ -80,9 +66,9 @@ def trained_cells(name: str, time: float | None) -> list[str]:
     return [
         row.label,
         f"`{row.tuned}` {values}",
-        spread(runs, "dev"),
-        spread(runs, "test"),
-        spread(cfimdb, "dev"),
+        describe(runs, "dev"),
+        describe(runs, "test"),
+        describe(cfimdb, "dev"),
         f"{trained:,}" if trained else "",
         "" if time is None else f"{time:.1f}",
         f"{memory / 2**30:.1f}" if memory else "",
@@ -90,16 +76,15 @@ def trained_cells(name: str, time: float | None) -> list[str]:
 
 
 def baseline_cells(name: str) -> list[str]:
-    """TF-IDF, which chooses its `C` by dev."""
     row = BASELINES[name]
     sst = [run_baseline(name, SST, seed) for seed in (SEEDS if row.shots else [0])]
     cfimdb = [] if row.shots else [run_baseline(name, CFIMDB)]
     return [
         row.label,
         f"`C` {', '.join(map(str, CS))}",
-        spread(sst, "dev"),
-        spread(sst, "test"),
-        spread(cfimdb, "dev"),
+        describe(sst, "dev"),
+        describe(sst, "test"),
+        describe(cfimdb, "dev"),
         f"{median_low(run['trained_parameters'] for run in sst):,}",
         "",
         "",
@@ -107,37 +92,39 @@ def baseline_cells(name: str) -> list[str]:
 
 
 def prompted_cells(name: str) -> list[str]:
-    """Prompting, which trains nothing."""
     sst, cfimdb = run_prompted(name, SST), run_prompted(name, CFIMDB)
-    parts = (sst["dev"], sst["test"], cfimdb["dev"])
-    return [PROMPTED[name].label, "", *(f"{part['accuracy']:.3f}" for part in parts), "0", "", ""]
+    results = [f"{run['accuracy']:.3f}" for run in (sst["dev"], sst["test"], cfimdb["dev"])]
+    return [PROMPTED[name].label, "", *results, "0", "", ""]
 
 
-def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    help = f"only the table of these rows, without times; of {', '.join(TABLE)}"
-    parser.add_argument("--rows", metavar="NAME", nargs="+", choices=TABLE, help=help)
-    names = parser.parse_args().rows
-    check_metrics_file(RECORDS)
-    end_on_sigterm()
-    if names is None or set(names).issuperset(CURVE):
-        check_matplotlib()
-    if names is None:
-        names = list(run_rows())
-        times = relative_times()
-        print_table(cells_of(name, times.get(name)) for name in names)
-        draw_methods()
-    else:
-        print_table(cells_of(name) for name in names)
-    if set(names).issuperset(CURVE):
-        draw_curve()
+def run_rows() -> Iterator[str]:
+    """Make the missing runs before anything is timed, and print each row.
+
+    Yields:
+        the names of the rows that could run.
+    """
+    for name in TABLE:
+        try:
+            print(*cells_of(name)[:5], sep=" | ", file=sys.stderr, flush=True)
+        except MissingReviews as error:
+            print(f"{name}: left out; {error}", file=sys.stderr, flush=True)
+        else:
+            yield name
+
+
+def print_table(rows: Iterable[list[str]]) -> None:
+    """Print Markdown, row by row."""
+    print(f"| {' | '.join(HEADER)} |")
+    print(f"| {' | '.join(['---'] * len(HEADER))} |")
+    for cells in rows:
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def check_matplotlib() -> None:
-    """It is not needed by the runs, only at the end.
+    """Check that pictures can be drawn, before the runs.
 
     Raises:
-        InputError: it is not installed.
+        InputError: matplotlib is not installed.
     """
     try:
         import experiments.picture  # noqa: F401
@@ -170,25 +157,24 @@ def draw_curve() -> None:
     picture.draw_curve(points, lines, CURVE_PICTURE)
 
 
-def run_rows() -> Iterator[str]:
-    """Run what is missing, before anything is timed, and print each row.
-
-    Returns:
-        the names of the rows that there are.
-    """
-    for name in TABLE:
-        try:
-            print(*cells_of(name)[:5], sep=" | ", file=sys.stderr, flush=True)
-        except NoReviews as error:
-            print(f"{name}: left out; {error}", file=sys.stderr, flush=True)
-        else:
-            yield name
-
-
-def print_table(rows: Iterable[list[str]]) -> None:
-    """In Markdown, as they come."""
-    for cells in itertools.chain((HEADER, ["---"] * len(HEADER)), rows):
-        print(f"| {' | '.join(cells)} |", flush=True)
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    help = f"only the table of these rows, without times; of {', '.join(TABLE)}"
+    parser.add_argument("--rows", metavar="NAME", nargs="+", choices=TABLE, help=help)
+    names = parser.parse_args().rows
+    check_metrics_file(RECORDS)
+    end_on_sigterm()
+    if names is None or set(names).issuperset(CURVE):
+        check_matplotlib()
+    if names is None:
+        names = list(run_rows())
+        times = relative_times()
+        print_table(cells_of(name, times.get(name)) for name in names)
+        draw_methods()
+    else:
+        print_table(map(cells_of, names))
+    if set(names).issuperset(CURVE):
+        draw_curve()
 
 
 if __name__ == "__main__":

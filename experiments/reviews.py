@@ -1,22 +1,21 @@
-"""Film reviews without labels in one text, on which pre-training is continued: a reader of reviews.
+"""A text of unlabelled film reviews for domain adaptation, by continued pre-training.
 
     .venv/bin/python -m pip install -r benchmarks/requirements.txt
     .venv/bin/python -m experiments.reviews aclImdb_v1.tar.gz review_polarity.tar.gz \\
         --out reviews.txt
     .venv/bin/python -m experiments.reviews aclImdb_v1.tar.gz --megabytes 10 --out reviews10.txt
 
-The archives are those that ai.stanford.edu/~amaas/data/sentiment (Maas et al. 2011) and
-www.cs.cornell.edu/people/pabo/movie-review-data (polarity 2.0) give. Of a .tar.gz every .txt file
-in a folder `pos`, `neg` or `unsup` is a review, and labels are not looked at. Other files are texts
-as `experiments.corpus` reads them.
+The archives are those of ai.stanford.edu/~amaas/data/sentiment (Maas et al. 2011) and
+www.cs.cornell.edu/people/pabo/movie-review-data (polarity 2.0). Of a .tar.gz every .txt file in a
+folder `pos`, `neg` or `unsup` is a review; labels are not used. Other files are texts as
+`experiments.corpus` reads them.
 
-CFIMDB's reviews are of IMDB too. A review that shares ten words in a row with dev or test of SST-5
-or CFIMDB is left out, and counted. So both have to be in `data/`. Sentences of fewer words cannot
-be found that way.
+CFIMDB's reviews are of IMDB too. Reviews that share ten words in a row with dev or test of SST-5 or
+CFIMDB, which have to be in `data/`, are left out and counted. This cannot find shorter sentences.
 
-SST-5 and CFIMDB are tokenized as the Penn Treebank is: "is n't", " ." So half of the reviews, drawn
-at random, are too, half of these with the Treebank's quotes and brackets as in SST-5, and half
-with plain ones as in CFIMDB. What is tokenized already, in lower case, stays as it is. The reviews
+SST-5 and CFIMDB have the tokens of the Penn Treebank: "is n't", " ." So half of the reviews, drawn
+at random, get them too: a quarter of all with the Treebank's quotes and brackets as in SST-5, a
+quarter with plain ones as in CFIMDB. Reviews that have them already stay as they are. The reviews
 are shuffled; a smaller text is the beginning of a larger one.
 """
 
@@ -37,7 +36,7 @@ from minllama.common.files import atomic_write, check_outputs
 from minllama.common.program import ArgumentParser, run_script
 from minllama.text.labelled import read_labelled
 
-RUN = 10  # words in a row, which a review may not share with what is evaluated
+RUN = 10  # words in a row that a review may not share with dev and test
 IN_ARCHIVE = re.compile(r"(?:^|/)(?:pos|neg|unsup)/[^/]+\.txt$")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
 
@@ -46,7 +45,7 @@ def read_reviews(path: Path) -> list[str]:
     """The reviews of an archive, without HTML's line breaks and entities, or of a text.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         InputError: it is damaged, or an archive without reviews.
     """
     if not path.name.endswith((".tar.gz", ".tgz")):
@@ -68,9 +67,7 @@ def read_reviews(path: Path) -> list[str]:
 
 
 def without_html(content: bytes) -> str:
-    """The text of UTF-8, or of Latin-1 where it is not that, with line ends and characters for
-    HTML's line breaks and entities.
-    """
+    """Decode UTF-8, else Latin-1, and HTML's line breaks and entities."""
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -79,30 +76,27 @@ def without_html(content: bytes) -> str:
 
 
 def plain_words(text: str) -> list[str]:
-    """The words in lower case, the Treebank's "is n't" as one, and without its brackets."""
+    """The words in lower case; the Treebank's "is n't" is one word, its brackets are none."""
     text = re.sub(r"-[lr][rcs]b-", " ", text.lower())
     text = re.sub(r"(?<=[a-z]) (?=n't\b|'(?:s|m|d|ll|re|ve)\b)", "", text)
     return words_of(text.replace("'", ""))
 
 
 def without_evaluated(reviews: Iterable[str]) -> list[str]:
-    """Those that share no `RUN` words in a row with dev or test of SST-5 and CFIMDB."""
-    evaluated = {
-        run
-        for data in (SST, CFIMDB)
-        for split in ("dev", "test")
-        for _, sentence in read_labelled(f"{data}-{split}.txt")
-        for run in runs_of(plain_words(sentence), RUN)
-    }
+    """The reviews that share no `RUN` words in a row with dev or test of SST-5 and CFIMDB."""
+    evaluated: set[int] = set()
+    for name in (f"{data}-{split}.txt" for data in (SST, CFIMDB) for split in ("dev", "test")):
+        for _, sentence in read_labelled(name):
+            evaluated.update(runs_of(plain_words(sentence), RUN))
     return [text for text in reviews if evaluated.isdisjoint(runs_of(plain_words(text), RUN))]
 
 
 def as_treebank(text: str, brackets: bool) -> str:
-    """A text with the Penn Treebank's tokens apart, sentence by sentence.
+    """Separate the tokens of a text as the Penn Treebank does, sentence by sentence.
 
     Args:
-        brackets: write brackets, quotes and slashes as SST-5 does: -LRB-, ``, \\/. Otherwise they
-            stay, as in CFIMDB.
+        brackets: write brackets, quotes and slashes as SST-5 does (-LRB-, ``, \\/), not as CFIMDB
+            does.
     """
     from nltk.tokenize import TreebankWordTokenizer
 
@@ -118,15 +112,15 @@ def as_treebank(text: str, brackets: bool) -> str:
 
 
 def is_tokenized(text: str) -> bool:
-    """Whether full stops and commas stand apart from the words before them."""
+    """Whether full stops and commas are separated from the words before them."""
     return len(re.findall(r" [.,]", text)) > len(re.findall(r"\w[.,]\s", text))
 
 
 def make_text(documents: list[str], megabytes: float | None, seed: int = 0) -> list[str]:
-    """Documents in random order, a quarter as in SST-5 and a quarter as in CFIMDB.
+    """Shuffle documents; a quarter gets SST-5's tokens, a quarter CFIMDB's.
 
     Args:
-        megabytes: about so many of UTF-8, in units of 10⁶ bytes; None takes all.
+        megabytes: about so many of UTF-8 (10⁶ bytes); None takes all.
     """
     rng = random.Random(seed)
     documents = rng.sample(documents, len(documents))

@@ -1,4 +1,4 @@
-"""Runs of the command line. Each one is a process, and its result is kept in a file."""
+"""Runs of the command line, each a process, and the file that keeps their results."""
 
 import json
 import math
@@ -24,7 +24,7 @@ DEMO = ROOT / "data/demo/model.pt"
 
 
 def end_on_sigterm() -> None:
-    """Let `kill` end the run that is under way too and remove its folder, as Ctrl-C does."""
+    """Let `kill` end the run in progress too and remove its folder, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
@@ -32,8 +32,7 @@ def arguments(flags: dict[str, object]) -> list[str]:
     """Flags as a command line has them.
 
     Args:
-        flags: without the dashes; True for those that take no value, a list for those that take
-            several.
+        flags: without the dashes; True for those without a value, a list for those with several.
     """
     command = []
     for flag, value in flags.items():
@@ -66,13 +65,10 @@ def run_command(command: list[object], **settings: Any) -> subprocess.CompletedP
 
 
 def recorded(results: Path, identity: dict, measure: Callable[[], dict]) -> dict:
-    """Look up in a file of JSON lines what was measured before; else measure, and append it.
+    """Look up a measurement in a file of JSON lines; else measure, and append it.
 
-    An interrupted series of measurements can be started again: only the one that was under way is
-    lost. Where something has changed that `identity` does not say, remove the lines.
-
-    Args:
-        identity: what the measurement is known by.
+    An interrupted series of measurements can be started again. Where something has changed that
+    `identity` does not have, remove the lines.
 
     Returns:
         `identity` and what `measure` returns.
@@ -103,7 +99,7 @@ def write_sample(data: str, folder: str, n_lines: dict[str, int], min_words: int
 
     Args:
         data: path up to `-train.txt`.
-        n_lines: by split how many lines.
+        n_lines: number of lines by split.
         min_words: sentences are repeated until they have so many.
 
     Returns:
@@ -128,27 +124,27 @@ def classify(
 
     Args:
         data: path up to `-train.txt`.
-        flags: as `run_llama` takes them; a path of `label-names` is relative to the repository.
+        flags: as `arguments` takes them; a path of `label-names` is relative to the repository.
         model: the checkpoint to start from.
 
     Returns:
         accuracy and macro-averaged F1 of `dev` and `test`, and `peak_memory_bytes`. Fine-tuning
-        gives them for the epoch that is best on dev, and besides them `train_seconds`, the
-        `train_loss` of every epoch and `trained_parameters`; with WiSE-FT also `alpha`. Where the
-        loss was not finite, there is only `diverged`. Causal runs do not evaluate train, which
-        changes nothing else.
+        gives them for the epoch that is best on dev, and `train_seconds`, the `train_loss` of every
+        epoch and `trained_parameters`; with WiSE-FT also `alpha`. Where the loss was not finite,
+        the only key is `diverged`. Causal runs skip the evaluation of train, which changes nothing.
 
     Raises:
         InputError: the command refused its input.
     """
     paths = data_flags(data) | {"pretrained-model-path": model}
     if "label-names" in flags:
-        paths["label-names"] = ROOT / flags["label-names"]
-    unseen = {"skip_train_eval": True} if option == "finetune" and "causal" in flags else {}
-    settings = {"option": option, "metrics_out": "metrics.jsonl"} | unseen | flags | paths
+        paths["label-names"] = ROOT / str(flags["label-names"])
+    settings: dict[str, object] = {"option": option, "metrics_out": "metrics.jsonl"}
+    if option == "finetune" and "causal" in flags:
+        settings["skip_train_eval"] = True
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = run_command(run_llama(settings), cwd=folder)
+            done = run_command(run_llama(settings | flags | paths), cwd=folder)
         except InputError as error:
             if "lower --lr" in str(error):
                 return {"diverged": True}
@@ -158,7 +154,7 @@ def classify(
     record = {
         "dev": {"accuracy": dev["accuracy"], "macro_f1": dev["macro_f1"]},
         "test": {"accuracy": test["accuracy"], "macro_f1": test["macro_f1"]},
-        "peak_memory_bytes": max(part["peak_memory_bytes"] for part in epochs or (dev, test)),
+        "peak_memory_bytes": max(run["peak_memory_bytes"] for run in epochs or (dev, test)),
     }
     if epochs:
         record["train_seconds"] = sum(epoch["train_seconds"] for epoch in epochs)
@@ -170,14 +166,16 @@ def classify(
 
 
 def accuracies(records: list[dict], split: str) -> list[float]:
-    """Of the runs that did not diverge."""
+    """The accuracies of the runs that did not diverge."""
     return [record[split]["accuracy"] for record in records if "diverged" not in record]
 
 
-def spread(records: list[dict], split: str) -> str:
-    """Mean and deviation (of the sample) of the accuracies, and how many diverged, as text."""
+def describe(records: list[dict], split: str) -> str:
+    """Mean and sample deviation of the accuracies, and how many runs diverged."""
     values = accuracies(records, split)
     parts = [f"{mean(values):.3f}"] if values else []
-    parts += [f"± {stdev(values):.3f}"] if len(values) > 1 else []
-    n_diverged = len(records) - len(values)
-    return " ".join(parts + [f"({n_diverged} diverged)"] * (n_diverged > 0))
+    if len(values) > 1:
+        parts.append(f"± {stdev(values):.3f}")
+    if len(values) < len(records):
+        parts.append(f"({len(records) - len(values)} diverged)")
+    return " ".join(parts)

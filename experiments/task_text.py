@@ -1,9 +1,9 @@
-"""A text for continued pre-training: the sentences that SST-5 and CFIMDB are trained on, shuffled.
+"""The training sentences of SST-5 and CFIMDB, shuffled, for continued pre-training.
 
     .venv/bin/python -m experiments.task_text --labelled > tasks.txt
 
-With `--labelled` every sentence is followed by "It was" and a word for its label; reviews are cut
-into sentences, each of which has its review's label.
+With `--labelled` "It was" and a word for its label follow every sentence. Reviews are cut into
+sentences, each with its review's label.
 """
 
 import random
@@ -27,10 +27,10 @@ def task_text(labelled: bool) -> list[str]:
     """Lines `label ||| sentence`, of which pre-training takes the sentences.
 
     Args:
-        labelled: put the labels behind the sentences, in words; cut reviews into sentences first.
+        labelled: cut reviews into sentences, and append the labels in words.
 
     Raises:
-        FileNotFoundError: the data are not there; `setup.sh` fetches them.
+        FileNotFoundError: the data do not exist; `setup.sh` fetches them.
     """
     lines = []
     for data in (SST, CFIMDB):
@@ -50,7 +50,7 @@ def task_text(labelled: bool) -> list[str]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--labelled", action="store_true", help="put the labels behind, in words")
+    parser.add_argument("--labelled", action="store_true", help="append the labels, in words")
     sys.stdout.writelines(task_text(parser.parse_args().labelled))
 
 

@@ -1,11 +1,11 @@
-"""What a model writes at temperature 1: words that are in no source text, and profanity.
+"""Words that a model writes at temperature 1 and no source text has, and profanity.
 
     .venv/bin/python -m experiments.written --sources OUTPUT/sources.txt
     .venv/bin/python -m experiments.written --sources OUTPUT/sources.txt --seeds 200
 
-Ten prompts are continued by 75 tokens with each seed, so that 20 seeds give 200 texts and 200 give
-2,000. Prompts are not counted, nor is a text's last word where the 75 tokens ended it. The demo
-model is the default; OUTPUT is what `experiments.corpus` made.
+Ten prompts are continued by 75 tokens with each seed: 20 seeds give 200 texts. Prompts do not
+count, nor does a last word that the 75 tokens cut. The demo model is the default; OUTPUT comes from
+`experiments.corpus`.
 """
 
 import re
@@ -45,27 +45,27 @@ MAX_NEW_TOKENS = 75
 def continuations(
     llama: Llama, tokenizer: Tokenizer, prompts: Sequence[str], temperature: float = 1.0
 ) -> list[str]:
-    """Continue prompts, all rows together.
+    """Continue prompts in one batch.
 
     Returns:
-        what was added to each prompt. A word that the limit of tokens ended is not in it.
+        the continuations, without a last word that the limit of tokens cut.
     """
     ids = [tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
-    rows = [list(row) for row in ids]
+    added: list[list[int]] = [[] for _ in prompts]
     for new in decode(llama, ids, MAX_NEW_TOKENS, Sampling(temperature)):
-        for row, token in zip(rows, new, strict=True):
+        for tokens, token in zip(added, new, strict=True):
             if token is not None:
-                row.append(token)
+                tokens.append(token)
     texts = []
-    for prompt, before, row in zip(prompts, ids, rows, strict=True):
-        text = tokenizer.decode(row).removeprefix(prompt)
-        is_cut = len(row) - len(before) == MAX_NEW_TOKENS
+    for prompt, before, tokens in zip(prompts, ids, added, strict=True):
+        text = tokenizer.decode(before + tokens).removeprefix(prompt)
+        is_cut = len(tokens) == MAX_NEW_TOKENS
         texts.append(re.sub(r"[A-Za-z]+$", "", text) if is_cut else text)
     return texts
 
 
 def count(texts: Iterable[str], words: Collection[str]) -> tuple[int, Counter[str]]:
-    """The number of words in some texts, and how often each has those that are not in `words`."""
+    """The number of words in some texts, and the counts of those that are not in `words`."""
     written = Counter(word for text in texts for word in words_of(text))
     unknown = Counter({word: n for word, n in written.items() if word not in words})
     return written.total(), unknown

@@ -41,9 +41,9 @@ def test_the_list_of_the_project_names_no_word_openly():
 
 def test_a_cut_loses_nothing_and_ends_at_lines():
     document = "\n".join(f"line {i} of a story" for i in range(100))
-    parts = corpus.cut(document, 300)
-    assert "\n".join(parts) == document
-    assert all(300 <= len(part) + 1 < 330 for part in parts[:-1])
+    pieces = corpus.cut(document, 300)
+    assert "\n".join(pieces) == document
+    assert all(300 <= len(piece) + 1 < 330 for piece in pieces[:-1])
     assert corpus.cut("one line only", 300) == ["one line only"]
 
 
@@ -69,16 +69,13 @@ def test_what_is_held_out_depends_on_the_document_alone(offensive):
 def test_copies_of_what_is_held_out_are_not_trained_on():
     words = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(200)]
     passage, stock_phrase = " ".join(words[:60]), " ".join(words[:20])
-    held_out = corpus.Source(held_out=[passage])
-    other = corpus.Source(train=[f"Before. {passage.upper()}!", f"{stock_phrase} in a new story"])
+    held_out = corpus.Source(1, held_out=[passage])
+    other = corpus.Source(
+        2, train=[f"Before. {passage.upper()}!", f"{stock_phrase} in a new story"]
+    )
     corpus.take_out_copies([held_out, other])
     assert other.copies == [f"Before. {passage.upper()}!"]
     assert other.train == [f"{stock_phrase} in a new story"]
-
-
-def test_words_that_are_nowhere_else():
-    assert corpus.new_share(["A cat, a dog.", "A gnu."], frozenset(("a", "cat"))) == 2 / 6
-    assert corpus.new_share([], frozenset()) == 0
 
 
 def test_a_fraction_is_a_share_of_the_sections():
@@ -92,7 +89,7 @@ def test_a_fraction_is_a_share_of_the_sections():
 def test_the_easiest_sections_have_the_fewest_rare_words(monkeypatch):
     monkeypatch.setattr(corpus, "N_FREQUENT", 2)
     sections = ["* * * 1852", "a cat sat", "a cat a cat", "zebras yodel", "a cat, a cat sat"]
-    source = corpus.Source(train=list(sections), validation=["a zebra", "a cat"])
+    source = corpus.Source(5, train=list(sections), validation=["a zebra", "a cat"])
     corpus.easiest_first([source])
     assert source.train == [sections[i] for i in (2, 4, 1, 0, 3)]
     assert source.validation == ["a cat", "a zebra"]
@@ -116,34 +113,28 @@ def make(monkeypatch, *flags) -> None:
 
 
 def test_training_ends_where_validation_begins(corpora, monkeypatch, capsys):
+    times = corpus.REPEAT | {"tinystories": 2.5, "books_general": 0}
     make(monkeypatch, corpora, corpora, "--repeat", "tinystories=2.5", "books_general=0")
-    printed = capsys.readouterr().out
-    shares = [float(share) for share in re.search("--split (.*)", printed)[1].split()]
-    train = corpora / "train.txt"
-    parts = {"train": [], "validation": []}
-    for split, chunk in Corpus([train], shares).split_chunks():
-        parts[split].append(chunk.text)
+    shares = re.search("--split (.*)", capsys.readouterr().out)[1].split()
+    texts = {"train": [], "validation": []}
+    for split, chunk in Corpus([corpora / "train.txt"], list(map(float, shares))).split_chunks():
+        texts[split].append(chunk.text)
     expected = {"train": [], "validation": []}
     for name in corpus.REPEAT:
-        source = corpus.divide(
-            corpus.read_documents(corpora / f"{name}.txt.xz"), corpus.OffensiveWords()
-        )
-        expected["train"] += corpus.repeated(
-            source.train, {"tinystories": 2.5, "books_general": 0}.get(name, corpus.REPEAT[name])
-        )
+        documents = corpus.read_documents(corpora / f"{name}.txt.xz")
+        source = corpus.divide(documents, corpus.OffensiveWords())
+        expected["train"] += corpus.repeated(source.train, times[name])
         expected["validation"] += source.validation
         assert read_stories(corpora / f"held-out-{name}.txt") == source.held_out
-    for part, texts in parts.items():
-        assert sorted(texts) == sorted(expected[part])
-    assert not any("books_general" in text for text in parts["train"])
+    for split, expected_texts in expected.items():
+        assert sorted(texts[split]) == sorted(expected_texts)
     assert len(read_stories(corpora / "sources.txt")) == 60 * len(corpus.REPEAT)
 
 
-def test_what_validates_is_as_easy_as_what_is_read(corpora, monkeypatch):
+def test_the_easiest_share_is_taken_of_train_and_validation(corpora, monkeypatch):
     monkeypatch.setattr(corpus, "VALIDATION", 0.2)
-    source = corpus.divide(
-        corpus.read_documents(corpora / "fairytaleqa.txt.xz"), corpus.OffensiveWords()
-    )
+    documents = corpus.read_documents(corpora / "fairytaleqa.txt.xz")
+    source = corpus.divide(documents, corpus.OffensiveWords())
     for share in (0, 0.3, 2):
         make(monkeypatch, corpora, corpora, "--easiest", "--repeat", f"fairytaleqa={share}")
         texts = [t for t in read_stories(corpora / "train.txt") if t.startswith("fairytaleqa")]

@@ -1,4 +1,4 @@
-"""The long series of runs: what is kept of them, and the table that they become."""
+"""The report: which results are kept, and the table that they become."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ def line(accuracy: float, **more: object) -> str:
 
 @pytest.fixture
 def command(monkeypatch):
-    """Stands in for the process; says what it was called with, and does what it is told."""
+    """Stands in for the process, and keeps the commands."""
     calls = []
 
     def run(command, cwd, **_):
@@ -39,22 +39,21 @@ def command(monkeypatch):
     return call
 
 
-def test_what_is_recorded_is_not_measured_again(tmp_path):
+def test_results_are_recorded_and_not_measured_again(tmp_path):
     results = tmp_path / "new/results.jsonl"
-    measured = []
+    numbers = itertools.count()
 
-    def measure():
-        measured.append(len(measured))
-        return {"accuracy": measured[-1]}
+    def measure_next():
+        return {"accuracy": next(numbers)}
 
-    first = runs.recorded(results, {"name": "a", "flags": {"lr": 1e-3}}, measure)
-    other = runs.recorded(results, {"name": "a", "flags": {"lr": 2e-3}}, measure)
-    again = runs.recorded(results, {"name": "a", "flags": {"lr": 1e-3}}, measure)
+    first = runs.recorded(results, {"name": "a", "flags": {"lr": 1e-3}}, measure_next)
+    other = runs.recorded(results, {"name": "a", "flags": {"lr": 2e-3}}, measure_next)
+    again = runs.recorded(results, {"name": "a", "flags": {"lr": 1e-3}}, measure_next)
     assert (first["accuracy"], other["accuracy"], again) == (0, 1, first)
     assert len(results.read_text().splitlines()) == 2
 
 
-def test_a_measurement_that_fails_leaves_nothing(tmp_path, command):
+def test_a_failed_run_leaves_no_record(tmp_path, command):
     command.returncode, command.stderr = 2, "error: no such flag"
     results = tmp_path / "results.jsonl"
     with pytest.raises(InputError, match=r"^no such flag"):
@@ -78,18 +77,17 @@ def test_accuracies_are_those_of_the_predictions_after_the_epochs(command):
     (called,) = command.calls
     start = called.index("--wise_ft")
     assert called[start : start + 5] == ["--wise_ft", "0", "0.5", "--lr", "0.001"]
-    assert str(runs.ROOT / "data/sst-dev.txt") in called
 
 
-def test_a_divergence_is_a_result_that_counts_as_none(command):
+def test_a_diverged_run_counts_and_has_no_accuracy(command):
     command.returncode, command.stderr = 2, "error: the loss is nan; lower --lr"
     diverged = runs.classify("data/sst", {"lr": 1})
     records = [diverged, *({"dev": {"accuracy": a}} for a in (0.3, 0.4))]
-    assert runs.spread(records, "dev") == "0.350 ± 0.071 (1 diverged)"
-    assert runs.spread([diverged], "dev") == "(1 diverged)"
+    assert runs.describe(records, "dev") == "0.350 ± 0.071 (1 diverged)"
+    assert runs.describe([diverged], "dev") == "(1 diverged)"
 
 
-def test_a_measurement_is_of_one_demo_model(tmp_path, monkeypatch):
+def test_a_record_is_of_one_demo_model(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RECORDS", tmp_path / "results.jsonl")
     monkeypatch.setattr(measure, "DEMO", tmp_path / "model.pt")
     made = []
@@ -100,18 +98,16 @@ def test_a_measurement_is_of_one_demo_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", rows.ROWS)
-def test_a_row_takes_what_belongs_to_its_data(name):
+def test_a_row_has_the_settings_of_its_data(name):
     row = rows.ROWS[name]
-    for data, n_labels in ((task_text.SST, 5), (task_text.CFIMDB, 2)):
+    for data, n_labels, batch_size in ((task_text.SST, 5, 80), (task_text.CFIMDB, 2, 10)):
         settings = row.settings(data, row.values[0], seed=7)
         assert settings["seed"] == 7
-        assert settings["batch_size"] == row.flags.get("batch_size", {5: 80, 2: 10}[n_labels])
+        assert settings["batch_size"] == row.flags.get("batch_size", batch_size)
         assert row.tuned == "steps" or settings[row.tuned] == row.values[0]
         assert row.kept is None or row.kept in row.values
         assert ("label-names" in settings) == ("prompt_based" in settings)
-        assert settings.get("dtype") == (
-            None if (name, data) == ("default", task_text.SST) else "bfloat16"
-        )
+        assert ("dtype" in settings) == ((name, data) != ("default", task_text.SST))
         if "label-names" in settings:
             words = json.loads((runs.ROOT / settings["label-names"]).read_text())
             assert len(words) == n_labels
@@ -122,13 +118,13 @@ def classify_by_seed(data, flags, model=runs.DEMO, option="finetune"):
     seed = flags.get("seed", 0)
     if flags.get("tune") == "head" and seed in (0, 3):  # a timed round, a final run
         return {"diverged": True}
-    seconds = 1000.0  # is not what the table shows
-    if data == "part of sst":
+    seconds = 1000.0  # not in the table
+    if data == "sample":
         assert flags["epochs"] == 1
         seconds = (seed + 1) * ({0: 40, 1: 20, 2: 30}[seed] if "mixout" in flags else 10)
     accuracy = {1337: 0.3 + 0.05 * (flags.get("lr") == 1e-4), 1: 0.5, 2: 0.6, 3: 0.7}.get(seed, 0.2)
     accuracy += 0.1 * flags.get("mixout", 0) + 0.2 * (Path(data).name == "cfimdb")
-    accuracy += {"reader": 0.02, "labelled-500-reader": 0.01}.get(model.name, 0)
+    accuracy += {"adapted": 0.02, "labelled-500-adapted": 0.01}.get(model.name, 0)
     return {
         "dev": {"accuracy": accuracy},
         "test": {"accuracy": accuracy - 0.1},
@@ -140,7 +136,7 @@ def classify_by_seed(data, flags, model=runs.DEMO, option="finetune"):
 
 @pytest.fixture
 def measured_at_once(tmp_path, monkeypatch):
-    """What `measure` calls does nothing but give results."""
+    """Lets the runs of `measure` return results at once."""
     rounds = itertools.count(1)
 
     def pretrain_on_tasks(corpus, steps, reviews_mb=0, folder=None):
@@ -148,28 +144,30 @@ def measured_at_once(tmp_path, monkeypatch):
             folder.mkdir()
             lines = '{"seconds": %.1f}\n{"test": {}}\n' % (10 * next(rounds))
             (folder / "metrics.jsonl").write_text(lines)
-        return Path(f"{corpus}-{steps}-reader" if reviews_mb == rows.MEGABYTES else "no reader")
+        return Path(f"{corpus}-{steps}-adapted" if reviews_mb == rows.MEGABYTES else "other")
 
     def baseline(data, shots, seed, unlabelled=None):
         accuracy = 0.4 - 0.1 * (shots == 64) + 0.03 * (unlabelled == ["A film ."])
         accuracies = {"dev": {"accuracy": accuracy}, "test": {"accuracy": accuracy + 0.01}}
         return accuracies | {"trained_parameters": 100, "C": 1.0}
 
-    monkeypatch.setattr(measure, "RECORDS", tmp_path / "methods.jsonl")
-    monkeypatch.setattr(measure, "pretrain_on_tasks", pretrain_on_tasks)
-    readers = {0: Path("demo")}
-    readers |= {n: Path("reader") for n in (*rows.OTHER_MEGABYTES, rows.MEGABYTES)}
-    monkeypatch.setattr(measure, "reader", lambda reviews_mb: readers[reviews_mb])
-    monkeypatch.setattr(measure, "review_text", lambda reviews_mb: tmp_path / "reviews.txt")
     (tmp_path / "reviews.txt").write_text("A film .\n")
-    monkeypatch.setattr(measure, "classify", classify_by_seed)
-    monkeypatch.setattr(measure, "baseline", baseline)
-    monkeypatch.setattr(measure, "read_labelled", lambda path: [(0, "")] * 3000)
-    monkeypatch.setattr(measure, "write_sample", lambda *_: "part of sst")
+    stand_ins = {
+        "RECORDS": tmp_path / "methods.jsonl",
+        "pretrain_on_tasks": pretrain_on_tasks,
+        "adapted_model": lambda reviews_mb: Path("adapted" if reviews_mb else "demo"),
+        "review_text": lambda reviews_mb: tmp_path / "reviews.txt",
+        "classify": classify_by_seed,
+        "baseline": baseline,
+        "read_labelled": lambda path: [(0, "")] * 3000,
+        "write_sample": lambda *_: "sample",
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(measure, name, stand_in)
 
 
 def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
-    """Some of which diverge; the rounds of timing become slower."""
+    """Some runs diverge; the rounds of timing become slower."""
     times = measure.relative_times()
     table = {name: report.cells_of(name, times.get(name))[1:] for name in rows.TABLE}
     assert all(len(cells) + 1 == len(report.HEADER) for cells in table.values())
@@ -187,7 +185,7 @@ def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
     assert table["tf-idf"][1:] == ["0.400", "0.410", "0.400", "100", "", ""]
     assert table["few tf-idf"][1:4] == ["0.300 ± 0.000", "0.310 ± 0.000", ""]
     assert table["reader tf-idf"][1:4] == ["0.430", "0.440", "0.430"]
-    # the reader's
+    # of the domain-adapted model
     assert table["reader plain"][0] == "`lr` **0.0001**, 0.0002, 0.0005"
     assert table["reader mean"][1:4] == ["0.620 ± 0.100", "0.520 ± 0.100", "0.820 ± 0.100"]
     assert table["reader plain"][1:4] == ["0.620 ± 0.100", "0.520 ± 0.100", ""]
@@ -197,17 +195,16 @@ def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
 
 
 def test_rows_by_name_are_a_table_of_their_own(measured_at_once, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["report", "--rows", "reader zero-shot pmi", "few tf-idf"])
+    names = ["reader zero-shot pmi", "few tf-idf"]
+    monkeypatch.setattr("sys.argv", ["report", "--rows", *names])
     report.main()
-    header, line, *table = capsys.readouterr().out.splitlines()
-    assert header.startswith("|  | value, or best of |") and line.startswith("| --- |")
-    assert [row.split(" | ")[0].strip("| ") for row in table] == [
-        "the reader: zero-shot, “It was”, PMI",
-        "64 sentences a label: TF-IDF, logistic regression",
-    ]
+    header, ruler, *table = capsys.readouterr().out.splitlines()
+    assert header.startswith("|  | value, or best of |") and ruler.startswith("| --- |")
+    labels = [row.split(" | ")[0].strip("| ") for row in table]
+    assert labels == [rows.TABLE[name].label for name in names]
 
 
-def test_the_rows_of_all_readers_make_a_picture(measured_at_once, tmp_path, monkeypatch, capsys):
+def test_all_domain_adapted_models_make_a_picture(measured_at_once, monkeypatch, capsys):
     picture = pytest.importorskip("experiments.picture", reason="matplotlib is not installed")
     drawn = []
     monkeypatch.setattr(picture, "save", lambda figure, path: drawn.append((figure, path)))
@@ -224,9 +221,7 @@ def test_the_rows_of_all_readers_make_a_picture(measured_at_once, tmp_path, monk
     assert list(test.get_ydata()) == pytest.approx([0.5] + 5 * [0.52])
 
 
-def test_the_reader_goes_on_from_the_demo_model_and_the_tasks_from_the_reader(
-    tmp_path, monkeypatch
-):
+def test_pre_training_starts_from_the_demo_model_then_from_the_adapted_one(tmp_path, monkeypatch):
     commands = []
 
     def run(command, **_):
@@ -236,60 +231,54 @@ def test_the_reader_goes_on_from_the_demo_model_and_the_tasks_from_the_reader(
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     monkeypatch.setattr(measure.subprocess, "run", run)
     monkeypatch.setattr(measure, "task_text", lambda labelled: ["1 ||| A joy .\n"] * labelled)
-    measure.reader.cache_clear()
+    measure.adapted_model.cache_clear()
     measure.pretrain_on_tasks.cache_clear()
     (tmp_path / "reader-60.txt").write_text("A film .\n")
     for _ in range(2):  # the second finds it made
         model = measure.pretrain_on_tasks("labelled", 500, 60)
-    measure.reader.cache_clear()
+    measure.adapted_model.cache_clear()
     measure.pretrain_on_tasks.cache_clear()
     assert model == tmp_path / "labelled-500-reader-60/model.pt"
     flags = ["--pretrained-model-path", "--text", "--output_dir", "--steps"]
     given = [[command[command.index(flag) + 1] for flag in flags] for command in commands]
-    reader, text = tmp_path / "reader-60", tmp_path / "labelled-500-reader-60.txt"
+    adapted, text = tmp_path / "reader-60", tmp_path / "labelled-500-reader-60.txt"
     assert given == [
-        [str(runs.DEMO), f"{reader}.txt", str(reader), "2000"],
-        [f"{reader}/model.pt", str(text), str(text.with_suffix("")), "500"],
+        [str(runs.DEMO), f"{adapted}.txt", str(adapted), "2000"],
+        [f"{adapted}/model.pt", str(text), str(text.with_suffix("")), "500"],
     ]
     assert text.read_text() == "1 ||| A joy .\n"
 
 
-def test_a_reader_without_its_text_is_left_out_and_says_how_to_make_it(
-    measured_at_once, monkeypatch, capsys
-):
-    def reader(reviews_mb):
-        return runs.DEMO if reviews_mb == 0 else measure.review_text(reviews_mb)
-
+def test_rows_without_their_text_of_reviews_are_left_out(measured_at_once, monkeypatch, capsys):
     def review_text(reviews_mb):
-        raise measure.NoReviews("reader-60.txt: not there")
+        raise measure.MissingReviews("reader-60.txt: not there")
 
-    monkeypatch.setattr(measure, "reader", reader)
     monkeypatch.setattr(measure, "review_text", review_text)
-    names = list(report.run_rows())
-    assert {name for name in rows.TABLE if name not in names} == {
-        name
-        for name, row in rows.TABLE.items()
-        if row.reviews_mb and getattr(row, "corpus", None) is None  # that pre-training is faked
-    }
+    monkeypatch.setattr(measure, "adapted_model", lambda mb: review_text(mb) if mb else runs.DEMO)
+    names = set(report.run_rows())
+    for name, row in rows.TABLE.items():
+        is_pretrained_on_tasks = getattr(row, "corpus", None) is not None  # by a stand-in
+        assert (name in names) == (row.reviews_mb == 0 or is_pretrained_on_tasks)
     assert "reader plain: left out; reader-60.txt: not there" in capsys.readouterr().err
 
 
-def test_the_documented_tables_are_what_is_recorded(monkeypatch):
-    """All that is recorded is of this demo model, and the README beside it shows it as it is."""
+def test_the_documented_table_is_that_of_the_records(monkeypatch):
+    """All records are of this demo model, and `results/README.md` shows them as they are."""
 
     def run(*args, **settings):
         raise AssertionError(f"would run {args} {settings}")
 
-    for name in ("classify", "baseline", "pretrain_on_tasks", "reader"):
+    for name in ("classify", "baseline", "pretrain_on_tasks", "adapted_model"):
         monkeypatch.setattr(measure, name, run)
     records = [json.loads(line) for line in measure.RECORDS.read_text().splitlines()]
     assert {record["demo"] for record in records} == {measure.file_fingerprint(runs.DEMO)}
-    names = {record["name"] for record in records} - {"times"}
-    lines = (runs.RESULTS / "README.md").read_text().splitlines()
-    for name in names:
-        label, _, *accuracies, trained, _, _ = report.cells_of(name)
-        shown = [line.strip("| ").split(" | ") for line in lines if line.startswith(f"| {label} |")]
-        assert any([*cells[2:5], cells[5]] == [*accuracies, trained] for cells in shown), name
+    shown = {}
+    for text in (runs.RESULTS / "README.md").read_text().splitlines():
+        label, *cells = [cell.strip() for cell in text.strip("|").split("|")]
+        shown[label] = cells
+    for name in {record["name"] for record in records} - {"times"}:
+        label, *cells = report.cells_of(name)
+        assert shown[label][:5] == cells[:5], name
 
 
 def test_a_sample_is_evenly_spaced_and_has_the_longest_sentence(tmp_path):
@@ -303,7 +292,7 @@ def test_a_sample_is_evenly_spaced_and_has_the_longest_sentence(tmp_path):
     lines = Path(f"{sample}-train.txt").read_text().splitlines()
     assert len(lines) == 1601 and lines[0].startswith("3 ||| a much longer sentence")
     assert lines[-1] == "0 ||| " + " ".join(["train sentence 7995"] * 4)
-    assert Path(f"{sample}-dev.txt").read_text().splitlines()[1][:18] == "0 ||| dev sentence"
+    assert Path(f"{sample}-dev.txt").read_text().splitlines()[1].startswith("0 ||| dev sentence")
     assert Path(f"{sample}-label-mapping.json").read_text() == "{}"
 
 
@@ -324,12 +313,9 @@ def test_the_baseline_sees_the_sentences_that_shots_draws(tmp_path, monkeypatch,
     monkeypatch.setattr("experiments.baseline.TfidfVectorizer", Vectorizer)
     baseline(str(tmp_path / "toy"), shots=4, seed=5)
     assert set(seen) == expected and len(seen) == 12
-    seen.clear()
-    baseline(str(tmp_path / "toy"), shots=4, seed=5, tokenizer=tokenizer)
-    assert {tokenizer.decode(list(map(int, text.split()))) for text in seen} == expected
 
 
-def test_the_baseline_learns_from_unlabelled_texts_what_words_are_alike(tmp_path, monkeypatch):
+def test_the_baseline_learns_similar_words_from_unlabelled_texts(tmp_path, monkeypatch):
     """Words of dev are in no sentence of train, but beside its words in the unlabelled texts."""
     words = (["splendid", "lovely", "joyful"], ["dreadful", "dreary", "tedious"])
     for split, i in (("train", 0), ("dev", 1), ("test", 2)):
