@@ -147,22 +147,28 @@ def project(tmp_path, monkeypatch, tokenizer_path) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def finetuned(tmp_path_factory, tokenizer_path) -> Callable[..., Path]:
-    """Fine-tunes in a folder of `make_project`, once for each list of flags; returns the folder.
+def run_once() -> Callable[..., None]:
+    """Runs `run_llama.py` in a folder for other fixtures; what it prints is in its printed.txt."""
 
-    What it printed is there in `printed.txt`.
-    """
+    def run(folder: Path, *flags: str) -> None:
+        printed = (folder / "printed.txt").open("w", encoding="utf-8")
+        with pytest.MonkeyPatch.context() as patch, printed, contextlib.redirect_stdout(printed):
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["run_llama.py", *flags])
+            run_script(run_llama.main)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finetuned(tmp_path_factory, tokenizer_path, run_once) -> Callable[..., Path]:
+    """Fine-tunes in a folder of `make_project`, once for each list of flags; returns the folder."""
 
     @functools.cache
     def train(*flags: str) -> Path:
         folder = tmp_path_factory.mktemp("finetuned")
         make_project(folder, tokenizer_path)
-        argv = ["run_llama.py", "--option", "finetune", *PROJECT_FLAGS, *flags]
-        printed = (folder / "printed.txt").open("w", encoding="utf-8")
-        with pytest.MonkeyPatch.context() as patch, printed, contextlib.redirect_stdout(printed):
-            patch.chdir(folder)
-            patch.setattr(sys, "argv", argv)
-            run_script(run_llama.main)
+        run_once(folder, "--option", "finetune", *PROJECT_FLAGS, *flags)
         return folder
 
     return train
