@@ -40,15 +40,19 @@ REQUIRED = [
 ]
 ADVANCED = [f"{dataset}-{split}-advanced-output.txt" for dataset, split in N_LINES]
 
-LEFT_OUT_SUFFIXES = {
+EXCLUDED_SUFFIXES = {
     *(".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".gguf", ".h5", ".npz"),  # weights
     *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".whl"),  # archives
     *(".pyc", ".pyo"),
 }
-LEFT_OUT_FOLDERS = {"__pycache__", "venv", "env", "node_modules"}
-LEFT_OUT_STATES = ".state"  # what a folder of a fine-tuning that is not at its end ends in
-LARGEST = 2 * 10**8  # bytes of all files together
-MARKERS = ("pyvenv.cfg", "pretrain.json")  # files that tell an environment, and a run's folder
+EXCLUDED_FOLDERS = {"__pycache__", "venv", "env", "node_modules"}
+STATE_SUFFIX = ".state"  # of the folder of an interrupted fine-tuning run
+MARKERS = ("pyvenv.cfg", "pretrain.json")  # files of a virtual environment and a run folder
+MAX_BYTES = 2 * 10**8  # of all files together
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(RuntimeError, NotImplementedError, ValueError),  # encrypted, unknown, not UTF-8
+)
 
 
 def collect(folder: Path) -> Iterator[Path]:
@@ -58,32 +62,30 @@ def collect(folder: Path) -> Iterator[Path]:
         AssertionError: one of them is a link, which may point to anything.
     """
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if name not in LEFT_OUT_FOLDERS
-            and not name.startswith(".")
-            and not name.endswith(LEFT_OUT_STATES)
-            and not any(Path(root, name, marker).exists() for marker in MARKERS)
-        )
+        folders[:] = sorted(name for name in folders if not is_excluded_folder(Path(root, name)))
         wanted = sorted(
             name
             for name in files
-            if Path(name).suffix.lower() not in LEFT_OUT_SUFFIXES and not name.startswith(".")
+            if Path(name).suffix.lower() not in EXCLUDED_SUFFIXES and not name.startswith(".")
         )
         for path in (Path(root, name) for name in (*folders, *wanted)):
             if path.is_symlink():
                 raise AssertionError(f"{path} is a link; put what it points to in its place")
-        yield from (path for name in wanted if (path := Path(root, name)).is_file())
+        yield from filter(Path.is_file, (Path(root, name) for name in wanted))
+
+
+def is_excluded_folder(path: Path) -> bool:
+    """Whether nothing in a folder is handed in."""
+    if path.name in EXCLUDED_FOLDERS or path.name.startswith("."):
+        return True
+    return path.name.endswith(STATE_SUFFIX) or any((path / name).exists() for name in MARKERS)
 
 
 def make_zip(folder: Path, aid: str) -> Path:
     """Write `ID.zip` in the working folder, everything in it under the one folder `ID`.
 
-    It takes its name when it was checked.
-
     Raises:
-        AssertionError: something is missing or wrong; what was there before stays then.
+        AssertionError: something is missing or wrong; an older zip file then remains.
     """
     target = Path(f"{aid}.zip")
     if target.is_symlink() or (target.exists() and not target.is_file()):
@@ -100,7 +102,7 @@ def make_zip(folder: Path, aid: str) -> Path:
 
 
 def check_names(names: list[str], aid: str, source: str | Path) -> None:
-    """See that a submission of these member names is complete and safe to unpack.
+    """Check that a submission with these member names is complete and safe to unpack.
 
     Args:
         names: those of folders end in a slash.
@@ -111,7 +113,7 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
     """
     for name in names:
         if (
-            not name.isprintable()  # nor can it be encoded, if it was not UTF-8
+            not name.isprintable()  # also if it was not UTF-8
             or any(sign in name for sign in "\\:")
             or not {"", ".", ".."}.isdisjoint(name.removesuffix("/").split("/"))
         ):
@@ -119,7 +121,7 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
     outside = [name for name in names if not name.startswith(f"{aid}/")]
     if outside:
         raise AssertionError(f"{source} must hold one folder {aid}; outside it is {outside[0]!r}")
-    check_places(names, source)
+    check_collisions(names, source)
     present = {name.removeprefix(f"{aid}/") for name in names}
     missing = [name for name in REQUIRED if name not in present]
     if missing:
@@ -131,62 +133,39 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
         )
 
 
-def check_places(names: Iterable[str], source: str | Path) -> None:
-    """See that no two members would be unpacked to one place, on any system.
+def check_collisions(names: Iterable[str], source: str | Path) -> None:
+    """Check that no two members would be unpacked to one path, on any system.
 
     Raises:
         AssertionError: two would.
     """
-    taken: dict[str, str] = {}  # by the name without upper case, which some systems do not tell
+    taken: dict[str, str] = {}  # by path as a system without upper case reads it
     for name in names:
         parts = name.removesuffix("/").split("/")
-        place = "/".join(unicodedata.normalize("NFC", part).rstrip(". ") for part in parts)
-        place = place.casefold()
-        if place in taken:
-            raise AssertionError(f"{source} holds {name!r} besides {taken[place]!r}; keep one")
-        taken[place] = name
-    for place, name in taken.items():
-        folder = taken.get(place.rpartition("/")[0], "/")
+        path = "/".join(unicodedata.normalize("NFC", part).rstrip(". ") for part in parts)
+        path = path.casefold()
+        if path in taken:
+            raise AssertionError(f"{source} holds {name!r} besides {taken[path]!r}; keep one")
+        taken[path] = name
+    for path, name in taken.items():
+        folder = taken.get(path.rpartition("/")[0], "/")
         if not folder.endswith("/"):
             raise AssertionError(f"{source} holds {name!r}, but {folder!r} is a file")
 
 
 def check_file(file: str | Path, aid: str, source: str | Path | None = None) -> None:
-    """See that a zip file is whole, and complete and safe to unpack as a submission.
+    """Check that a zip file is undamaged, complete and safe to unpack as a submission.
 
     Args:
-        source: what the message names; by default the file.
+        source: the name in messages; by default the file.
 
     Raises:
         AssertionError: it is not; the message names what is wrong.
     """
     source = file if source is None else source
-    if not zipfile.is_zipfile(file):
-        raise AssertionError(f"{source} is not a zip file")
-    damage = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError)
-    damage += (RuntimeError, NotImplementedError, ValueError)  # encrypted, unknown, no UTF-8
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            size = sum(member.file_size for member in members)
-            if size > LARGEST:
-                raise AssertionError(f"{source} holds {size:,} bytes, more than {LARGEST:,}")
-            damaged = archive.testzip()
-            contents = {
-                name: archive.read(f"{aid}/{name}")
-                for name in (*REQUIRED, *ADVANCED)
-                if f"{aid}/{name}" in archive.namelist() and not damaged
-            }
-    except damage as error:
-        raise AssertionError(f"{source} is damaged or encrypted: {error}") from error
-    if damaged:
-        raise AssertionError(f"{source} is damaged: {damaged} cannot be read")
+    members, contents = read_zip(file, aid, source)
     for member in members:
-        kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the system has no such kinds
-        marked_folder = bool(member.external_attr & 0x10)  # as Windows marks one
-        expected = stat.S_IFDIR if member.is_dir() else stat.S_IFREG
-        if kind not in (0, expected) or (marked_folder and not member.is_dir()):
-            raise AssertionError(f"{source} holds {member.filename!r}, which is no plain file")
+        check_member(member, source)
     check_names([member.filename for member in members], aid, source)
     for name, content in contents.items():
         if not content:
@@ -198,13 +177,52 @@ def check_file(file: str | Path, aid: str, source: str | Path | None = None) -> 
                 check_predictions(contents[name], dataset, split, f"{source} has a {name}")
 
 
-def check_predictions(content: bytes, dataset: str, split: str, what: str) -> None:
-    """See that a file has a line `prediction ||| sentence` for each line of its data.
+def read_zip(
+    file: str | Path, aid: str, source: str | Path
+) -> tuple[list[zipfile.ZipInfo], dict[str, bytes]]:
+    """Read the members of a zip file, and the contents of those that the assignment names.
 
-    The data are `data/DATASET-SPLIT.txt`; where that is absent, the assignment's.
+    Raises:
+        AssertionError: it is damaged, encrypted or too large.
+    """
+    if not zipfile.is_zipfile(file):
+        raise AssertionError(f"{source} is not a zip file")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            size = sum(member.file_size for member in members)
+            if size > MAX_BYTES:
+                raise AssertionError(f"{source} holds {size:,} bytes, more than {MAX_BYTES:,}")
+            damaged = archive.testzip()
+            if damaged:
+                raise AssertionError(f"{source} is damaged: {damaged} cannot be read")
+            present = set(archive.namelist())
+            names = [name for name in REQUIRED + ADVANCED if f"{aid}/{name}" in present]
+            return members, {name: archive.read(f"{aid}/{name}") for name in names}
+    except DAMAGE as error:
+        raise AssertionError(f"{source} is damaged or encrypted: {error}") from error
+
+
+def check_member(member: zipfile.ZipInfo, source: str | Path) -> None:
+    """Check that a member of a zip file is a plain file or a folder.
+
+    Raises:
+        AssertionError: it is a link, a pipe, or a folder with the name of a file.
+    """
+    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if the system has no such kinds
+    marked_folder = bool(member.external_attr & 0x10)  # as Windows marks one
+    expected = stat.S_IFDIR if member.is_dir() else stat.S_IFREG
+    if kind not in (0, expected) or (marked_folder and not member.is_dir()):
+        raise AssertionError(f"{source} holds {member.filename!r}, which is no plain file")
+
+
+def check_predictions(content: bytes, dataset: str, split: str, file: str) -> None:
+    """Check that a file has a line `prediction ||| sentence` for each line of its data.
+
+    The data are `data/DATASET-SPLIT.txt`; if that is absent, the assignment's.
 
     Args:
-        what: the file, for the message.
+        file: the beginning of the message.
 
     Raises:
         AssertionError: it has not.
@@ -215,20 +233,20 @@ def check_predictions(content: bytes, dataset: str, split: str, what: str) -> No
     lines = content.splitlines()
     if len(lines) != expected:
         raise AssertionError(
-            f"{what} of {len(lines)} lines, but {data.as_posix()} has {expected}; write it anew"
+            f"{file} of {len(lines)} lines, but {data.as_posix()} has {expected}; write it anew"
         )
     labels = {str(label).encode() for label in range(N_LABELS[dataset])}
     for number, line in enumerate(lines, start=1):
         label, separator, _ = line.partition(b"|||")
         if not separator or label.strip() not in labels:
             raise AssertionError(
-                f"{what} whose line {number} is not 'prediction ||| sentence' with a prediction "
+                f"{file} whose line {number} is not 'prediction ||| sentence' with a prediction "
                 f"from 0 to {len(labels) - 1}; write it anew"
             )
 
 
 def main(path: str | Path, aid: str) -> None:
-    """Make the zip if `path` is a folder; check it.
+    """Make the zip file if `path` is a folder; check it.
 
     Raises:
         AssertionError: something is wrong with it; the message says what.

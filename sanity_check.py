@@ -1,7 +1,7 @@
-"""Check the model against independent values; run as a script.
+"""Check the model against independent values; a script.
 
-With `stories42M.pt` they are the reference's: two rows of ids, no mask. Without it they are those
-of the demo model, computed by `tests/make_fixtures.py`: once without a mask, once with.
+If `stories42M.pt` is here, they are the reference's: two rows of ids, no mask. Otherwise they are
+those of the demo model, computed by `tests/make_fixtures.py`, without a mask and with one.
 """
 
 if __name__ == "__main__":  # the imports below take seconds
@@ -11,6 +11,7 @@ if __name__ == "__main__":  # the imports below take seconds
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,12 +30,12 @@ TOKENS = torch.tensor(
 )
 
 
-def compare(weights: str, causal: bool, tokens: torch.Tensor, expected: dict) -> None:
-    """Exit with a line and code 1 if the model does not compute what is expected.
+def compare(weights: str, causal: bool, tokens: torch.Tensor, expected: dict[str, Any]) -> None:
+    """Exit with a message and code 1 if the model's outputs are wrong.
 
     Args:
         tokens: ids `(batch, seqlen)`.
-        expected: `logits` of the last position and `hidden_states` of all.
+        expected: `logits` of the last position, and `hidden_states` of all.
     """
     llama = load_pretrained(weights, causal=causal, init_weights=False).eval()
     if llama.vocab_size <= tokens.max():
@@ -43,14 +44,19 @@ def compare(weights: str, causal: bool, tokens: torch.Tensor, expected: dict) ->
         logits, hidden_states = llama(tokens)
     for name, ours in (("logits", logits), ("hidden_states", hidden_states)):
         theirs = expected[name]
-        if theirs.shape != ours.shape or not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-3):
-            difference = "in shape"
-            if theirs.shape == ours.shape:
-                difference = f"by up to {(ours - theirs).abs().max():.3g}"
-            sys.exit(f"Your Llama implementation is wrong: {name} differ {difference}")
+        if theirs.shape != ours.shape:
+            sys.exit(f"Your Llama implementation is wrong: {name} differ in shape")
+        if not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-3):
+            difference = f"{(ours - theirs).abs().max():.3g}"
+            sys.exit(f"Your Llama implementation is wrong: {name} differ by up to {difference}")
 
 
-def read_expected(path: str, names: set[str]) -> dict:
+def read_expected(path: str, names: set[str]) -> dict[str, Any]:
+    """Read the expected outputs.
+
+    Raises:
+        InputError: the file lacks some of `names`.
+    """
     expected = read_checkpoint(path)
     if not names <= expected.keys():
         raise InputError(f"{path}: no {' and '.join(sorted(names))} in it; fetch it again")
@@ -66,8 +72,8 @@ def main() -> None:
     else:
         checked = demo_path("model.pt")
         expected = read_expected(demo_path("sanity_check.data"), {"tokens", "unmasked", "causal"})
-        for name in ("unmasked", "causal"):
-            compare(checked, name == "causal", expected["tokens"], expected[name])
+        compare(checked, False, expected["tokens"], expected["unmasked"])
+        compare(checked, True, expected["tokens"], expected["causal"])
     print("Your Llama implementation is correct!")
     print(f"checked with {checked}", file=sys.stderr)
 

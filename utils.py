@@ -1,27 +1,17 @@
-"""Seeds, devices and memory.
-
-Nothing here needs PyTorch before a function does, so that `--help` is quick.
-"""
-
-from __future__ import annotations
+"""Seeds, devices and memory."""
 
 import os
+import random
 import sys
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from minllama.common.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
-
 
 def seed_everything(seed: int = 11711) -> None:
-    """Seed the generators of `random`, numpy and PyTorch, on every device."""
-    import random
-
-    import numpy as np
-    import torch
-
+    """Seed the generators of `random`, NumPy and PyTorch, on every device."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -31,13 +21,11 @@ def seed_everything(seed: int = 11711) -> None:
 
 
 def pick_device(use_gpu: bool) -> torch.device:
-    """CUDA or else MPS where a GPU is asked for, otherwise the CPU.
+    """CUDA, or else MPS, if a GPU is wanted; otherwise the CPU.
 
     Raises:
-        InputError: there is neither.
+        InputError: a GPU is wanted and there is none.
     """
-    import torch
-
     if not use_gpu:
         return torch.device("cpu")
     device = best_device()
@@ -48,8 +36,6 @@ def pick_device(use_gpu: bool) -> torch.device:
 
 def best_device() -> torch.device:
     """CUDA, or else MPS (which several processes cannot share), or else the CPU."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.device("cuda")
     is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
@@ -57,21 +43,19 @@ def best_device() -> torch.device:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on another device. Nothing waits for its way from here to a GPU of CUDA."""
+    """Move a tensor to a device; the CPU does not wait for a copy to CUDA."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that were in use so far: of the GPU's memory, or by this process.
+    """The largest number of bytes in use so far, on the GPU or by this process.
 
     Returns:
-        None where the system does not tell (Windows).
+        None on Windows, which does not report it.
     """
     if device.type == "cuda":
-        import torch
-
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource

@@ -1,4 +1,4 @@
-"""Submissions: what goes in, what is refused, what the messages name."""
+"""Submissions: their files, and the mistakes and attacks that are refused."""
 
 import os
 import shutil
@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from minllama.tasks.resuming import Claim
-from minllama.training.folder import RUN
-from prepare_submit import ADVANCED, LARGEST, LEFT_OUT_STATES, MARKERS, REQUIRED, check_file, main
+from minllama.training.run import state_folder
+from minllama.training.run_folder import SETTINGS
+from prepare_submit import ADVANCED, MAX_BYTES, REQUIRED, check_file, main
 
 SIZES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Unix's links and names")
 
 
 def content(name: str) -> str:
-    """Of a file to hand in: for predictions as many lines as the assignment's data have."""
+    """A file to hand in: predictions have as many lines as the assignment's data."""
     n_lines = [n for data, n in SIZES.items() if name.startswith(data)]
     return "1 ||| a film\n" * n_lines[0] if n_lines else "x"
 
@@ -55,13 +55,11 @@ def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys):
         "tests/__pycache__/a.pyc",
         ".pytest_cache/README.md",
         ".DS_Store",
-        f"pretrained/{RUN}",
+        f"pretrained/{SETTINGS}",
         "pretrained/tokenizer.model",
         "pretrained/tokens/train.bin",
-        "finetune-0a1b2c3d.state/state-5/__0_0.distcp",
+        f"{state_folder('finetune.pt', {})}/state.pt",
     ]
-    assert RUN in MARKERS
-    assert Claim("finetune.pt", {}, fresh=False).state_folder.name.endswith(LEFT_OUT_STATES)
     for name in kept + left_out:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
@@ -81,7 +79,7 @@ def test_the_working_folder_itself_can_be_packed_twice(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("absent", ["rope.py", "sst-dev-prompting-output.txt"])
-def test_missing_files_are_named_and_an_older_zip_stays(folder, tmp_path, absent):
+def test_missing_files_are_named_and_an_older_zip_remains(folder, tmp_path, absent):
     (folder / absent).unlink()
     (tmp_path / "alice.zip").write_text("older")
     with pytest.raises(AssertionError, match=f"lacks {absent}"):
@@ -155,7 +153,7 @@ def test_links_are_not_followed(folder, name, target):
 
 
 @unix
-def test_links_to_what_is_left_out_do_no_harm(folder, tmp_path):
+def test_links_to_excluded_files_do_no_harm(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/pyvenv.cfg").touch()
     for name in ("stories42M.pt", "myenv", ".cache"):
@@ -192,14 +190,8 @@ def write_zip(path, names, compression=zipfile.ZIP_STORED):
             archive.writestr(name, content(name.rpartition("/")[2]))
 
 
-def test_the_required_files_alone_are_complete(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_zip("a.zip", [f"alice/{name}" for name in REQUIRED])
-    check_file("a.zip", "alice")
-
-
 @pytest.mark.parametrize(
-    ("extra", "complaint"),
+    ("extra", "message"),
     [
         ("/etc/passwd", "unsafe path '/etc/passwd'"),
         ("alice/../../evil.py", "unsafe path"),
@@ -218,11 +210,11 @@ def test_the_required_files_alone_are_complete(tmp_path, monkeypatch):
         ("alice/llama.py/x", "'alice/llama.py' is a file"),
     ],
 )
-def test_unsafe_and_stray_members_are_refused(tmp_path, extra, complaint):
+def test_unsafe_and_stray_members_are_refused(tmp_path, extra, message):
     write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED] + [extra])
     with pytest.raises(AssertionError) as error:
         check_file(tmp_path / "a.zip", "alice")
-    assert complaint in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFDIR])
@@ -236,18 +228,10 @@ def test_members_that_are_no_plain_files_are_refused(tmp_path, kind):
         check_file(tmp_path / "a.zip", "alice")
 
 
-def test_empty_files_are_named(tmp_path):
-    write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED[1:]])
-    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
-        archive.writestr(f"alice/{REQUIRED[0]}", "")
-    with pytest.raises(AssertionError, match=f"an empty {REQUIRED[0]}"):
-        check_file(tmp_path / "a.zip", "alice")
-
-
-def test_a_small_zip_of_much_is_refused_at_once(tmp_path):
+def test_a_zip_bomb_is_refused(tmp_path):
     write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED])
     with zipfile.ZipFile(tmp_path / "a.zip", "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("alice/zeros", bytes(LARGEST))
+        archive.writestr("alice/zeros", bytes(MAX_BYTES))
     with pytest.raises(AssertionError, match="bytes, more than 200,000,000"):
         check_file(tmp_path / "a.zip", "alice")
 
@@ -266,13 +250,13 @@ def test_damaged_zips_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_damage_anywhere_is_one_complaint(tmp_path, compression):
+def test_damage_anywhere_is_reported(tmp_path, compression):
     path = tmp_path / "a.zip"
     write_zip(path, [f"alice/{name}" for name in REQUIRED], compression)
     whole = path.read_bytes()
     first = 30 + len(f"alice/{REQUIRED[0]}")  # where the first member's content begins
     last = len(whole) - 22  # where the list of members ends
-    complaints = []
+    messages = []
     for place in (*range(first, first + 12), *range(last - 80, last)):
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
@@ -280,9 +264,9 @@ def test_damage_anywhere_is_one_complaint(tmp_path, compression):
         try:
             check_file(path, "alice")
         except AssertionError as error:
-            complaints.append(str(error))
-    assert len(complaints) > 40  # there are bytes that nothing depends on
-    assert any("damaged" in complaint for complaint in complaints)
+            messages.append(str(error))
+    assert len(messages) > 40  # there are bytes that nothing depends on
+    assert any("damaged" in message for message in messages)
 
 
 def test_a_member_whose_name_is_said_to_be_utf8_and_is_not(tmp_path):
@@ -299,17 +283,6 @@ def test_ids_that_would_leave_the_folder_are_refused(folder):
             main(folder, aid)
     with pytest.raises(AssertionError, match="no such file"):
         main(folder / "absent", "alice")
-
-
-def test_as_a_script_it_ends_in_one_line(folder):
-    (folder / "llama.py").unlink()
-    done = subprocess.run(
-        [sys.executable, ROOT / "prepare_submit.py", folder, "alice"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr == f"error: {folder} lacks llama.py\n"
 
 
 def test_the_unpacked_submission_generates(project, tmp_path):

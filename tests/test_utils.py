@@ -1,4 +1,4 @@
-"""Which device is taken."""
+"""The device that is picked."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from minllama.common.errors import InputError
 from utils import pick_device
 
 
-def test_use_gpu_takes_cuda_then_mps_then_complains(monkeypatch):
+def test_use_gpu_picks_cuda_then_mps_and_else_refuses(monkeypatch):
     assert pick_device(False) == torch.device("cpu")
     for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
