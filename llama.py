@@ -109,8 +109,7 @@ class Llama(LlamaPreTrainedModel):
 
         Args:
             idx: ids `(batch, seqlen)`.
-            max_new_tokens: number of tokens to add. A causal model adds fewer if every sequence has
-                ended or the context is full; any other sees the last `max_seq_len` tokens.
+            max_new_tokens: a causal model adds fewer if its context is full or all have ended.
             temperature: tokens are drawn from softmax(logits / temperature); 0 takes the likeliest.
             top_k, top_p, repetition_penalty, generator: see `minllama/inference/sampling.py`.
             stop_ids: tokens that end a sequence of a causal model; EOS fills up the rest.
@@ -123,20 +122,19 @@ class Llama(LlamaPreTrainedModel):
         if self.config.causal:
             max_new_tokens = min(max_new_tokens, max_len - idx.shape[1])
             cache = KVCache(self.config, len(idx), idx.shape[1] + max_new_tokens, idx.device)
-        stop = torch.tensor(list(stop_ids), device=idx.device)
+        stop = torch.tensor(list(stop_ids) if self.config.causal else [], device=idx.device)
         has_ended = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         new = idx
         for _ in range(max_new_tokens):
             if cache is not None:  # it holds the keys and values of all earlier tokens
                 logits = self.next_logits(new, cache)  # (batch, vocab_size)
-            else:  # the newest token has changed the states of all others
+            else:  # the newest token changes the states of all others, so all are computed again
                 logits = self(idx[:, -max_len:])[0][:, -1]  # (batch, vocab_size)
             new = sample(logits, idx.tolist())  # (batch, 1)
-            if cache is not None:
-                has_ended |= torch.isin(new, stop)
-                new = new.masked_fill(has_ended, EOS_ID)
+            has_ended |= torch.isin(new, stop)
             if has_ended.all():
                 break
+            new = new.masked_fill(has_ended, EOS_ID)
             idx = torch.cat((idx, new), dim=1)
         return idx
 
