@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,14 @@ class SavedClassifier:
     Attributes:
         weights: the trained tensors.
         frozen: the digest of the others (`frozen_digest`); None in files of version 0.1.
+        kept_bfloat16: whether version 0.2 may have left frozen matrices in the file's bfloat16.
         args: the flags of the run.
     """
 
     path: str
     weights: dict[str, torch.Tensor]
     frozen: str | None
+    kept_bfloat16: bool
     args: dict[str, Any]
     config: ClassifierConfig
     methods: tuple[Method, ...]
@@ -141,9 +144,11 @@ def read_classifier(path: str | Path) -> SavedClassifier:
         for old, new in former_names(methods).items():
             name = str(name).replace(old, new)
         weights[name] = tensor
-    # Some runs of version 0.2 kept frozen weights in bfloat16, and their digest is of those.
-    frozen = None if values.get("keep_bfloat16") else saved.get("frozen")
-    return SavedClassifier(str(path), weights, frozen, saved["args"], config, methods)
+    kept_bfloat16 = values.get("keep_bfloat16") is True
+    frozen = saved.get("frozen")
+    return SavedClassifier(
+        str(path), weights, frozen, kept_bfloat16, saved["args"], config, methods
+    )
 
 
 def load_weights(model: nn.Module, saved: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -168,12 +173,26 @@ def load_weights(model: nn.Module, saved: dict[str, torch.Tensor], path: str | P
 
 def frozen_digest(model: nn.Module) -> str:
     """SHA-256 of the tensors that do not train, which identifies the weights trained on."""
+    return digest_of(p.detach() for p in model.parameters() if not p.requires_grad)
+
+
+def frozen_bfloat16_digest(model: nn.Module) -> str:
+    """The digest of version 0.2 for linear layers in bfloat16, which untied the output head."""
+    tensors = []
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                dtype = torch.bfloat16 if isinstance(module, nn.Linear) else torch.float32
+                tensors.append(parameter.detach().to(dtype))
+    return digest_of(tensors)
+
+
+def digest_of(tensors: Iterable[torch.Tensor]) -> str:
+    """SHA-256 of the bytes of some tensors."""
     digest = hashlib.sha256()
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            tensor = parameter.detach()
-            tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+    for tensor in tensors:
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        digest.update(whole.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -190,7 +209,10 @@ def check_frozen(model: nn.Module, saved: SavedClassifier, checkpoint: str) -> N
     Raises:
         InputError: they are not.
     """
-    if saved.frozen not in (None, frozen_digest(model)):
+    digests = [None, frozen_digest(model)]
+    if saved.kept_bfloat16:
+        digests.append(frozen_bfloat16_digest(model))
+    if saved.frozen not in digests:
         raise InputError(
             f"{saved.path}: trained on other weights than {checkpoint}; "
             "name them with --pretrained-model-path"
