@@ -1,43 +1,44 @@
-"""Write a checkpoint of a given shape with random weights; by default that of stories42M.pt.
+"""Write a checkpoint with random weights; by default of the shape of stories42M.pt.
 
     .venv/bin/python -m benchmarks.make_checkpoint random42M.pt
 
-Good for measuring size and speed, and for nothing else.
+Use it to measure speed and memory only.
 """
 
 from argparse import RawDescriptionHelpFormatter
 
 import torch
 
+from benchmarks.training_memory import SHAPES
 from config import LlamaConfig
-from llama import Llama
-from minllama.checkpoints.pt import write_checkpoint
+from minllama.checkpoints import pt
+from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
 from minllama.common.program import ArgumentParser, run_script
 
-SHAPE = {
-    "dim": 512,
-    "n_layers": 8,
-    "n_heads": 8,
-    "n_kv_heads": 8,
-    "vocab_size": 32000,
-    "multiple_of": 32,
-    "max_seq_len": 1024,
-}
+
+def random_checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """A checkpoint of one of `SHAPES`."""
+    s = SHAPES[shape]
+    names = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim")
+    numbers = {name: getattr(s, name) for name in names}
+    config = LlamaConfig(**numbers, max_seq_len=s.context, tie_embeddings=s.tied)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, size in shapes_of(config).items():
+        tensors[name] = torch.ones(size, dtype=dtype)
+        if len(size) == 2:
+            tensors[name].normal_(std=0.02, generator=generator)
+    if s.tied:  # two copies, as in stories42M.pt
+        tensors[EMBEDDING] = tensors[HEAD].clone()
+    return Checkpoint(config, tensors, shape)
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("path")
-    for name, value in SHAPE.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    shape = vars(parser.parse_args())
-    path = shape.pop("path")
-    torch.manual_seed(0)
-    # Two copies of the tied matrix, as in stories42M.pt.
-    weights = {
-        name: tensor.clone() for name, tensor in Llama(LlamaConfig(**shape)).state_dict().items()
-    }
-    write_checkpoint({"model": weights, "model_args": shape}, path)
+    parser.add_argument("--shape", choices=SHAPES, default="42m")
+    flags = parser.parse_args()
+    pt.save(random_checkpoint(flags.shape), flags.path)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,12 @@ from pathlib import Path
 
 import torch
 
-from experiments.bits_per_byte import load
 from experiments.corpus import OffensiveWords, read_documents, words_of
 from experiments.runs import DEMO
-from llama import Llama
 from minllama.common.errors import InputError
 from minllama.common.program import ArgumentParser, run_script
-from minllama.inference.decoding import decode
+from minllama.inference.generator import GenerationBatch, TextGenerator
 from minllama.inference.sampling import Sampling
-from minllama.kernels.quantize import prepare_for_decoding
-from tokenizer import Tokenizer
 
 PROMPTS = (
     "Once upon a time",
@@ -43,23 +39,21 @@ MAX_NEW_TOKENS = 75
 
 
 def continuations(
-    llama: Llama, tokenizer: Tokenizer, prompts: Sequence[str], temperature: float = 1.0
+    generator: TextGenerator, prompts: Sequence[str], temperature: float = 1.0
 ) -> list[str]:
     """Continue prompts in one batch.
 
     Returns:
         the continuations, without a last word that the limit of tokens cut.
     """
-    ids = [tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
-    added: list[list[int]] = [[] for _ in prompts]
-    for new in decode(llama, ids, MAX_NEW_TOKENS, Sampling(temperature)):
-        for tokens, token in zip(added, new, strict=True):
-            if token is not None:
-                tokens.append(token)
+    batch = GenerationBatch(generator, prompts, Sampling(temperature), MAX_NEW_TOKENS)
+    starts = [len(ids) for ids in batch.rows]
+    for _ in batch:
+        pass
     texts = []
-    for prompt, before, tokens in zip(prompts, ids, added, strict=True):
-        text = tokenizer.decode(before + tokens).removeprefix(prompt)
-        is_cut = len(tokens) == MAX_NEW_TOKENS
+    for i, prompt in enumerate(prompts):
+        text = batch.text(i).removeprefix(prompt)
+        is_cut = len(batch.rows[i]) - starts[i] == MAX_NEW_TOKENS
         texts.append(re.sub(r"[A-Za-z]+$", "", text) if is_cut else text)
     return texts
 
@@ -75,21 +69,17 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--sources", type=Path, required=True, help="all source texts in one")
     parser.add_argument("--pretrained-model-path", default=str(DEMO))
-    parser.add_argument("--tokenizer-path", default=str(DEMO.with_name("tokenizer.model")))
+    parser.add_argument("--tokenizer-path", help="by default the one beside the model")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--show", type=int, default=0, help="print so many of the texts")
     args = parser.parse_args()
     if args.seeds < 1:
         raise InputError(f"--seeds {args.seeds}: need 1 or more")
     words = frozenset(words_of("\n".join(read_documents(args.sources))))
-    tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
-    llama = prepare_for_decoding(load(args.pretrained_model_path, causal=True), "float32")
-    texts = []
+    generator = TextGenerator(args.pretrained_model_path, args.tokenizer_path, causal=True)
+    texts: list[str] = []
     for seed in range(args.seeds):
         torch.manual_seed(seed)
-        texts += continuations(llama, tokenizer, PROMPTS)
-    for prompt, text in zip(PROMPTS * args.seeds, texts[: args.show], strict=False):
-        print(f"--- {prompt}{text}")
+        texts += continuations(generator, PROMPTS)
     for i, prompt in enumerate(PROMPTS):
         n_words, unknown = count(texts[i :: len(PROMPTS)], words)
         print(f"{prompt!r}: {unknown.total()} of {n_words:,} words are in no source text")
