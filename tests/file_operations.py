@@ -1,16 +1,23 @@
-"""Stops a program at its n-th operation on files, as a kill would: nothing is cleaned up.
+"""Kill a program before its n-th operation on files; nothing is cleaned up.
 
-`python -m tests.file_operations N run_llama.py FLAGS…` kills itself with SIGKILL before the n-th
-call that opens a file for writing, renames, removes, makes a folder or syncs; N = 0 counts them on
-standard error instead.
+`python -m tests.file_operations N run_llama.py FLAGS…` sends SIGKILL to itself before the n-th call
+that opens a file for writing, renames, removes, makes a folder or syncs. With N = 0 it prints their
+number on standard error.
 """
 
 import os
 import runpy
 import signal
 import sys
+from typing import Any
 
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+
+
+def is_write(path: Any, _mode: Any, flags: Any) -> bool:
+    """Whether a file is opened for writing."""
+    is_device = str(path).startswith("/dev/")
+    return not is_device and isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
 
 
 def main() -> None:
@@ -19,28 +26,25 @@ def main() -> None:
     sys.path.insert(0, os.path.dirname(os.path.abspath(program)))
     count = 0
 
-    def reached() -> None:
+    def count_operation() -> None:
         nonlocal count
         count += 1
         if count == n:
             sys.stdout.flush()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def watch(event: str, args: tuple) -> None:
-        writes = (
-            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        )
-        if (writes and not str(args[0]).startswith("/dev/")) or event in EVENTS:
-            reached()
+    def on_event(event: str, args: tuple[Any, ...]) -> None:
+        if event in EVENTS or (event == "open" and is_write(*args)):
+            count_operation()
 
     fsync = os.fsync
 
-    def sync(descriptor: int) -> None:
-        reached()
+    def counted_fsync(descriptor: int) -> None:
+        count_operation()
         fsync(descriptor)
 
-    os.fsync = sync
-    sys.addaudithook(watch)
+    os.fsync = counted_fsync
+    sys.addaudithook(on_event)
     try:
         runpy.run_path(program, run_name="__main__")
     finally:

@@ -1,6 +1,6 @@
-"""Random flags, damaged files, other scripts' wrong flags: one line, whatever it is.
+"""Random flags and damaged files are refused in one line; so are wrong flags of other scripts.
 
-`tests/campaign.py` tries them by the thousand, with memory and time measured.
+`tests/bad_inputs.py` tries them by the thousand, and measures memory and time.
 """
 
 import re
@@ -8,7 +8,7 @@ import runpy
 import shutil
 from pathlib import Path
 
-import campaign
+import bad_inputs
 import pytest
 import torch
 from conftest import ROOT
@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 
 import run_llama
 
-FLAGS = campaign.FLAG.findall(run_llama.make_parser().format_help())
-KINDS = campaign.kinds(FLAGS)
 SCRIPTS = sorted(
     f"{path.parent.name}.{path.stem}"
     for room in ("benchmarks", "experiments")
@@ -33,27 +31,27 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        campaign.prepare()
-        for flags in (campaign.FINETUNE, campaign.PRETRAIN):
+        bad_inputs.prepare()
+        for flags in (bad_inputs.FINETUNE, bad_inputs.PRETRAIN):
             patch.setattr("sys.argv", ["run_llama.py", *flags])
             run_llama.main()
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", bad_inputs.KINDS)
 @settings(
     max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(rng=st.randoms(use_true_random=False))
-def test_it_ends_well_or_in_one_line(prepared, tmp_path, monkeypatch, run_cli, kind, rng):
-    """Nothing that is read is changed, and nothing half is left."""
+def test_a_bad_input_is_refused_in_one_line(prepared, tmp_path, monkeypatch, run_cli, kind, rng):
+    """Or it runs. No input is changed, and no temporary file is left."""
     folder = tmp_path / "work"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
-    flags = KINDS[kind](rng)
+    flags = bad_inputs.make_bad_input(kind, rng)
     read = {path: path.read_bytes() for path in map(Path, ("model.pt", "text.txt"))}
     threads = torch.get_num_threads()
     code, _, err = run_cli(*flags)
@@ -62,13 +60,13 @@ def test_it_ends_well_or_in_one_line(prepared, tmp_path, monkeypatch, run_cli, k
     assert (code, len(errors)) in ((0, 0), (2, 1)), (flags, err)
     assert all(len(line) < 2000 for line in err.splitlines())
     assert all(path.read_bytes() == content for path, content in read.items())
-    assert Path(campaign.SAVED).exists() and Path("run").exists()
+    assert Path(bad_inputs.SAVED).exists() and Path("run").exists()
     assert not list(Path().rglob(".*.tmp"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_a_flag_that_a_script_has_not_is_one_line(script, monkeypatch, capsys):
+def test_an_unknown_flag_of_a_script_is_one_line(script, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [script, "--no-such-flag"])
     with pytest.raises(SystemExit) as end:
         runpy.run_module(script, run_name="__main__")

@@ -1,136 +1,132 @@
-"""What must hold on every system: imports, arrows between the rooms, installation."""
+"""What has to hold on every system: imports, the order of the rooms, installation."""
 
 import ast
+import graphlib
 import importlib.util
-import os
+import json
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-UNIX_ONLY = ["fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix_ipc"]
-BLOCKED = """
-import runpy, sys
+UNIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix_ipc"}
+RUN_ALL = """
+import json, os, runpy, sys
+root, folder, commands = sys.argv[1], os.getcwd(), json.loads(sys.argv[2])
+sys.path.insert(0, root)
 for name in {names!r}:
-    sys.modules[name] = None  # an import of it fails
-script, *sys.argv[1:] = sys.argv[1:]
-sys.argv[0] = script
-sys.path.insert(0, {root!r})
-runpy.run_path(script, run_name="__main__")
+    sys.modules[name] = None  # its import fails
+for script, *sys.argv[1:] in commands:
+    sys.argv[0] = script
+    os.chdir(folder if script == "run_llama.py" else root)
+    runpy.run_path(os.path.join(root, script), run_name="__main__")
+    print("done:", script, file=sys.stderr)
 """
-
-ROOT_MODULES = {
-    *("run_llama", "llama", "base_llama", "config", "rope", "tokenizer", "classifier"),
-    *("optimizer", "utils", "sanity_check", "rope_test", "optimizer_test", "prepare_submit"),
-}
-ROOMS = ("common", "checkpoints", "inference", "text", "training", "methods", "tasks")
-LEVELS = [  # what is further down may import what is above it
-    {"common"},
-    {"config", "utils"},
+LEVELS = (  # a room may import those of its own line and of the lines above
+    {"common", "config", "utils"},
     {"rope", "tokenizer", "optimizer"},
     {"base_llama"},
-    {"checkpoints", "inference"},
     {"llama"},
+    {"checkpoints", "inference", "kernels"},
     {"classifier"},
-    {"text", "training"},
+    {"text", "training", "evaluation"},
     {"methods"},
     {"tasks"},
     {"run_llama"},
-]
-
-
-def run_without_unix(script: str, *flags: str, cwd: Path) -> subprocess.CompletedProcess:
-    code = BLOCKED.format(names=UNIX_ONLY, root=str(ROOT))
-    command = [sys.executable, "-c", code, str(ROOT / script), *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--max_new_tokens", "3"],
-        ["--option", "prompt"],
-        ["--option", "finetune", "--metrics_out", "m.jsonl"],
-        [
-            *("--option", "pretrain", "--text", "text.txt", "--steps", "2", "--vocab_size", "280"),
-            *("--dim", "8", "--n_layers", "1", "--n_heads", "2", "--max_seq_len", "8"),
-        ],
-    ],
-    ids=lambda flags: flags[1],
 )
-def test_each_option_runs_without_unixs_modules(project, flags):
+
+
+def test_all_options_and_checks_run_without_the_modules_of_unix(project):
     (project.path / "text.txt").write_text("The fox saw the hen.\n<|endoftext|>\n" * 100)
-    data = [] if "pretrain" in flags else project.flags
-    done = run_without_unix("run_llama.py", *data, *flags, cwd=project.path)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("script", ["rope_test.py", "optimizer_test.py", "sanity_check.py"])
-def test_the_checks_run_without_unixs_modules(script):
-    done = run_without_unix(script, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-
-
-def imports_of(path: Path, *, everywhere: bool) -> set[str]:
-    """The first parts of the names of what a file imports.
-
-    Args:
-        everywhere: in functions too, else where the file is imported; never what is imported for
-            the checker of types only.
-    """
-    names: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                continue
-            if isinstance(child, ast.FunctionDef) and not everywhere:
-                continue
-            if isinstance(child, ast.Import):
-                names.update(alias.name.split(".")[0] for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                names.add(child.module.split(".")[0])
-            visit(child)
-
-    visit(ast.parse(path.read_text(encoding="utf-8")))
-    return names
+    pretrain = ["--option", "pretrain", "--text", "text.txt", "--steps", "2", "--dim", "8"]
+    pretrain += ["--vocab_size", "280", "--n_layers", "1", "--n_heads", "2", "--max_seq_len", "8"]
+    commands = [
+        ["run_llama.py", *project.flags, "--max_new_tokens", "3"],
+        ["run_llama.py", *project.flags, "--option", "prompt"],
+        ["run_llama.py", *project.flags, "--option", "finetune", "--metrics_out", "m.jsonl"],
+        ["run_llama.py", *pretrain],
+        *([script] for script in ("rope_test.py", "optimizer_test.py", "sanity_check.py")),
+    ]
+    code = RUN_ALL.format(names=sorted(UNIX_ONLY))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT), json.dumps(commands)],
+        cwd=project.path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.count("done:") == len(commands), done.stderr
 
 
 def sources() -> list[Path]:
-    folders = [*ROOMS, "data", "benchmarks", "experiments"]
-    return [*ROOT.glob("*.py"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
+    """The modules of the root and of `minllama`."""
+    return [*ROOT.glob("*.py"), *ROOT.joinpath("minllama").rglob("*.py")]
 
 
-def test_nothing_of_unix_is_imported_when_a_module_is():
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, in_functions: bool) -> Iterator[str]:
+    """The modules that a file imports, without those for type checkers only."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.FunctionDef) and not in_functions:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        waiting += ast.iter_child_nodes(node)
+
+
+def test_no_module_of_unix_is_imported_when_a_module_is():
+    for path in [*sources(), *ROOT.glob("data/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        assert UNIX_ONLY.isdisjoint(imports(path, in_functions=False)), path
+
+
+def test_imports_have_no_circles():
+    """Not inside functions either, except in `llama.py`."""
+    names = {module_name(path) for path in sources()}
+    graph = {}
     for path in sources():
-        assert not imports_of(path, everywhere=False) & set(UNIX_ONLY), path
+        imported = set(imports(path, in_functions=path.name != "llama.py"))
+        graph[module_name(path)] = (imported & names) - {module_name(path)}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-def test_the_root_holds_the_assignments_files_and_no_other_module():
-    assert {path.stem for path in ROOT.glob("*.py")} == ROOT_MODULES
-    for room in ROOMS:
-        rule = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text()))
-        assert rule, room
-
-
-def test_arrows_go_down():
-    levels = {name: level for level, names in enumerate(LEVELS) for name in names}
+def test_imports_go_up_the_levels():
+    levels = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
     for path in sources():
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] not in levels:
-            continue  # an entry point, or above all levels
-        for name in imports_of(path, everywhere=True) & levels.keys():
-            below = levels[name] < levels[parts[0]]
-            assert below or name == parts[0], f"{path} imports {name}"
-    assert not imports_of(ROOT / "optimizer.py", everywhere=True) & levels.keys()
+        room, *_ = module_name(path).removeprefix("minllama.").split(".")
+        for name in imports(path, in_functions=room != "llama"):
+            other = name.removeprefix("minllama.").split(".")[0]
+            if room in levels and other in levels:
+                assert levels[other] <= levels[room], f"{path} imports {name}"
 
 
-def test_a_copy_is_not_installed(capsys):
-    spec = importlib.util.spec_from_file_location("backend", ROOT / ".ci/editable_only.py")
+def test_what_stands_alone():
+    """The model is read without the package; settings and errors load without PyTorch."""
+    ours = {module_name(path).split(".")[0] for path in sources()}
+    llama = {name.split(".")[0] for name in imports(ROOT / "llama.py", in_functions=False)}
+    assert llama & ours == {"base_llama", "config", "rope"}
+    assert ours.isdisjoint(imports(ROOT / "optimizer.py", in_functions=True))
+    for path in ROOT.glob("minllama/common/*.py"):
+        assert "torch" not in imports(path, in_functions=True), path
+
+
+def test_a_copy_is_not_installed():
     if importlib.util.find_spec("setuptools") is None:
-        pytest.skip("setuptools is not here")
+        pytest.skip("setuptools is not installed")
+    spec = importlib.util.spec_from_file_location("backend", ROOT / ".ci/editable_only.py")
     backend = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(backend)
     with pytest.raises(SystemExit, match=r"pip install -e \."):
@@ -138,12 +134,8 @@ def test_a_copy_is_not_installed(capsys):
 
 
 def test_all_modules_are_installed():
-    """Those that `pip install -e .` makes importable are all that there are."""
-    import tomllib
-
     with (ROOT / "pyproject.toml").open("rb") as file:
         settings = tomllib.load(file)["tool"]["setuptools"]
-    assert set(settings["py-modules"]) == ROOT_MODULES
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert set(settings["packages"]) == packages - {"tests"}
-    assert not os.path.exists(ROOT / "setup.py")
+    assert set(settings["py-modules"]) == {path.stem for path in ROOT.glob("*.py")}
+    folders = {path.parent for path in ROOT.joinpath("minllama").rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in folders)
