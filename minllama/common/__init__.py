@@ -1,1 +1,1 @@
-"""What every room stands on, and no PyTorch: errors, programs, files, settings."""
+"""Errors, whole files, settings, progress and the end of programs: no PyTorch in it."""

@@ -84,12 +84,7 @@ class PredictSettings(ZeroShotSettings):
         return [self.pretrained_model_path, *([] if self.load is None else [self.load])]
 
     def check(self) -> None:
-        """Check, before any work, that the input exists and the output overwrites nothing.
-
-        Raises:
-            FileNotFoundError: the input does not exist.
-            InputError: the output cannot be written.
-        """
+        """Check, before any work, that the input exists and the output overwrites nothing."""
         if self.input is not None and not Path(self.input).is_file():
             raise missing_file(self.input)
         if self.output is None:
@@ -132,11 +127,7 @@ def predict(settings: PredictSettings) -> None:
 
 @torch.inference_mode()
 def label_sentences(classifier: Classifier, sentences: list[str], batch_size: int) -> list[Label]:
-    """Label sentences; the result is in their order.
-
-    Raises:
-        InputError: the scores are not finite.
-    """
+    """Label sentences, in their order."""
     (inputs,) = classifier.inputs([LabelledSentence(0, sentence) for sentence in sentences])
     loader = classifier.loader(inputs, batch_size)
     classifier.model.eval()
@@ -201,11 +192,7 @@ def read_lines(source: RawIOBase) -> Iterator[list[bytes]]:
 def groups(
     reads: Iterable[list[bytes]], batch_size: int, *, full_batches: bool
 ) -> Iterator[list[bytes]]:
-    """Group the lines that have arrived, at most `MAX_BATCHES` batches together.
-
-    Args:
-        full_batches: wait until a batch is full, unless the input ends.
-    """
+    """Group the lines that have arrived: at most `MAX_BATCHES` batches, full ones if required."""
     size = MAX_BATCHES * batch_size
     waiting: list[bytes] = []
     for lines in reads:
@@ -219,21 +206,18 @@ def groups(
 
 
 def decode_lines(lines: list[bytes], n_before: int, name: str) -> list[str]:
-    """Decode lines, and strip the space around them.
-
-    Args:
-        n_before: number of lines before these.
-        name: of the input, for errors.
+    """Decode lines that follow `n_before` others, and strip the space around them.
 
     Raises:
-        InputError: a line is not UTF-8.
+        InputError: a line is not UTF-8; the message has its number.
     """
     texts = []
     for number, line in enumerate(lines, start=n_before + 1):
         try:
-            texts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{name}, line {number}: not UTF-8 text; save it as UTF-8") from error
+        texts.append(text.strip())
     return texts
 
 
