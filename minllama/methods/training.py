@@ -1,6 +1,7 @@
 """A running fine-tuning: what the hooks of methods see, how far it has come, its state on disk."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -145,7 +146,8 @@ class Training:
         if self.settings.advanced:
             print(f"peak memory {in_gibibytes(peak_memory(self.device))}")
         if self.fingerprint is not None:
-            run.remove_run(self.folder)
+            distributed.on_rank0(lambda: run.remove_states(self.folder))
+            distributed.on_rank0(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
     # On disk
 

@@ -33,15 +33,19 @@ def digest(fingerprint: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, message: str) -> Iterator[None]:
     """Hold a lock file. The system releases it however the process ends.
 
     Raises:
-        TimeoutError: another process holds it.
+        InputError: another process holds it; with this message.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
-    with FileLock(path).acquire(blocking=False):
+    try:
+        held = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        raise InputError(message) from None
+    with held:
         try:
             yield
         finally:
@@ -72,17 +76,15 @@ def weights_file(filepath: str, fingerprint: dict[str, Any], data: str) -> Itera
     with contextlib.ExitStack() as held:
         chosen = wanted
         if distributed.is_rank0():
-            try:
-                held.enter_context(lock(wanted.with_name(f".finetune-{short_digest}.lock")))
-            except TimeoutError:
-                raise InputError(f"{filepath}: another process is training this run") from None
+            own_lock = wanted.with_name(f".finetune-{short_digest}.lock")
+            held.enter_context(lock(own_lock, f"{filepath}: another process is training this run"))
             is_free = not wanted.exists() and not wanted.is_symlink()
             if owner(long_name) == fingerprint or not (is_free or owner(wanted) == fingerprint):
                 chosen = long_name
             else:
                 try:
-                    held.enter_context(lock(wanted.with_name(f".{wanted.name}.lock")))
-                except TimeoutError:  # another run that has not saved its weights yet
+                    held.enter_context(lock(wanted.with_name(f".{wanted.name}.lock"), filepath))
+                except InputError:  # another run that has not saved its weights yet
                     chosen = long_name
             if chosen.exists() and owner(chosen) != fingerprint:
                 raise InputError(f"{chosen}: belongs to another run; move it away")
@@ -230,12 +232,6 @@ def remove_states(folder: Path) -> None:
     (folder / STATE).unlink(missing_ok=True)
     for path in version_0_2.find_folders(folder):
         shutil.rmtree(path)
-
-
-def remove_run(folder: Path) -> None:
-    """Remove a folder that has a state and nothing else. All processes call it."""
-    distributed.on_rank0(lambda: remove_states(folder))
-    distributed.on_rank0(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:

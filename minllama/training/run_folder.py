@@ -63,7 +63,7 @@ class RunFolder:
         is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with self._locked():
+            with run.lock(self.path / LOCK, f"{self.path}: another process is training there"):
                 self._prepare(inputs)
                 try:
                     yield
@@ -76,27 +76,14 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # it is not empty
                     self.path.rmdir()
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(run.lock(self.path / LOCK))
-            except TimeoutError:
-                raise InputError(f"{self.path}: another process is training there") from None
-            yield
-
     def _prepare(self, inputs: Iterable[str | Path]) -> None:
         """Check that this run may use the folder, clear it of another one, save the settings."""
         self._remove_leftovers()
-        before = self._check_files()
+        before = self._settings_before()
         is_same = before is None or before == self.fingerprint or self.is_continuation(before)
-        if before is not None and not is_same:
-            self._check_replaceable(before)
-        elif self._has_reports() and not self.has_state():
-            raise InputError(
-                f"{self.path}: holds a trained model or reports, but no {run.STATE} to continue "
-                "from; name another --output_dir"
-            )
+        has_metrics = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        if has_metrics or self.model.is_file():
+            self._check_resumable(before or {}, is_same)
         if not is_same or not self.has_state():
             for path in inputs:
                 if Path(path).resolve().is_relative_to(self.path.resolve()):
@@ -112,16 +99,8 @@ class RunFolder:
         """Whether the run has saved a state."""
         return run.newest_state(self.path) is not None
 
-    def _has_reports(self) -> bool:
-        has_metrics = self.metrics.is_file() and self.metrics.stat().st_size > 0
-        return has_metrics or self.model.is_file()
-
-    def _check_files(self) -> dict[str, Any] | None:
-        """Check that the folder has files of a run only; return the run's fingerprint.
-
-        Raises:
-            InputError: it has others.
-        """
+    def _settings_before(self) -> dict[str, Any] | None:
+        """The fingerprint of the run in the folder, which has to have files of a run only."""
         paths = [self.path / name for name in FILES]
         if self.tokens.is_dir():
             paths += self.tokens.iterdir()
@@ -145,13 +124,14 @@ class RunFolder:
             raise InputError(f"{settings}: no settings of a run; name another --output_dir")
         return before
 
-    def _check_replaceable(self, before: dict[str, Any]) -> None:
-        """Check that a run with other settings has no reports, which would be lost.
-
-        Raises:
-            InputError: it has.
-        """
-        if not self._has_reports():
+    def _check_resumable(self, before: dict[str, Any], is_same: bool) -> None:
+        """Check that a run with a model or reports has a state and these settings."""
+        if not self.has_state():
+            raise InputError(
+                f"{self.path}: holds a trained model or reports, but no {run.STATE} to continue "
+                "from; name another --output_dir"
+            )
+        if is_same:
             return
         changes = [
             f"{name} was {before[name]}, is {value}"
