@@ -1,6 +1,5 @@
 """What the repository brings in `data/demo/`: a model, its tokenizer, and reviews."""
 
-import importlib.util
 import shutil
 
 import numpy as np
@@ -14,6 +13,7 @@ from sklearn.preprocessing import normalize
 import minllama.common.flags
 import sanity_check
 from experiments.bits_per_byte import bits_per_byte, read_stories
+from experiments.make_reviews import write_reviews
 from llama import load_pretrained
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.flags import DEMO
@@ -75,10 +75,7 @@ def test_the_sanity_check_fails_another_model(tmp_path, monkeypatch):
 
 
 def test_the_reviews_are_what_the_generator_writes(tmp_path):
-    spec = importlib.util.spec_from_file_location("make_reviews", DEMO / "make_reviews.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.write_reviews(tmp_path)
+    write_reviews(tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (DEMO / path.name).read_bytes(), path.name
     assert len(list(tmp_path.iterdir())) == 4

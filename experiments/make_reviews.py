@@ -1,6 +1,6 @@
-"""Write the film reviews of this folder: 1000 for training, 200 each for dev and test.
+"""Write the film reviews of `data/demo`: 1000 for training, 200 each for dev and test.
 
-    .venv/bin/python data/demo/make_reviews.py
+    .venv/bin/python -m experiments.make_reviews
 
 Those of `own-reviews.txt` were written by hand. The others are put together from clauses so that
 single words decide little: each has its verdict beside something of another tone (a concession, an
@@ -17,7 +17,8 @@ from pathlib import Path
 LABELS = ["awful", "bad", "average", "good", "excellent"]
 SIZES = {"train": 1000, "dev": 200, "test": 200}
 SEED = 5
-OWN = Path(__file__).with_name("own-reviews.txt")
+DEMO = Path(__file__).resolve().parents[1] / "data/demo"
+OWN = DEMO / "own-reviews.txt"
 MAX_SHARED = 0.5  # of the word pairs of two reviews in different splits
 
 THINGS = (
@@ -257,4 +258,4 @@ def write_reviews(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_reviews(Path(__file__).parent)
+    write_reviews(DEMO)
