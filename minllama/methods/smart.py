@@ -48,7 +48,7 @@ class Smart(Method):
     def before_training(self, training: Training) -> None:
         """Measure the embeddings, and start the average at the weights."""
         embeddings = training.model.llama.tok_embeddings.weight
-        training.constants["smart.unit"] = embeddings.detach().std()
+        training.constants["smart.unit"] = embeddings.detach().std().cpu()
         if self.smart_mu > 0:
             for name, parameter in training.model.named_parameters():
                 if parameter.requires_grad:
