@@ -52,9 +52,12 @@ def process_group() -> Iterator[None]:
             yield
         except Exception as error:
             sys.stderr = stderr
-            message = user_message(error) or _lost_connection(error)
+            message = user_message(error)
             if message is None:
-                raise
+                message = _lost_connection(error)
+                if message is None:
+                    raise
+                time.sleep(10)  # torchrun ends this process when the one that failed has ended
             if rank == 0:
                 raise InputError(message) from error
             time.sleep(2)

@@ -188,7 +188,7 @@ def load_state(
     Raises:
         InputError: the file is not a state of this run. Model and optimizer may have changed.
     """
-    path = newest_state(folder)
+    path = distributed.all_gather(newest_state(folder))[0]  # before one of them saves a new one
     if path is None:
         return None
     expected = expected | {"step": int, "run": dict, "now.cpu": torch.get_rng_state()}
