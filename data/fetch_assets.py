@@ -14,24 +14,19 @@ if __name__ == "__main__":  # the imports below take seconds
 
 import hashlib
 import http.client
-import io
 import os
-import queue
-import signal
+import shutil
 import sys
-import threading
-import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
-
-from tqdm import tqdm
 
 from config import LlamaConfig
 from minllama.checkpoints import pt
 from minllama.common.errors import InputError
+from minllama.common.files import atomic_write, remove_leftovers
 from minllama.common.program import ArgumentParser, run_script
+from minllama.common.progress import Bar
 
 WEIGHTS = "stories42M.pt"
 WEIGHTS_URLS = [
@@ -52,200 +47,15 @@ b38f0c095c4624e85927116728140e96d0221969b34146f65eae5b5bb24752b8  data/cfimdb-de
 afeac43f5a5fe8758469078418519df4c8503c2e30e2fcf6c61464fce3d44a36  data/cfimdb-label-mapping.json
 """
 SHA256 = {name: digest for digest, name in map(str.split, SHA256SUMS.splitlines())}
-MAX_WEIGHTS = 400_000_000  # bytes; the weights are 167 million, or 233 with a head of their own
-MAX_FILE = 10_000_000  # bytes of any other file
 TIMEOUT = 20  # seconds without an answer after which an address is given up
-MIN_SPEED = 10_000  # bytes per second
-BLOCK = 1 << 18  # bytes
-
-
-def sources(name: str) -> list[str]:
-    """Paths and URLs of a file, the best first."""
-    base = os.environ.get("MINLLAMA_ASSETS")
-    if base:
-        separator = "" if base.endswith("/") else "/"
-        return [base + separator + name]
-    return WEIGHTS_URLS if name == WEIGHTS else [BASE_URL + name]
-
-
-def check(path: Path, name: str) -> None:
-    """Check that a file is the one that belongs under `name`.
-
-    Raises:
-        InputError: it is not.
-    """
-    if name == WEIGHTS:
-        check_weights(path)
-        return
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != SHA256[name]:
-            raise InputError(f"{path}: its SHA-256 is not the original's")
-
-
-def check_weights(path: Path) -> None:
-    """Check that a checkpoint has the shape of `stories42M.pt`, then that it is whole.
-
-    In this order, because a shape could be too large for the second check.
-
-    Raises:
-        InputError: it does not.
-    """
-    expected = shape_of(LlamaConfig())
-    saved = pt.read_checkpoint(path, mapped=True)
-    try:
-        shape = shape_of(LlamaConfig.from_model_args(saved["model_args"]))
-    except (KeyError, TypeError, ValueError):
-        shape = expected  # `pt.load` says what is wrong
-    if shape != expected:
-        raise InputError(f"{path}: a Llama of another shape than {WEIGHTS}")
-    pt.load(path)
-
-
-def shape_of(config: LlamaConfig) -> tuple[int, ...]:
-    """The numbers that the sizes of the tensors depend on."""
-    return (config.dim, config.n_layers, config.n_heads, config.vocab_size, config.ffn_dim)
-
-
-def open_url(url: str) -> http.client.HTTPResponse:
-    """Open a URL in a thread, which can be abandoned if the server never completes its headers.
-
-    Raises:
-        TimeoutError: the headers take too long.
-        OSError, http.client.HTTPException, ValueError: the URL cannot be opened.
-    """
-    answers: queue.Queue[http.client.HTTPResponse | Exception] = queue.Queue()
-
-    def open_in_thread() -> None:
-        try:
-            answers.put(urllib.request.urlopen(url, timeout=TIMEOUT))
-        except Exception as error:
-            answers.put(error)
-
-    threading.Thread(target=open_in_thread, daemon=True).start()
-    try:
-        answer = answers.get(timeout=1.5 * TIMEOUT)  # the socket's own timeout says more
-    except queue.Empty:
-        raise TimeoutError from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def open_source(source: str) -> io.BufferedIOBase:
-    """Open a file or a URL for reading."""
-    if "://" in source:
-        return open_url(source)
-    if Path(source).exists() and not Path(source).is_file():
-        raise InputError("not a file")
-    return open(source, "rb")
-
-
-def copy_to(source: str, target: Path, limit: int) -> None:
-    """Copy a file or download a URL, with a progress bar.
-
-    Args:
-        target: must not exist.
-        limit: largest number of bytes.
-
-    Raises:
-        InputError: the source is larger, or not a file.
-        TimeoutError: it is too slow.
-        OSError, http.client.HTTPException, ValueError: it cannot be read.
-    """
-    start, n_bytes = time.monotonic(), 0
-    with open_source(source) as stream, target.open("xb") as file:
-        size = getattr(stream, "length", None)  # of a URL, if the server says it
-        with tqdm(
-            desc=target.name, total=size, unit="B", unit_scale=True, leave=False, disable=None
-        ) as bar:
-            while block := stream.read1(BLOCK):
-                file.write(block)
-                bar.update(len(block))
-                n_bytes += len(block)
-                if n_bytes > limit:
-                    raise InputError(f"more than {limit:,} bytes")
-                seconds = time.monotonic() - start
-                if seconds > TIMEOUT and n_bytes < seconds * MIN_SPEED:
-                    raise TimeoutError("too slow")
-
-
-def partial_of(name: str) -> Path:
-    """Where a file is until it has been checked."""
-    return Path(name).with_name(f".{Path(name).name}.part")
-
-
-def fetch(name: str, unreachable: dict[str, str]) -> str | None:
-    """Fetch a file from the first source that has it.
-
-    Args:
-        unreachable: hosts that did not answer, with the reason; they are not tried again.
-
-    Returns:
-        the reasons why no source could provide it, or None.
-    """
-    partial = partial_of(name)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    reasons = []
-    for source in sources(name):
-        try:
-            reason = fetch_from(source, name, partial, unreachable)
-            if reason is None:
-                partial.replace(name)
-                return None
-            reasons.append(" ".join(reason.split()))
-        finally:
-            partial.unlink(missing_ok=True)
-    return ", ".join(reasons)
-
-
-def fetch_from(source: str, name: str, partial: Path, unreachable: dict[str, str]) -> str | None:
-    """Fetch a file from one source to `partial`, and check it. Returns why that failed, or None."""
-    host = ""
-    try:
-        host = urllib.parse.urlsplit(source).netloc
-        if host in unreachable:
-            return unreachable[host]
-        copy_to(source, partial, MAX_WEIGHTS if name == WEIGHTS else MAX_FILE)
-        check(partial, name)
-        return None
-    except InputError as error:
-        return f"wrong file at {source}: {str(error).removeprefix(f'{partial}: ')}"
-    except urllib.error.HTTPError as error:
-        if 300 <= error.code < 400:
-            return f"{host} redirects in circles"
-        return f"{host} says {error.code} {str(error.reason)[:40]}"
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if not host:
-            return getattr(error, "strerror", None) or str(error)
-        is_slow = str(error) == "too slow"
-        unreachable[host] = f"{host} is too slow" if is_slow else f"no answer from {host}"
-        return unreachable[host]
-
-
-def is_wanted(name: str) -> bool:
-    """Whether to fetch a file: if it is absent, or a broken copy of the weights."""
-    path = Path(name)
-    if not path.exists():
-        return True
-    try:
-        check(path, name)
-    except (InputError, OSError):
-        if name == WEIGHTS:
-            print(f"{name} is broken and is fetched again", file=sys.stderr)
-            return True
-        print(
-            f"{name} is not the original and is left as it is; delete it to fetch that",
-            file=sys.stderr,
-        )
-    return False
 
 
 def fetch_all() -> None:
-    """Fetch what is wanted, and report what could not be fetched in one line."""
+    """Fetch the files that are absent, and report the missing ones in one line."""
     unreachable: dict[str, str] = {}
     missing: dict[str, list[str]] = {}  # by reason
     for name in [*SHA256, WEIGHTS]:
-        partial_of(name).unlink(missing_ok=True)  # of a run that was killed
+        remove_leftovers(name)
         if is_wanted(name) and (reason := fetch(name, unreachable)):
             missing.setdefault(reason, []).append(name)
     if missing:
@@ -257,10 +67,104 @@ def fetch_all() -> None:
         )
 
 
+def is_wanted(name: str) -> bool:
+    """Whether to fetch a file: if it is absent, or a broken copy of the weights."""
+    if not Path(name).exists():
+        return True
+    try:
+        check(Path(name), name)
+    except (InputError, OSError):
+        if name == WEIGHTS:
+            print(f"{name} is broken and is fetched again", file=sys.stderr)
+            return True
+        print(
+            f"{name} is not the original and is left as it is; delete it to fetch that",
+            file=sys.stderr,
+        )
+    return False
+
+
+def check(path: Path, name: str) -> None:
+    """Check that a file is the one that belongs under `name`.
+
+    Raises:
+        InputError: it is not the original, or for the weights, not whole or of another shape.
+    """
+    if name == WEIGHTS:
+        if shape_of(pt.load(path).config) != shape_of(LlamaConfig()):
+            raise InputError(f"{path}: a Llama of another shape than {WEIGHTS}")
+        return
+    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[name]:
+        raise InputError(f"{path}: its SHA-256 is not the original's")
+
+
+def shape_of(config: LlamaConfig) -> tuple[int, ...]:
+    """The numbers that the sizes of the tensors depend on."""
+    return (config.dim, config.n_layers, config.n_heads, config.vocab_size, config.ffn_dim)
+
+
+def fetch(name: str, unreachable: dict[str, str]) -> str | None:
+    """Fetch a file from the first address that has it.
+
+    Args:
+        unreachable: hosts that did not answer, with the reason; they are not tried again.
+
+    Returns:
+        the reasons why no address could provide it, or None.
+    """
+    reasons = []
+    for url in urls_of(name):
+        host = url.split("/")[2]  # "" for a file
+        if host in unreachable:
+            reasons.append(unreachable[host])
+            continue
+        try:
+            download(url, name)
+            return None
+        except InputError as error:
+            reasons.append(str(error))
+        except urllib.error.HTTPError as error:
+            reasons.append(f"{host} says {error.code}")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            cause = getattr(error, "reason", error)  # of a URLError
+            reasons.append(getattr(cause, "strerror", None) or str(cause))
+            if host:
+                unreachable[host] = reasons[-1] = f"{host}: {reasons[-1]}"
+    return ", ".join(reasons)
+
+
+def urls_of(name: str) -> list[str]:
+    """The addresses of a file, the best first."""
+    base = os.environ.get("MINLLAMA_ASSETS")
+    if not base:
+        return WEIGHTS_URLS if name == WEIGHTS else [BASE_URL + name]
+    if "://" not in base:
+        base = Path(base).absolute().as_uri()
+    return [f"{base.rstrip('/')}/{name}"]
+
+
+def download(url: str, name: str) -> None:
+    """Download a file; it takes its name after it was checked.
+
+    Raises:
+        InputError: it is not the file that belongs under `name`.
+        OSError, http.client.HTTPException: it cannot be read or written.
+    """
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_write(name, "wb") as file:
+        size = answer.headers.get("Content-Length")
+        with Bar.wrapattr(answer, "read", total=size and int(size), desc=name) as stream:
+            shutil.copyfileobj(stream, file)
+        file.flush()
+        try:
+            check(Path(file.name), name)
+        except InputError as error:
+            raise InputError(f"wrong file at {str(error).replace(file.name, url)}") from None
+
+
 def main() -> None:
     description = "Fetch the assignment's files, from MINLLAMA_ASSETS if it is set."
     ArgumentParser(description=description).parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes partial files
     fetch_all()
 
 
