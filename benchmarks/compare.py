@@ -1,10 +1,10 @@
 """Commands that take turns, each in a process of its own, and the table of their medians."""
 
-import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -16,26 +16,23 @@ Measure = Callable[[], dict[str, float]]  # measures some quantities once
 Results = dict[str, dict[str, list[float]]]  # by contender and quantity, one value per round
 
 
-def make_parser(description: str | None, rounds: int = 3) -> ArgumentParser:
+def make_parser(description: str | None) -> ArgumentParser:
     """A parser with the flags that these benchmarks share."""
-    parser = ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=rounds)
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of one process")
-    parser.add_argument(
-        "--repository", type=Path, metavar="PATH", help="another checkout, which takes turns too"
-    )
+    help = "another checkout, which takes turns too"
+    parser.add_argument("--repository", type=Path, metavar="PATH", help=help)
     return parser
 
 
-def repositories(flags: argparse.Namespace) -> dict[str, Path]:
+def repositories(flags: Namespace) -> dict[str, Path]:
     """This checkout and the other one, by what their contenders' names end in."""
     other = {} if flags.repository is None else {OTHER: flags.repository.resolve()}
     return {"": ROOT} | other
 
 
-def run(command: list[object], threads: int) -> tuple[list[dict], str]:
+def run(command: list[str], threads: int) -> tuple[list[dict], str]:
     """Run a command in an empty folder.
 
     Returns:
@@ -50,7 +47,7 @@ def run(command: list[object], threads: int) -> tuple[list[dict], str]:
     return [json.loads(line) for line in lines], done.stderr
 
 
-def take_turns(contenders: dict[str, Measure], rounds: int) -> Results:
+def take_turns(contenders: Mapping[str, Measure], rounds: int) -> Results:
     """Measure every contender once a round, in alternating order.
 
     The first one runs once before, so that files are in memory.
@@ -90,5 +87,5 @@ def print_table(results: Results) -> None:
             continue
         for quantity in results[other]:
             of_rounds = ratios(results, name, other, quantity)
-            values = ", ".join(f"{ratio:.2f}" for ratio in of_rounds)
-            print(f"{name}: {quantity} {median(of_rounds):.2f} times the other's ({values})")
+            shown = ", ".join(f"{ratio:.2f}" for ratio in of_rounds)
+            print(f"{name}: {quantity} {median(of_rounds):.2f} times the other's ({shown})")

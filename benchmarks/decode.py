@@ -30,7 +30,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 SPEED = re.compile(r"([\d.]+) tokens/s|achieved tok/s: ([\d.]+)")
 
 
-def measure(command: list[object], threads: int) -> dict[str, float]:
+def measure(command: list[str], threads: int) -> dict[str, float]:
     """Tokens per second, as a command prints them on standard error."""
     _, errors = run(command, threads)
     found = SPEED.search(errors)
@@ -39,28 +39,28 @@ def measure(command: list[object], threads: int) -> dict[str, float]:
     return {"tokens/s": float(found[1] or found[2])}
 
 
-def convert(model: str, out: Path, to: str, dtype: str) -> None:
+def convert(model: str, out: str, to: str, dtype: str) -> None:
     command = [sys.executable, "-m", "minllama.checkpoints.convert", model, out]
     run_command([*command, "--to", to, "--dtype", dtype], cwd=ROOT)
 
 
-def peers(flags: argparse.Namespace, model: str, folder: Path) -> dict[str, list[object]]:
+def peers(flags: argparse.Namespace, model: str, folder: str) -> dict[str, list[str]]:
     """The commands of what we are compared with, compiled and converted into a folder."""
-    commands: dict[str, list[object]] = {}
+    commands: dict[str, list[str]] = {}
     if flags.llama2c:
-        export_tokenizer = Tokenizer(tokenizer_model=flags.tokenizer_path).exported()
-        (folder / "tokenizer.bin").write_bytes(export_tokenizer)
+        tokenizer = Tokenizer(tokenizer_model=flags.tokenizer_path)
+        Path(folder, "tokenizer.bin").write_bytes(tokenizer.to_llama2c())
         for name, dtype in (("run", "float32"), ("runq", "int8")):
-            source, program, weights = f"{flags.llama2c}/{name}.c", folder / name, folder / dtype
+            source, program = f"{flags.llama2c}/{name}.c", f"{folder}/{name}"
             gcc = ["gcc", "-Ofast", "-fopenmp", "-march=native", source, "-lm", "-o", program]
             subprocess.run(gcc, check=True)
-            convert(model, weights, "llama2c", dtype)
-            options = ["-z", folder / "tokenizer.bin", "-t", "0", "-n", flags.max_new_tokens]
-            commands[f"llama2.c {name}"] = [program, weights, *options]
+            convert(model, f"{program}.bin", "llama2c", dtype)
+            options = ["-z", f"{folder}/tokenizer.bin", "-t", "0", "-n", str(flags.max_new_tokens)]
+            commands[f"llama2.c {name}"] = [program, f"{program}.bin", *options]
     if flags.transformers:
-        convert(model, folder / "hf", "hf", "float32")
-        peer = [sys.executable, "-m", "benchmarks.transformers_peer", folder / "hf"]
-        commands["Transformers"] = [*peer, flags.batch_size, flags.max_new_tokens]
+        convert(model, f"{folder}/hf", "hf", "float32")
+        peer = [sys.executable, "-m", "benchmarks.transformers_peer", f"{folder}/hf"]
+        commands["Transformers"] = [*peer, str(flags.batch_size), str(flags.max_new_tokens)]
     return commands
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     settings |= {"tokenizer-path": os.path.abspath(flags.tokenizer_path)}
     settings |= {"num_samples": flags.batch_size}
     with tempfile.TemporaryDirectory() as folder:
-        commands = peers(flags, model, Path(folder))
+        commands = peers(flags, model, folder)
         for suffix, repository in repositories(flags).items():
             for dtype in DTYPES:
                 ours = run_llama(settings | {"dtype": dtype}, repository)
@@ -88,8 +88,7 @@ def main() -> None:
                 if flags.compile:
                     commands[f"{dtype} --compile{suffix}"] = [*ours, "--compile"]
         contenders = {
-            name: partial(measure, list(map(str, command)), flags.threads)
-            for name, command in commands.items()
+            name: partial(measure, command, flags.threads) for name, command in commands.items()
         }
         print_table(take_turns(contenders, flags.rounds))
 

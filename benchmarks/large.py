@@ -70,12 +70,12 @@ def main() -> None:
     if not model.exists():
         hf.save(random_checkpoint(flags.shape, torch.bfloat16), model, None)
     size, rate = 2 * shape.weights, memory_rate()
-    print(f"weights of {size / 1e9:.2f} GB; memory is summed at {rate / 1e9:.1f} GB/s")
+    print(f"{size / 1e9:.2f} GB of weights; memory is summed at {rate / 1e9:.1f} GB/s")
     settings = {"pretrained-model-path": model, "causal": True, "max_new_tokens": flags.tokens}
     settings |= {"tokenizer-path": os.path.abspath(flags.tokenizer_path)}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in flags.dtype:
-            command = list(map(str, run_llama(settings | {"dtype": dtype})))
+            command = run_llama(settings | {"dtype": dtype})
             peaks, text = peak_memory(command, folder)
             anonymous, mapped = peaks["RssAnon"], peaks["RssFile"]
             print(

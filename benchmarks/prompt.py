@@ -12,13 +12,17 @@ from benchmarks.ways import WAYS, evaluation_rate, make_ways_parser, race
 from minllama.common.program import run_script
 
 
+def measure(records: list[dict]) -> dict[str, float]:
+    return {"sentences/s": evaluation_rate(records)}
+
+
 def main() -> None:
     parser = make_ways_parser(__doc__, batch_size=10)
     parser.add_argument("--n_dev", type=int, default=320, help="sentences of dev, and of test")
     flags = parser.parse_args()
     n_lines = {"train": 2, "dev": flags.n_dev, "test": flags.n_dev}
     ways = {way: WAYS[way] for way in flags.ways}
-    race(flags, "prompt", ways, n_lines, lambda records: {"sentences/s": evaluation_rate(records)})
+    race(flags, ways, n_lines, measure, option="prompt")
 
 
 if __name__ == "__main__":

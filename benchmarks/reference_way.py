@@ -15,15 +15,16 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import rope
-from llama import load_pretrained
+from llama import Attention, load_pretrained
 from minllama.common.program import ArgumentParser, run_script
 from minllama.text.labelled import LabelledSentence, load_label_names, read_labelled
 from minllama.text.prompts import TEMPLATE, frame
@@ -45,8 +46,9 @@ class ReferenceClassifier(nn.Module):
         self.name_ids = name_ids
         self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(self.llama.config.dim, num_labels)
-        for layer in self.llama.layers:
-            layer.attention.register_forward_pre_hook(rebuild_rotary_table)
+        for module in self.llama.modules():
+            if isinstance(module, Attention):
+                module.register_forward_pre_hook(rebuild_rotary_table)
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Ids `(batch, seqlen)` to scores of the labels `(batch, num_labels)`."""
@@ -73,13 +75,14 @@ def make_loader(
         padded = pad_sequence(list(map(torch.tensor, ids)), True, tokenizer.pad_id)
         return padded, torch.tensor([label for label, _ in sentences])
 
-    return DataLoader(read_labelled(filename), args.batch_size, shuffle, collate_fn=collate)
+    data = cast("Dataset[LabelledSentence]", read_labelled(filename))
+    return DataLoader(data, args.batch_size, shuffle, collate_fn=collate)
 
 
 def train(model: nn.Module, loader: DataLoader, args: argparse.Namespace) -> dict[str, float]:
     """Train for one epoch."""
     optimizer = AdamW(model.parameters(), lr=args.lr)
-    losses, start = [], time.perf_counter()
+    losses, n, start = [], 0, time.perf_counter()
     model.train()
     for token_ids, labels in loader:
         optimizer.zero_grad()
@@ -87,17 +90,19 @@ def train(model: nn.Module, loader: DataLoader, args: argparse.Namespace) -> dic
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    rate = len(loader.dataset) / (time.perf_counter() - start)
+        n += len(labels)
+    rate = n / (time.perf_counter() - start)
     return {"train_loss": sum(losses) / len(losses), "train_sentences_per_second": rate}
 
 
 def evaluate(model: nn.Module, loader: DataLoader) -> dict[str, float]:
-    n_correct, start = 0, time.perf_counter()
+    n_correct, n, start = 0, 0, time.perf_counter()
     model.eval()
     for token_ids, labels in loader:
         n_correct += int((model(token_ids).argmax(dim=-1) == labels).sum())
-    n, seconds = len(loader.dataset), time.perf_counter() - start
-    return {"accuracy": n_correct / n, "sentences_per_second": n / seconds}
+        n += len(labels)
+    rate = n / (time.perf_counter() - start)
+    return {"accuracy": n_correct / n, "sentences_per_second": rate}
 
 
 def main() -> None:
@@ -127,9 +132,9 @@ def main() -> None:
     with torch.set_grad_enabled(not is_prompt):
         records += [evaluate(model, loader) for loader in loaders]
     with Path("metrics.jsonl").open("a", encoding="utf-8") as file:
+        peak = {"peak_memory_bytes": peak_memory(torch.device("cpu"))}
         for record in records:
-            record["peak_memory_bytes"] = peak_memory(torch.device("cpu"))
-            file.write(f"{json.dumps(record)}\n")
+            file.write(f"{json.dumps(record | peak)}\n")
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ def measure(flags: argparse.Namespace, repository: Path, n: int, shard: bool) ->
     settings |= {"steps": (1 + flags.reports) * flags.steps, "eval_every": flags.steps}
     command = run_llama(settings | ({"shard": True} if shard else {}), repository)
     if n > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", n]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
         command = [sys.executable, *torchrun, *command[1:]]
-    reports, _ = run(list(map(str, command)), 1 if n > 1 else flags.threads)
+    reports, _ = run(command, 1 if n > 1 else flags.threads)
     return {"tokens/s": median(report["tokens_per_second"] for report in reports[1:])}
 
 

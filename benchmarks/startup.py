@@ -8,6 +8,7 @@ seconds, and the ratios to `import torch`. A first round brings the files into m
 count. The terminal is a pseudo-terminal, which Windows lacks.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -23,10 +24,10 @@ from minllama.tasks.generate import PREFIX
 
 COMMANDS = {  # with their exit codes
     "import torch": ([sys.executable, "-c", "import torch"], 0),
-    "run_llama.py --help": (list(map(str, run_llama({"help": True}))), 0),
-    "a mistyped flag": (list(map(str, run_llama({"bacth_size": 8}))), 2),
+    "run_llama.py --help": (run_llama({"help": True}), 0),
+    "a mistyped flag": (run_llama({"bacth_size": 8}), 2),
 }
-GENERATE = list(map(str, run_llama({"pretrained-model-path": DEMO})))
+GENERATE = run_llama({"pretrained-model-path": DEMO})
 FIRST_TOKEN = re.compile(rb"Temperature is 0\.0\r?\n" + re.escape(PREFIX.encode()) + rb"[^\r\n]")
 
 
@@ -45,10 +46,7 @@ def seconds_to_end(command: list[str], exit_code: int) -> float:
 
 
 def seconds_to_first_token(command: list[str], folder: str) -> float:
-    """The time from the start of a process to the first text after the prompt; ends it then.
-
-    Args:
-        folder: its working folder.
+    """The time from the start of a process in a folder to its first text after the prompt.
 
     Raises:
         RuntimeError: it ended without such a text.
@@ -65,7 +63,9 @@ def seconds_to_first_token(command: list[str], folder: str) -> float:
         try:
             shown = b""
             while not FIRST_TOKEN.search(shown):
-                new = read_some(terminal)
+                new = b""
+                with contextlib.suppress(OSError):  # Linux's end of file
+                    new = os.read(terminal, 4096)
                 if not new:
                     errors.seek(0)
                     raise RuntimeError(f"{command} showed no token: {errors.read().decode()}")
@@ -75,14 +75,6 @@ def seconds_to_first_token(command: list[str], folder: str) -> float:
             process.kill()
             process.wait()
             os.close(terminal)
-
-
-def read_some(terminal: int) -> bytes:
-    """Read from a terminal; returns b"" once the process at its other end is gone."""
-    try:
-        return os.read(terminal, 4096)
-    except OSError:  # Linux's end of file
-        return b""
 
 
 def main() -> None:

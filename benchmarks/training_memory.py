@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.training_memory --shape 7b --gpus 64 --batch_size 128 --shard
 
-Without --shard every GPU holds the whole model (DDP). With it weights, gradients and moments are
-sharded over the GPUs of a machine, and every machine holds a replica (FSDP2). Activations are the
-tensors that autograd keeps of `llama.py` with the kernels of `minllama/kernels/cpu.py`. PyTorch and
-fragmentation come on top: leave a few GiB for them. --on_cpu is for processes on a CPU.
+Without --shard every GPU holds the whole model. With it weights, gradients and moments are sharded
+over all GPUs (FSDP2). Activations are the tensors that autograd keeps of `llama.py` with the
+kernels of `minllama/kernels/cpu.py`. PyTorch and fragmentation come on top: leave a few GiB for
+them. --on_cpu is for processes on a CPU.
 """
 
 from argparse import RawDescriptionHelpFormatter
@@ -33,7 +33,6 @@ class Training:
     tied: bool = False  # embedding and head are one matrix
     batch_size: int = 1
     gpus: int = 1
-    gpus_per_machine: int = 8
     grad_accum: int = 1
     dtype: str = "float32"
     shard: bool = False
@@ -82,8 +81,7 @@ def layer_activations(t: Training) -> int:
 def memory(t: Training) -> dict[str, int]:
     """Bytes on one GPU; "peak" is the most in use at one time, less than the sum of the others."""
     tokens, width = t.batch_size * t.context // t.gpus, BYTES[t.dtype]
-    is_ddp = t.gpus > 1 and not t.shard
-    copy = FLOAT32 * t.weights // (min(t.gpus, t.gpus_per_machine) if t.shard else 1)
+    copy = FLOAT32 * t.weights // (t.gpus if t.shard else 1)
     gathered = width * (t.root + min(2, t.n_layers) * t.layer) if t.shard else 0
     of_layer = layer_activations(t) * tokens
     kept = FLOAT32 * t.dim * tokens if t.activation_checkpointing else of_layer
@@ -93,38 +91,31 @@ def memory(t: Training) -> dict[str, int]:
         activations += width * (n_layers * t.layer + t.vocab_size * t.dim)
     # In float32 log-probabilities, their gradients and the logits'; and what the last norm keeps.
     logits = tokens * (3 * FLOAT32 * t.vocab_size + (2 * FLOAT32 + width) * t.dim)
-    buckets = copy if is_ddp else 0  # of DDP, which the gradients of the last batch live in
-    accumulated = copy if t.grad_accum > 1 else 0
-    gradients = buckets + accumulated if is_ddp else copy
+    accumulated = copy if t.grad_accum > 1 else 0  # gradients of the batches before
     denominators = 0 if t.on_cpu else copy  # of AdamW, which works in blocks on a CPU
-    at_loss = gathered + buckets + accumulated + activations + logits
-    at_first_layer = gathered + gradients + of_layer + kept
+    at_loss = gathered + accumulated + activations + logits
+    at_first_layer = gathered + copy + of_layer + kept
     return {
         "weights": copy,
-        "gradients": gradients,
+        "gradients": copy,
         "optimizer moments": 2 * copy,
         "gathered weights": gathered,
         "activations": activations,
         "logits": logits,
-        "peak": 3 * copy + max(at_loss, at_first_layer, gradients + denominators),
+        "peak": 3 * copy + max(at_loss, at_first_layer, copy + denominators),
     }
 
 
-def traffic(t: Training) -> dict[str, int]:
-    """Bytes that one GPU sends per step, around rings of n GPUs.
+def traffic(t: Training) -> int:
+    """Bytes that one GPU sends per step, around a ring of n GPUs.
 
     Each sends (n - 1) / n of what is gathered or reduced, and twice that in an all-reduce.
     """
-    n, gradients = min(t.gpus, t.gpus_per_machine), FLOAT32 * t.weights
-    machines = t.gpus // n
+    sent = 2 * FLOAT32 * t.weights  # an all-reduce of the gradients
     if t.shard:  # each batch gathers layers twice and the rest once, and reduces gradients
         gathered = BYTES[t.dtype] * (t.weights + t.n_layers * t.layer)
-        inside = t.grad_accum * (n - 1) * (gathered + gradients) // n
-        between = 2 * (machines - 1) * gradients // (n * machines)
-    else:  # one all-reduce
-        sent = 2 * (t.gpus - 1) * gradients // t.gpus
-        inside, between = (sent, 0) if machines == 1 else (0, sent)
-    return {"sent within the machine": inside, "sent between machines": between}
+        sent = t.grad_accum * (gathered + FLOAT32 * t.weights)
+    return (t.gpus - 1) * sent // t.gpus
 
 
 def main() -> None:
@@ -142,7 +133,7 @@ def main() -> None:
     if t.gpus < 1 or t.batch_size % t.gpus:
         raise InputError(f"--batch_size {t.batch_size}: make it a multiple of --gpus {t.gpus}")
     print(f"{t.weights:,} weights; GiB of each of {t.gpus} GPUs")
-    for name, n_bytes in (memory(t) | traffic(t)).items():
+    for name, n_bytes in (memory(t) | {"sent in a step": traffic(t)}).items():
         print(f"  {name:26}{n_bytes / 2**30:8.2f}")
 
 

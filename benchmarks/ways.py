@@ -13,12 +13,11 @@ from experiments.runs import arguments, data_flags, run_llama, write_sample
 from minllama.common.program import ArgumentParser
 
 REFERENCE = "the reference's way"
-FASTEST = {"causal": True, "dtype": "bfloat16"}
 WAYS: dict[str, dict[str, object]] = {  # by name their flags
     REFERENCE: {},
     "unmasked float32": {"no-causal": True},
     "causal float32": {"causal": True},
-    "causal bfloat16": FASTEST,
+    "causal bfloat16": {"causal": True, "dtype": "bfloat16"},
 }
 
 
@@ -35,34 +34,33 @@ def make_ways_parser(description: str | None, batch_size: int) -> ArgumentParser
 
 def race(
     flags: argparse.Namespace,
-    option: str,
     ways: dict[str, dict[str, object]],
     n_lines: dict[str, int],
     measure: Callable[[list[dict]], dict[str, float]],
+    min_words: int = 0,
+    **more: object,
 ) -> None:
     """Let ways take turns on a sample of the data, and print the table.
 
     Args:
-        n_lines: lines of each split in the sample.
+        n_lines, min_words: of the sample, as `write_sample` takes them.
         measure: takes the records of a run's metrics.
+        more: flags of all ways.
     """
-    shared: dict[str, object] = {"option": option, "batch_size": flags.batch_size}
+    shared: dict[str, object] = {"batch_size": flags.batch_size, **more}
     for name in ("pretrained-model-path", "tokenizer-path"):
         shared[name] = os.path.abspath(getattr(flags, name.replace("-", "_")))
-    of_ours: dict[str, object] = {"metrics_out": "metrics.jsonl"}
-    if option == "finetune":
-        of_ours |= {"epochs": 1, "skip_train_eval": True}
 
-    def run_once(command: list[object]) -> dict[str, float]:
+    def run_once(command: list[str]) -> dict[str, float]:
         return measure(run(command, flags.threads)[0])
 
     with tempfile.TemporaryDirectory() as folder:
-        sample = write_sample(flags.data, folder, n_lines, getattr(flags, "min_words", 0))
-        shared |= data_flags(sample)
+        shared |= data_flags(write_sample(flags.data, folder, n_lines, min_words))
         contenders = {}
         for suffix, repository in repositories(flags).items():
-            for way, of_way in ways.items():
-                command = run_llama(shared | of_ours | of_way, repository)
+            for way, its_flags in ways.items():
+                its_flags = {"metrics_out": "metrics.jsonl"} | its_flags
+                command = run_llama(shared | its_flags, repository)
                 contenders[f"{way}{suffix}"] = partial(run_once, command)
         if REFERENCE in ways:  # is not one of the command line, nor of another checkout
             command = [sys.executable, "-m", "benchmarks.reference_way", *arguments(shared)]

@@ -15,8 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
 from minllama.common.errors import InputError
-from minllama.text.batches import Example
-from minllama.text.labelled import LabelledSentence, few_shot, read_labelled
+from minllama.text.labelled import few_shot, read_labelled
 
 CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization
 WORDS = {"sublinear_tf": True, "token_pattern": r"\S+"}
@@ -56,10 +55,7 @@ class SvdFeatures:
 
 
 def baseline(
-    data: str,
-    shots: int | None = None,
-    seed: int = 0,
-    unlabelled: Sequence[str] | None = None,
+    data: str, shots: int | None = None, seed: int = 0, unlabelled: Sequence[str] | None = None
 ) -> dict:
     """Fit on train, choose `C` on dev.
 
@@ -74,10 +70,8 @@ def baseline(
     """
     splits = {split: read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test")}
     if shots is not None:
-        examples = [Example(sentence, label, []) for label, sentence in splits["train"]]
-        num_labels = 1 + max(example.label for example in examples)
-        drawn = few_shot(examples, shots, num_labels, seed)
-        splits["train"] = [LabelledSentence(e.label, e.sentence) for e in drawn]
+        num_labels = 1 + max(example.label for example in splits["train"])
+        splits["train"] = few_shot(splits["train"], shots, num_labels, seed)
     y = {split: [s.label for s in sentences] for split, sentences in splits.items()}
     texts = {split: [s.sentence for s in sentences] for split, sentences in splits.items()}
     if unlabelled is not None:

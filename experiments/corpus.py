@@ -75,12 +75,7 @@ class Source:
 
 
 def read_documents(path: Path) -> list[str]:
-    """The documents of a text, xz-compressed if its name ends in .xz.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        InputError: it is not UTF-8, or not xz-compressed.
-    """
+    """The documents of a text, xz-compressed if its name ends in .xz, or an error of the user."""
     if not path.is_file():
         raise missing_file(path)
     try:
@@ -138,10 +133,10 @@ def unknown_share(words: Sequence[str], known: Collection[str]) -> float:
 class OffensiveWords:
     """Profanity and slurs, kept as digests so that nobody has to read them.
 
-    The file has the first 16 hexadecimal digits of the SHA-256 of each word in lower case. The
-    words are those that two of three lists have, or that cuss rates as likely profane and that
-    these corpora use so: cuss 2.2.0 (MIT), naughty-words 1.2.0 (CC-BY-4.0) and better-profanity
-    0.7.0 (MIT). Words whose usual sense in a story is another one are not listed.
+    The file has the first 16 hexadecimal digits of each word's SHA-256. The words are in two of
+    three lists, or cuss rates them as likely profane and these corpora use them so: cuss 2.2.0
+    (MIT), naughty-words 1.2.0 (CC-BY-4.0), better-profanity 0.7.0 (MIT). Words with another usual
+    sense in a story are not listed.
     """
 
     def __init__(self, path: Path = OFFENSIVE):
@@ -183,7 +178,7 @@ def take_out_copies(sources: Collection[Source]) -> None:
         for passage in source.held_out + source.validation:
             unseen.update(runs_of(words_of(passage)))
     for source in sources:
-        kept = []
+        kept: list[str] = []
         for section in source.train:
             is_copy = sum(run in unseen for run in runs_of(words_of(section))) >= MAX_RUNS
             (source.copies if is_copy else kept).append(section)
@@ -231,11 +226,7 @@ def write(path: Path, texts: Iterable[str]) -> None:
 
 
 def make_corpus(corpora: Path, output: Path, times: dict[str, float], easiest: bool) -> None:
-    """Write the files and print the counts.
-
-    Args:
-        times: copies of each source.
-    """
+    """Write the files and print the counts; `times` has the copies of each source."""
     offensive = OffensiveWords()
     sources = {n: divide(read_documents(corpora / f"{n}.txt.xz"), offensive) for n in times}
     take_out_copies(sources.values())
@@ -290,7 +281,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path)
     parser.add_argument("output", type=Path)
-    help = "another mixture; of a source with 0 nothing is trained on"
+    help = "another mixture; 0 leaves a source out"
     parser.add_argument(
         "--repeat", nargs="+", default=[], action="extend", metavar="NAME=TIMES", help=help
     )

@@ -8,21 +8,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median, median_low
+from typing import Any
 
 from filelock import FileLock
 
 from experiments.baseline import baseline
 from experiments.corpus import read_documents
 from experiments.rows import BASELINES, METHODS, PROMPTED, REFERENCE, ROWS, with_label_words
-from experiments.runs import (
-    DEMO,
-    RESULTS,
-    accuracies,
-    classify,
-    recorded,
-    run_llama,
-    write_sample,
-)
+from experiments.runs import DEMO, RESULTS, accuracies, classify, recorded, run_llama, write_sample
 from experiments.task_text import SST, task_text
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, file_fingerprint
@@ -40,20 +33,12 @@ class MissingReviews(InputError):
 
 
 def record(identity: dict, measure: Callable[[], dict]) -> dict:
-    """`recorded` in `RECORDS`, for the present demo model.
-
-    The identity has neither the text nor the training of domain-adapted models. Where these change,
-    remove the lines.
-    """
+    """`recorded` for this demo model. Remove the lines where the domain-adapted models change."""
     return recorded(RECORDS, identity | {"demo": file_fingerprint(DEMO)}, measure)
 
 
 def review_text(reviews_mb: int) -> Path:
-    """The text of so many megabytes of reviews, which `experiments.reviews` writes.
-
-    Raises:
-        MissingReviews: it does not exist.
-    """
+    """The text of so many megabytes of reviews, or MissingReviews."""
     path = RESULTS / f"reader-{reviews_mb}.txt"
     if not path.is_file():
         raise MissingReviews(
@@ -65,11 +50,7 @@ def review_text(reviews_mb: int) -> Path:
 
 @functools.cache
 def adapted_model(reviews_mb: int) -> Path:
-    """The demo model after pre-training on so many megabytes of reviews, made if need be.
-
-    Raises:
-        MissingReviews: their text does not exist.
-    """
+    """The demo model after pre-training on so many megabytes of reviews, made if need be."""
     if reviews_mb == 0:
         return DEMO
     steps = reviews_mb * 100 // 3
@@ -89,15 +70,12 @@ def adapted_model(reviews_mb: int) -> Path:
 def pretrain_on_tasks(
     corpus: str, steps: int, reviews_mb: int = 0, folder: Path | None = None
 ) -> Path:
-    """Continue a model's pre-training on the training sentences of both tasks, shuffled.
+    """Continue pre-training on the training sentences of both tasks; returns the checkpoint.
 
     Args:
         corpus: "sentences", or "labelled" where they end in their labels.
         reviews_mb: of the `adapted_model` to start from.
         folder: of the run; by default one in `RESULTS`.
-
-    Returns:
-        the checkpoint.
     """
     name = f"{corpus}-{steps}" + (f"-reader-{reviews_mb}" if reviews_mb else "")
     folder = folder or RESULTS / name
@@ -119,10 +97,7 @@ def pretrain_on_tasks(
 
 
 def pretrain_further(model: Path, text: Path, folder: Path, **flags: object) -> Path:
-    """Run or resume `--option pretrain` from a model; another report waits meanwhile.
-
-    Returns:
-        the checkpoint.
+    """Run or resume `--option pretrain` from a model, and return the checkpoint.
 
     Raises:
         InputError: the folder holds another run, or is in use.
@@ -138,7 +113,7 @@ def pretrain_further(model: Path, text: Path, folder: Path, **flags: object) -> 
     return folder / "model.pt"
 
 
-def pretraining_steps(name: str, value: object) -> int:
+def pretraining_steps(name: str, value: Any) -> int:
     """Steps of `pretrain_on_tasks` before a row's run with a value of its hyperparameter."""
     row = ROWS[name]
     if row.corpus is None:
@@ -151,8 +126,8 @@ def run_row(name: str, data: str, value: object, seed: int) -> dict:
     row = ROWS[name]
     flags = row.settings(data, value, seed)
     steps = pretraining_steps(name, value)
-    identity = {"name": name, "data": Path(data).name, "flags": flags}
-    identity |= {"steps": steps, "reviews_mb": row.reviews_mb}
+    identity = {"name": name, "data": Path(data).name, "flags": flags, "steps": steps}
+    identity["reviews_mb"] = row.reviews_mb
 
     def measure() -> dict:
         if steps:
@@ -164,11 +139,12 @@ def run_row(name: str, data: str, value: object, seed: int) -> dict:
     return record(identity, measure)
 
 
-def tuned_value(name: str) -> object:
-    """A row's kept hyperparameter, or the one with the best accuracy on SST-5's dev."""
-    if ROWS[name].kept is not None:
-        return ROWS[name].kept
-    runs = {value: run_row(name, SST, value, TUNING_SEED) for value in ROWS[name].values}
+def tuned_value(name: str) -> Any:
+    """A row's only hyperparameter, or the one with the best accuracy on SST-5's dev."""
+    values = ROWS[name].values
+    if len(values) == 1:
+        return values[0]
+    runs = {value: run_row(name, SST, value, TUNING_SEED) for value in values}
     return max(runs, key=lambda value: sum(accuracies([runs[value]], "dev")))
 
 
@@ -188,7 +164,7 @@ def run_baseline(name: str, data: str, seed: int = 0) -> dict:
     """One run of a row of `BASELINES`; returns what `baseline` does."""
     row = BASELINES[name]
     identity = {"name": name, "data": Path(data).name, "shots": row.shots, "seed": seed}
-    identity["reviews_mb"] = row.reviews_mb
+    identity |= {"reviews_mb": row.reviews_mb}
 
     def measure() -> dict:
         unlabelled = read_documents(review_text(row.reviews_mb)) if row.reviews_mb else None
@@ -201,7 +177,7 @@ def run_prompted(name: str, data: str) -> dict:
     """The run of a row of `PROMPTED`; returns what `classify` does."""
     row = PROMPTED[name]
     flags = with_label_words(row.flags, data)
-    identity = {"name": name, "data": Path(data).name, "flags": flags}
+    identity: dict[str, Any] = {"name": name, "data": Path(data).name, "flags": flags}
     identity["reviews_mb"] = row.reviews_mb
     return record(identity, lambda: classify(data, flags, adapted_model(row.reviews_mb), "prompt"))
 
@@ -231,10 +207,9 @@ def timed_round(number: int) -> dict:
 
 
 def relative_times() -> dict[str, float]:
-    """Estimate the training time on SST-5 by row, as a multiple of plain's.
+    """Training times on SST-5 by row, relative to plain's: the median over the rounds.
 
-    It is the median over the rounds. The sample's time is scaled up to all sentences, and continued
-    pre-training is added. Rows that diverged in all rounds are left out.
+    The sample's time is scaled up to all sentences, and continued pre-training is added.
     """
     ratios: dict[str, list[float]] = {}
     for number in range(N_ROUNDS):

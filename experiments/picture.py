@@ -1,4 +1,4 @@
-"""The pictures of `experiments/report.py`."""
+"""The pictures of `experiments/report.py`, SVG files."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,21 +13,20 @@ plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file
 
 
 def draw_methods(
-    rows: dict[str, tuple[int, list[float]]], line: tuple[str, float], path: Path
+    rows: dict[str, tuple[int | None, list[float]]], line: tuple[str, float], path: Path
 ) -> None:
     """Draw accuracy by trained parameters; below, the rows that train (almost) all, by accuracy.
 
     Args:
-        rows: trained parameters and accuracies by label; those without accuracies are left out.
+        rows: trained parameters and accuracies by label; diverged rows are left out.
         line: label and accuracy of a vertical line.
-        path: an SVG file.
     """
-    rows = {label: row for label, row in rows.items() if row[1]}
-    everything = max(trained for trained, _ in rows.values())
+    measured = {label: (row[0], row[1]) for label, row in rows.items() if row[0] and row[1]}
+    everything = max(trained for trained, _ in measured.values())
     figure, (upper, lower) = plt.subplots(
         nrows=2, sharex=True, height_ratios=(2, 3), figsize=(9, 7), layout="constrained"
     )
-    for label, (trained, values) in sorted(rows.items(), key=lambda row: mean(row[1][1])):
+    for label, (trained, values) in sorted(measured.items(), key=lambda row: mean(row[1][1])):
         accuracy = mean(values)
         deviation = stdev(values) if len(values) > 1 else None
         if trained > 0.9 * everything:
@@ -52,7 +51,6 @@ def draw_curve(
     Args:
         points: accuracies by split, by megabytes; those without accuracies are left out.
         lines: accuracy of TF-IDF by split, for a dashed line.
-        path: an SVG file.
     """
     points = {megabytes: point for megabytes, point in points.items() if all(point.values())}
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")

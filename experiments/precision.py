@@ -9,7 +9,7 @@ seeds. `experiments/results/precision.jsonl` keeps the results; without it all r
 import functools
 from statistics import mean, stdev
 
-from experiments.runs import RESULTS, ROOT, classify, end_on_sigterm, recorded
+from experiments.runs import RESULTS, ROOT, classify, recorded
 from minllama.common.program import run_script
 
 REVIEWS = str(ROOT / "data/demo/reviews")
@@ -19,7 +19,6 @@ SEEDS = (1, 2, 3)
 
 
 def main() -> None:
-    end_on_sigterm()
     for dtype in DTYPES:
         records = []
         for seed in SEEDS:

@@ -33,7 +33,7 @@ from experiments.measure import (
     tuned_value,
 )
 from experiments.rows import BASELINES, CURVE, METHODS, PROMPTED, REFERENCE, ROWS, TABLE
-from experiments.runs import RESULTS, accuracies, describe, end_on_sigterm
+from experiments.runs import RESULTS, accuracies, describe
 from experiments.task_text import CFIMDB, SST
 from minllama.common.errors import InputError
 from minllama.common.program import ArgumentParser, run_script
@@ -46,11 +46,7 @@ PICTURE, CURVE_PICTURE = RESULTS / "methods.svg", RESULTS / "reader.svg"
 
 
 def cells_of(name: str, time: float | None = None) -> list[str]:
-    """A row of the table; missing runs are made.
-
-    Args:
-        time: of its training, as a multiple of plain's, where it is known.
-    """
+    """A row of the table; missing runs are made. `time` is relative to plain's, if known."""
     if name in ROWS:
         return trained_cells(name, time)
     return baseline_cells(name) if name in BASELINES else prompted_cells(name)
@@ -61,11 +57,10 @@ def trained_cells(name: str, time: float | None) -> list[str]:
     cfimdb = final_runs(name, CFIMDB) if row.on_cfimdb else []
     trained, memory = measured(name, "trained_parameters"), measured(name, "peak_memory_bytes")
     best = tuned_value(name)
-    tried = [best] if row.kept is not None else row.values
-    values = ", ".join(f"**{v}**" if v == best and len(tried) > 1 else f"{v}" for v in tried)
+    values = [f"**{v}**" if v == best and len(row.values) > 1 else f"{v}" for v in row.values]
     return [
         row.label,
-        f"`{row.tuned}` {values}",
+        f"`{row.tuned}` {', '.join(values)}",
         describe(runs, "dev"),
         describe(runs, "test"),
         describe(cfimdb, "dev"),
@@ -98,11 +93,7 @@ def prompted_cells(name: str) -> list[str]:
 
 
 def run_rows() -> Iterator[str]:
-    """Make the missing runs before anything is timed, and print each row.
-
-    Yields:
-        the names of the rows that could run.
-    """
+    """Make the missing runs before anything is timed; yield the names of rows that could run."""
     for name in TABLE:
         try:
             print(*cells_of(name)[:5], sep=" | ", file=sys.stderr, flush=True)
@@ -121,11 +112,7 @@ def print_table(rows: Iterable[list[str]]) -> None:
 
 
 def check_matplotlib() -> None:
-    """Check that pictures can be drawn, before the runs.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
+    """Check before the runs that pictures can be drawn, or raise an InputError."""
     try:
         import experiments.picture  # noqa: F401
     except ImportError as error:
@@ -163,7 +150,6 @@ def main() -> None:
     parser.add_argument("--rows", metavar="NAME", nargs="+", choices=TABLE, help=help)
     names = parser.parse_args().rows
     check_metrics_file(RECORDS)
-    end_on_sigterm()
     if names is None or set(names).issuperset(CURVE):
         check_matplotlib()
     if names is None:

@@ -42,12 +42,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
 
 
 def read_reviews(path: Path) -> list[str]:
-    """The reviews of an archive, without HTML's line breaks and entities, or of a text.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        InputError: it is damaged, or an archive without reviews.
-    """
+    """The reviews of an archive, decoded from HTML, or of a text; or an error of the user."""
     if not path.name.endswith((".tar.gz", ".tgz")):
         return read_documents(path)
     if not path.is_file():
@@ -56,8 +51,9 @@ def read_reviews(path: Path) -> list[str]:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                if member.isfile() and IN_ARCHIVE.search(member.name):
-                    reviews.append(without_html(archive.extractfile(member).read()))
+                file = archive.extractfile(member) if IN_ARCHIVE.search(member.name) else None
+                if file is not None:
+                    reviews.append(without_html(file.read()))
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: not a whole .tar.gz file; fetch it anew") from error
     reviews = [review for review in reviews if review]
@@ -95,17 +91,16 @@ def as_treebank(text: str, brackets: bool) -> str:
     """Separate the tokens of a text as the Penn Treebank does, sentence by sentence.
 
     Args:
-        brackets: write brackets, quotes and slashes as SST-5 does (-LRB-, ``, \\/), not as CFIMDB
-            does.
+        brackets: write brackets, quotes and slashes as SST-5 does: -LRB-, ``, \\/.
     """
-    from nltk.tokenize import TreebankWordTokenizer
-
+    try:
+        from nltk.tokenize import TreebankWordTokenizer
+    except ImportError:
+        raise InputError("needs NLTK; `pip install -r benchmarks/requirements.txt`") from None
     tokenizer = TreebankWordTokenizer()
-    tokens = [
-        token
-        for sentence in SENTENCE_END.split(text)
-        for token in tokenizer.tokenize(sentence, convert_parentheses=brackets)
-    ]
+    tokens: list[str] = []
+    for sentence in SENTENCE_END.split(text):
+        tokens += tokenizer.tokenize(sentence, convert_parentheses=brackets)
     if brackets:
         return " ".join(tokens).replace("/", "\\/")
     return re.sub(r"``|''", '"', " ".join(tokens))
@@ -145,19 +140,13 @@ def main() -> None:
     if args.megabytes is not None and not args.megabytes > 0:
         raise InputError(f"--megabytes {args.megabytes}: must be greater than 0")
     check_outputs([args.out], args.corpora)
-    documents = [review for path in args.corpora for review in read_reviews(path)]
-    documents = list(dict.fromkeys(documents))  # each once
-    n_documents = len(documents)
-    documents = without_evaluated(documents)
-    try:
-        kept = make_text(documents, args.megabytes)
-    except ImportError as error:
-        raise InputError(
-            "NLTK is not installed; `python -m pip install -r benchmarks/requirements.txt`"
-        ) from error
+    everything = [review for path in args.corpora for review in read_reviews(path)]
+    unique = list(dict.fromkeys(everything))
+    documents = without_evaluated(unique)
+    kept = make_text(documents, args.megabytes)
     with atomic_write(args.out) as file:
         file.write(joined(kept))
-    print(f"{n_documents - len(documents)} of {n_documents:,} share words with dev or test")
+    print(f"{len(unique) - len(documents)} of {len(unique):,} share words with dev or test")
     print(f"{args.out}: {len(kept):,} reviews, {args.out.stat().st_size / 1e6:.1f} MB")
 
 

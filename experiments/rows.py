@@ -2,13 +2,17 @@
 
 Each has a name, by which its runs are recorded. Those whose names begin with "reader" start from a
 domain-adapted model: the demo model after more pre-training on unlabelled film reviews. A row that
-trains has one hyperparameter that is tuned. Most rows keep the value that was best on SST-5's dev
-with the demo model of version 0.1.0, of those that are listed.
+trains has one hyperparameter. It is tuned on SST-5's dev if several values are given. A single
+value was the best one with the demo model of version 0.1.0.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from experiments.task_text import CFIMDB, LABEL_WORDS, SST, TEMPLATE
+
+T = TypeVar("T", "Row", "Prompted")
 
 EPOCHS, BATCH_SIZES = 5, {SST: 80, CFIMDB: 10}
 RATES = (2e-4, 5e-4, 1e-3)
@@ -31,9 +35,8 @@ class Row:
     Attributes:
         label: of the table.
         flags: of all its runs, as `runs.arguments` takes them.
-        tuned: the flag that is tuned, or "steps" of continued pre-training.
+        tuned: its hyperparameter: a flag, or "steps" of continued pre-training.
         values: candidates for it.
-        kept: the candidate that is taken without tuning; None tunes.
         corpus: the text of continued pre-training before, "sentences" or "labelled"; None is none.
         steps_of: the row whose best number of steps that pre-training takes.
         on_cfimdb: whether it runs there too.
@@ -41,10 +44,9 @@ class Row:
     """
 
     label: str
-    flags: dict[str, object]
+    flags: Mapping[str, object]
     tuned: str
     values: tuple
-    kept: object | None = None
     corpus: str | None = None
     steps_of: str | None = None
     on_cfimdb: bool = False
@@ -52,7 +54,7 @@ class Row:
 
     def settings(self, data: str, value: object, seed: int) -> dict[str, object]:
         """All flags of a run, with the tuned one at a value."""
-        flags = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS} | self.flags
+        flags = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS, **self.flags}
         if self.tuned != "steps":
             flags[self.tuned] = value
         if data == CFIMDB:  # where float32 would take a day
@@ -62,16 +64,10 @@ class Row:
 
 @dataclass
 class Baseline:
-    """TF-IDF and logistic regression.
-
-    Attributes:
-        label: of the table.
-        shots: training sentences of each label. None is all, and CFIMDB too.
-        reviews_mb: megabytes of unlabelled reviews, as `baseline` takes them.
-    """
+    """TF-IDF and logistic regression; `reviews_mb` as in `Row`."""
 
     label: str
-    shots: int | None = None
+    shots: int | None = None  # training sentences of each label; None is all, and CFIMDB too
     reviews_mb: int = 0
 
 
@@ -80,7 +76,7 @@ class Prompted:
     """A model that is prompted and not trained; attributes as in `Row`."""
 
     label: str
-    flags: dict[str, object]
+    flags: Mapping[str, object]
     reviews_mb: int = 0
 
 
@@ -89,48 +85,39 @@ REFERENCE = {
         "the assignment's default: unmasked, float32 (on CFIMDB bfloat16)",
         {"no-causal": True},
         "lr",
-        RATES,
-        kept=2e-4,
+        (2e-4,),
         on_cfimdb=True,
     ),
     "plain": Row("plain: causal, bfloat16", CAUSAL, "lr", LOW_RATES, on_cfimdb=True),
 }
 METHODS = {
-    "continued": Row(
-        "continued pre-training", CAUSAL, "steps", (250, 500, 1000), kept=250, corpus="sentences"
-    ),
+    "continued": Row("continued pre-training", CAUSAL, "steps", (250,), "sentences"),
     "mean": Row("mean pooling", CAUSAL | MEAN, "lr", LOW_RATES, on_cfimdb=True),
     "names": Row("the head begins as the labels' names", CAUSAL | {"wise_ft": [1]}, "lr", RATES),
-    "wise": Row(  # trains as the row above, whose best rate it takes
-        "WiSE-FT, α of 0, 0.2 … 1, that head", CAUSAL | {"wise_ft": ALPHAS}, "lr", RATES, kept=2e-4
-    ),
-    "prompt": Row("prompt-based", CAUSAL | PROMPT, "lr", RATES, kept=2e-4),
-    "lora": Row("LoRA", CAUSAL | {"tune": "lora"}, "lr", HIGH_RATES, kept=2e-3),
-    "adapter": Row("adapters", CAUSAL | {"tune": "adapter"}, "lr", HIGH_RATES, kept=2e-3),
-    "prefix": Row("prefix", CAUSAL | {"tune": "prefix"}, "lr", (2e-3, 5e-3, 1e-2), kept=2e-3),
-    "norm": Row(
-        "the norms' scales", CAUSAL | {"tune": "norm"}, "lr", (2e-3, 5e-3, 1e-2), kept=5e-3
-    ),
-    "head": Row("the head only", CAUSAL | {"tune": "head"}, "lr", (2e-3, 1e-2, 5e-2), kept=2e-3),
-    "mixout": Row("Mixout", CAUSAL, "mixout", (0.1, 0.3, 0.6), kept=0.3),
-    "decay": Row("layer-wise rates", CAUSAL, "layer_decay", (0.6, 0.75, 0.9), kept=0.75),
-    "schedule": Row("warm-up and linear decay", CAUSAL | LINEAR, "lr", RATES, kept=2e-4),
-    "smart": Row("SMART", CAUSAL, "smart", (0.3,), kept=0.3),
+    "wise": Row("WiSE-FT, α of 0, 0.2 … 1, that head", CAUSAL | {"wise_ft": ALPHAS}, "lr", (2e-4,)),
+    "prompt": Row("prompt-based", CAUSAL | PROMPT, "lr", (2e-4,)),
+    "lora": Row("LoRA", CAUSAL | {"tune": "lora"}, "lr", (2e-3,)),
+    "adapter": Row("adapters", CAUSAL | {"tune": "adapter"}, "lr", (2e-3,)),
+    "prefix": Row("prefix", CAUSAL | {"tune": "prefix"}, "lr", (2e-3,)),
+    "norm": Row("the norms' scales", CAUSAL | {"tune": "norm"}, "lr", (5e-3,)),
+    "head": Row("the head only", CAUSAL | {"tune": "head"}, "lr", (2e-3,)),
+    "mixout": Row("Mixout", CAUSAL, "mixout", (0.3,)),
+    "decay": Row("layer-wise rates", CAUSAL, "layer_decay", (0.75,)),
+    "schedule": Row("warm-up and linear decay", CAUSAL | LINEAR, "lr", (2e-4,)),
+    "smart": Row("SMART", CAUSAL, "smart", (0.3,)),
     "labelled": Row(
         "continued pre-training with the labels, prompt-based",
         CAUSAL | PROMPT | {"lr": 2e-4},
         "steps",
-        (250, 500, 1000),
-        kept=500,
-        corpus="labelled",
+        (500,),
+        "labelled",
     ),
     "labelled mean": Row(
         "continued pre-training with the labels, mean pooling",
         CAUSAL | MEAN,
         "lr",
-        LOW_RATES,
-        kept=1e-4,
-        corpus="labelled",
+        (1e-4,),
+        "labelled",
         steps_of="labelled",
         on_cfimdb=True,
     ),
@@ -138,42 +125,33 @@ METHODS = {
         "continued pre-training, mean pooling, linear decay",
         CAUSAL | MEAN | LINEAR,
         "epochs",
-        (1, 2, 3),
-        kept=2,
-        corpus="sentences",
+        (2,),
+        "sentences",
         steps_of="continued",
         on_cfimdb=True,
     ),
 }
 
 
-def adapted(label: str, megabytes: int = MEGABYTES) -> str:
-    """The label of the same row with a domain-adapted model."""
-    return f"domain-adapted, {megabytes} MB: {label}"
+def adapted(row: T, megabytes: int = MEGABYTES) -> T:
+    """The same row with a domain-adapted model."""
+    label = f"domain-adapted, {megabytes} MB: {row.label}"
+    return replace(row, label=label, reviews_mb=megabytes)
 
 
 ADAPTED = {
-    "reader plain": Row(adapted("plain"), CAUSAL, "lr", LOW_RATES, reviews_mb=MEGABYTES),
+    "reader plain": adapted(Row("plain", CAUSAL, "lr", LOW_RATES)),
 } | {
-    f"reader {name}": replace(
-        METHODS[name], label=adapted(METHODS[name].label), reviews_mb=MEGABYTES
-    )
+    f"reader {name}": adapted(METHODS[name])
     for name in ("mean", "lora", "prompt", "labelled mean", "short")
 }
-OTHER_ADAPTED = {
-    f"reader {n} MB": replace(
-        ADAPTED["reader prompt"], label=adapted("prompt-based", n), reviews_mb=n
-    )
-    for n in OTHER_MEGABYTES
-}
+OTHER_ADAPTED = {f"reader {n} MB": adapted(METHODS["prompt"], n) for n in OTHER_MEGABYTES}
 FEW_SHOT = {
-    "few": Row("64 sentences a label: plain", SHOTS, "lr", RATES, kept=2e-4),
-    "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", RATES, kept=2e-4),
+    "few": Row("64 sentences a label: plain", SHOTS, "lr", (2e-4,)),
+    "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", (2e-4,)),
     "few lora": Row("64 sentences a label: LoRA", SHOTS | {"tune": "lora"}, "lr", HIGH_RATES),
 }
-FEW_SHOT["reader few prompt"] = replace(
-    FEW_SHOT["few prompt"], label=adapted(FEW_SHOT["few prompt"].label), reviews_mb=MEGABYTES
-)
+FEW_SHOT["reader few prompt"] = adapted(FEW_SHOT["few prompt"])
 ROWS = REFERENCE | METHODS | ADAPTED | OTHER_ADAPTED | FEW_SHOT
 CURVE = sorted(["prompt", *OTHER_ADAPTED, "reader prompt"], key=lambda name: ROWS[name].reviews_mb)
 
@@ -195,10 +173,7 @@ PROMPTED = {
     ),
     "zero-shot pmi": Prompted("zero-shot, “It was”, PMI", IT_WAS | {"calibrate": "pmi"}),
 }
-PROMPTED |= {
-    f"reader {name}": Prompted(adapted(row.label), row.flags, MEGABYTES)
-    for name, row in PROMPTED.items()
-}
+PROMPTED |= {f"reader {name}": adapted(row) for name, row in PROMPTED.items()}
 TABLE: dict[str, Row | Baseline | Prompted] = {
     **REFERENCE,
     "tf-idf": BASELINES["tf-idf"],
@@ -212,6 +187,6 @@ TABLE: dict[str, Row | Baseline | Prompted] = {
 }
 
 
-def with_label_words(flags: dict[str, object], data: str) -> dict[str, object]:
+def with_label_words(flags: Mapping[str, object], data: str) -> dict[str, object]:
     """Flags with the label words of our template, where they have it."""
-    return flags | ({"label-names": LABEL_WORDS[data]} if "prompt_template" in flags else {})
+    return {**flags, **({"label-names": LABEL_WORDS[data]} if "prompt_template" in flags else {})}

@@ -4,11 +4,10 @@ import json
 import math
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -23,12 +22,7 @@ RESULTS = ROOT / "experiments/results"
 DEMO = ROOT / "data/demo/model.pt"
 
 
-def end_on_sigterm() -> None:
-    """Let `kill` end the run in progress too and remove its folder, as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
-
-def arguments(flags: dict[str, object]) -> list[str]:
+def arguments(flags: Mapping[str, object]) -> list[str]:
     """Flags as a command line has them.
 
     Args:
@@ -41,16 +35,13 @@ def arguments(flags: dict[str, object]) -> list[str]:
     return command
 
 
-def run_llama(flags: dict[str, object], repository: Path = ROOT) -> list[object]:
+def run_llama(flags: Mapping[str, object], repository: Path = ROOT) -> list[str]:
     """The command `run_llama.py` of a checkout, with flags as `arguments` takes them."""
-    return [sys.executable, repository / "run_llama.py", *arguments(flags)]
+    return [sys.executable, str(repository / "run_llama.py"), *arguments(flags)]
 
 
-def run_command(command: list[object], **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command and capture its output.
-
-    Args:
-        settings: of `subprocess.run`.
+def run_command(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command and capture its output; `settings` are those of `subprocess.run`.
 
     Raises:
         InputError: it refused its input.
@@ -67,9 +58,6 @@ def run_command(command: list[object], **settings: Any) -> subprocess.CompletedP
 def recorded(results: Path, identity: dict, measure: Callable[[], dict]) -> dict:
     """Look up a measurement in a file of JSON lines; else measure, and append it.
 
-    An interrupted series of measurements can be started again. Where something has changed that
-    `identity` does not have, remove the lines.
-
     Returns:
         `identity` and what `measure` returns.
     """
@@ -85,13 +73,10 @@ def recorded(results: Path, identity: dict, measure: Callable[[], dict]) -> dict
 
 
 def data_flags(data: str) -> dict[str, object]:
-    """The flags that name the files of labelled data.
-
-    Args:
-        data: path up to `-train.txt`.
-    """
-    paths = {split: Path(f"{data}-{split}.txt").resolve() for split in ("train", "dev", "test")}
-    return paths | {"label-names": Path(f"{data}-label-mapping.json").resolve()}
+    """The flags that name the files of labelled data; `data` is a path up to `-train.txt`."""
+    names = {"train": "train.txt", "dev": "dev.txt", "test": "test.txt"}
+    names["label-names"] = "label-mapping.json"
+    return {flag: Path(f"{data}-{name}").resolve() for flag, name in names.items()}
 
 
 def write_sample(data: str, folder: str, n_lines: dict[str, int], min_words: int = 0) -> str:
@@ -118,7 +103,7 @@ def write_sample(data: str, folder: str, n_lines: dict[str, int], min_words: int
 
 
 def classify(
-    data: str, flags: dict[str, object], model: Path = DEMO, option: str = "finetune"
+    data: str, flags: Mapping[str, object], model: Path = DEMO, option: str = "finetune"
 ) -> dict:
     """Run `--option finetune` or `prompt`.
 
@@ -128,10 +113,10 @@ def classify(
         model: the checkpoint to start from.
 
     Returns:
-        accuracy and macro-averaged F1 of `dev` and `test`, and `peak_memory_bytes`. Fine-tuning
-        gives them for the epoch that is best on dev, and `train_seconds`, the `train_loss` of every
-        epoch and `trained_parameters`; with WiSE-FT also `alpha`. Where the loss was not finite,
-        the only key is `diverged`. Causal runs skip the evaluation of train, which changes nothing.
+        accuracy and macro-averaged F1 of `dev` and `test`, for fine-tuning those of the best epoch
+        on dev, and `peak_memory_bytes`; after training `train_seconds`, the `train_loss` of every
+        epoch and `trained_parameters`; with WiSE-FT `alpha`. Where the loss was not finite, the
+        only key is `diverged`. Causal runs skip the evaluation of train, which changes nothing.
 
     Raises:
         InputError: the command refused its input.
@@ -144,14 +129,14 @@ def classify(
         settings["skip_train_eval"] = True
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = run_command(run_llama(settings | flags | paths), cwd=folder)
+            done = run_command(run_llama({**settings, **flags, **paths}), cwd=folder)
         except InputError as error:
             if "lower --lr" in str(error):
                 return {"diverged": True}
             raise
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()
     *epochs, dev, test = map(json.loads, lines)
-    record = {
+    record: dict[str, Any] = {
         "dev": {"accuracy": dev["accuracy"], "macro_f1": dev["macro_f1"]},
         "test": {"accuracy": test["accuracy"], "macro_f1": test["macro_f1"]},
         "peak_memory_bytes": max(run["peak_memory_bytes"] for run in epochs or (dev, test)),

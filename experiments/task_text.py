@@ -13,13 +13,13 @@ from argparse import RawDescriptionHelpFormatter
 
 from experiments.runs import ROOT
 from minllama.common.program import ArgumentParser, run_script
-from minllama.text.labelled import SEPARATOR, load_label_names, read_labelled
+from minllama.text.labelled import SEPARATOR, LabelledSentence, load_label_names, read_labelled
 
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
 TEMPLATE = "{sentence} It was"
 LABEL_WORDS = {  # that continue the template; each is one token of the demo model
-    data: f"experiments/{name}-label-words.json"
-    for data, name in ((SST, "sst"), (CFIMDB, "cfimdb"))
+    SST: "experiments/sst-label-words.json",
+    CFIMDB: "experiments/cfimdb-label-words.json",
 }
 
 
@@ -38,7 +38,7 @@ def task_text(labelled: bool) -> list[str]:
         if labelled:
             words = load_label_names(ROOT / LABEL_WORDS[data])
             examples = [
-                (label, f"{TEMPLATE.format(sentence=sentence)} {words[label]}")
+                LabelledSentence(label, f"{TEMPLATE.format(sentence=sentence)} {words[label]}")
                 for label, text in examples
                 for sentence in re.split(r"(?<=\w [.!?]) ", text)
                 if re.search(r"\w", sentence)

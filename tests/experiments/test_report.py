@@ -105,7 +105,6 @@ def test_a_row_has_the_settings_of_its_data(name):
         assert settings["seed"] == 7
         assert settings["batch_size"] == row.flags.get("batch_size", batch_size)
         assert row.tuned == "steps" or settings[row.tuned] == row.values[0]
-        assert row.kept is None or row.kept in row.values
         assert ("label-names" in settings) == ("prompt_based" in settings)
         assert ("dtype" in settings) == ((name, data) != ("default", task_text.SST))
         if "label-names" in settings:
