@@ -19,19 +19,12 @@ from minllama.common.files import atomic_write, check_outputs, identity
 from minllama.common.program import ArgumentParser, run_script
 from tokenizer import TOKENIZER_MODEL, Tokenizer
 
-DTYPES = {  # by format
-    "pt": ("float32", "bfloat16", "float16"),
-    "hf": ("float32", "bfloat16", "float16"),
-    "llama2c": ("float32", "int8"),
-}
+FLOATS = ("float32", "bfloat16", "float16")
+DTYPES = {"pt": FLOATS, "hf": FLOATS, "llama2c": ("float32", "int8")}  # by format
 
 
 def convert(source: str, target: str, to: str, dtype: str | None = None) -> None:
-    """Read a checkpoint, check that the other format can express it, and write it.
-
-    Args:
-        to: "pt", "llama2c" or "hf".
-        dtype: None keeps the file's, or float32 for llama2c. "int8" is llama2c's version 2.
+    """Read a checkpoint and write it in the format `to`, a key of `DTYPES`.
 
     Raises:
         InputError: the format cannot express the model, or something would be overwritten.
@@ -39,41 +32,31 @@ def convert(source: str, target: str, to: str, dtype: str | None = None) -> None
     if dtype is not None and dtype not in DTYPES[to]:
         raise InputError(f"--dtype {dtype}: --to {to} has {', '.join(DTYPES[to])}")
     tokenizer = tokenizer_beside(source)
-    check_target(source, target, to, tokenizer)
+    if to == "hf":
+        check_new_folder(Path(target))
+    else:
+        check_outputs([target], [source] if tokenizer is None else [source, tokenizer])
     tokenizer_files = tokenizer_for(target, to, tokenizer)
     checkpoint = load(source)
     if to != "pt" and not checkpoint.config.causal:
-        raise InputError(
-            f"{source}: attends without a mask; models of --to {to} always have the causal mask"
-        )
-    if to == "llama2c":
-        llama2c.save(checkpoint, target, version=2 if dtype == "int8" else 0)
+        raise InputError(f"{source}: attends without a mask, which --to {to} cannot express")
+    if to != "llama2c" and dtype is not None:
+        checkpoint = in_dtype(checkpoint, getattr(torch, dtype))
+    if to == "pt":
+        pt.save(checkpoint, target)
+    elif to == "hf":
+        hf.save(checkpoint, target, tokenizer)
     else:
-        if dtype is not None:
-            checkpoint = in_dtype(checkpoint, getattr(torch, dtype))
-        if to == "hf":
-            hf.save(checkpoint, target, tokenizer)
-        else:
-            pt.save(checkpoint, target)
+        llama2c.save(checkpoint, target, version=2 if dtype == "int8" else 0)
     write_files(tokenizer_files)
 
 
-def write_files(files: dict[Path, bytes]) -> None:
-    """Write files of a known content."""
-    for path, content in files.items():
-        with atomic_write(path, "wb") as file:
-            file.write(content)
-
-
-def check_target(source: str, target: str, to: str, tokenizer: Path | None) -> None:
-    """Check that the target can be written, and overwrites no other file."""
-    path = Path(target)
-    if to != "hf":
-        check_outputs([target], [source] if tokenizer is None else [source, tokenizer])
-    elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{target}: already exists; name a new or an empty folder")
-    elif not path.absolute().parent.is_dir():
-        raise InputError(f"{target}: the folder {path.parent} does not exist; make it first")
+def check_new_folder(path: Path) -> None:
+    """Check that a folder is empty, or that it can be made."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: already exists; name a new or an empty folder")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
 
 
 def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, bytes]:
@@ -89,19 +72,19 @@ def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, by
         raise InputError(f"{target}: the tokenizer takes this name; choose another")
     if not path.exists():
         return {path: content}
-    if not path.is_file():
-        raise InputError(f"{path}: not a file, in the place of the tokenizer; move it away")
-    if path.read_bytes() != content:
+    if not path.is_file() or path.read_bytes() != content:
         raise InputError(f"{path}: not the same tokenizer as {tokenizer}; move it away")
     return {}
 
 
-def in_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
-    """The checkpoint in another precision; a tied matrix stays one.
+def write_files(contents: dict[Path, bytes]) -> None:
+    for path, content in contents.items():
+        with atomic_write(path, "wb") as file:
+            file.write(content)
 
-    Raises:
-        InputError: the precision cannot hold a value.
-    """
+
+def in_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
+    """The checkpoint in another precision, or an `InputError` if that cannot hold a value."""
     tensors = {}
     for name, tensor in checkpoint.tensors.items():
         tensors[name] = tensor.to(dtype)
@@ -117,7 +100,7 @@ def main() -> None:
     parser.add_argument("source", metavar="IN", help="a file or a folder in any format")
     parser.add_argument("target", metavar="OUT", help="the file to write, or the folder for hf")
     parser.add_argument("--to", choices=tuple(DTYPES), required=True, help="format of OUT")
-    dtypes = ("float32", "bfloat16", "float16", "int8")
+    dtypes = (*FLOATS, "int8")
     parser.add_argument("--dtype", choices=dtypes, help="precision of the weights, by default IN's")
     args = parser.parse_args()
     convert(args.source, args.target, args.to, args.dtype)

@@ -10,9 +10,7 @@ FORMATS = (hf, meta, llama2c, pt)  # recognized by their content; the last accep
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a model in any format.
-
-    Weights from Hugging Face, Meta and llama2.c are causal; a `.pt` says so itself.
+    """Read a model in any format. A `.pt` says whether it is causal; the others always are.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -31,9 +29,7 @@ def load(path: str | Path) -> Checkpoint:
 def verify(path: str | Path) -> None:
     """Compare a checkpoint of any size with its checksums; `load` does so up to 1 GB.
 
-    Raises:
-        FileNotFoundError: the path does not exist.
-        InputError: it is damaged, or in a format without checksums.
+    Raises what `load` raises, and an `InputError` for formats without checksums.
     """
     if not Path(path).exists():
         raise missing_file(path)
@@ -48,18 +44,17 @@ def verify(path: str | Path) -> None:
 def tokenizer_beside(path: str | Path) -> Path | None:
     """Find the SentencePiece model of a checkpoint: in its folder, or in the one above Meta's.
 
-    Raises:
-        InputError: the folder has a tokenizer, but in a form that is not supported.
+    Raises an `InputError` if the folder has only a `tokenizer.json`.
     """
-    folder = hf.folder_of(path) or meta.folder_of(path) or Path(path).parent
-    places = [folder, folder.parent] if meta.reads(path) else [folder]
+    shards = meta.shards_of(path)
+    folder = hf.folder_of(path) or (shards[0] if shards else Path(path)).parent
+    places = [folder, folder.parent] if shards else [folder]
     for place in places:
         if (place / "tokenizer.model").is_file():
             return place / "tokenizer.model"
     if hf.reads(path) and (folder / "tokenizer.json").is_file():
         raise InputError(
-            f"{folder}: has only a tokenizer.json; put the model's tokenizer.model beside it, or "
-            "name it with --tokenizer-path"
+            f"{folder}: has only a tokenizer.json; add tokenizer.model or --tokenizer-path"
         )
     return None
 

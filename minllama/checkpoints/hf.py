@@ -14,7 +14,6 @@ import torch
 
 from config import LlamaConfig
 from minllama.checkpoints import layout
-from minllama.checkpoints.hf_config import config_json, read_config
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError, is_out_of_memory
@@ -24,6 +23,7 @@ from minllama.common.progress import Bar
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ROPE_FREQUENCIES = "rotary_emb.inv_freq"  # in old files; computed from theta here
+ROTATED = ("compute_query.weight", "compute_key.weight")
 NAMES = {  # theirs, and ours
     "model.embed_tokens.weight": EMBEDDING,
     "model.norm.weight": "norm.weight",
@@ -40,6 +40,30 @@ LAYER_NAMES = {  # after "model.layers.N." and "layers.N."
     "input_layernorm.weight": "attention_norm.weight",
     "post_attention_layernorm.weight": "ffn_norm.weight",
 }
+SETTINGS = {  # of config.json, and ours
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "intermediate_size": "hidden_dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "max_position_embeddings": "max_seq_len",
+    "rms_norm_eps": "layer_norm_eps",
+}
+EXPECTED: dict[str, Any] = {  # Llama 2's values, if they are there
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "partial_rotary_factor": 1,
+}
+IGNORED = {  # without effect on the computation here
+    "_name_or_path", "transformers_version", "torch_dtype", "dtype", "initializer_range",
+    "use_cache", "pretraining_tp", "pad_token_id", "attention_dropout", "max_length", "return_dict",
+    "_attn_implementation", "_attn_implementation_autoset", "id2label", "label2id",
+    "chunk_size_feed_forward", "is_decoder", "problem_type",
+}  # fmt: skip
 TOKENIZER_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
     "bos_token": "<s>",
@@ -50,6 +74,7 @@ TOKENIZER_CONFIG = {
     "clean_up_tokenization_spaces": False,
     "legacy": True,
 }
+GENERATION_CONFIG = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def reads(path: str | Path) -> bool:
@@ -67,25 +92,60 @@ def folder_of(path: str | Path) -> Path | None:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a folder.
-
-    Raises:
-        InputError: it does not hold a Llama 2, or it is damaged; the message says where.
-    """
-    folder = folder_of(path)
-    if folder is None:
-        raise InputError(f"{path}: no {CONFIG} in it")
+    """Read a folder, its tensors mapped into memory, or raise an `InputError`."""
+    folder = folder_of(path) or Path(path)
     config, tied = read_config(folder / CONFIG)
-    tensors = read_tensors(folder, tensor_names(config))
-    shapes = layout.shapes_of(config)
-    for name, tensor in tensors.items():
-        if is_rotated(name) and tuple(tensor.shape) == shapes.get(name):
-            tensors[name] = to_neighbours(tensor, config)
+    names, shapes = tensor_names(config), layout.shapes_of(config)
+    half = config.dim // config.n_heads // 2  # of a head
+    tensors: dict[str, Any] = {}
+    for file in weight_files(folder):
+        is_new = file.suffix == ".safetensors"
+        content = read_safetensors(file) if is_new else read_checkpoint(file, mapped=True)
+        for name, tensor in content.items():
+            ours = names.get(name, str(name))
+            if ours.endswith(ROPE_FREQUENCIES):
+                continue
+            if ours in tensors:
+                raise InputError(f"{file}: {name} is there twice")
+            fits = isinstance(tensor, torch.Tensor) and tensor.shape == shapes.get(ours)
+            if fits and ours.endswith(ROTATED):
+                tensor = swap_rows(tensor, 2, half)
+            tensors[ours] = tensor
     return layout.checked(config, tensors, folder, tied)
 
 
+def read_config(path: Path) -> tuple[LlamaConfig, bool]:
+    """Read a config, and whether embedding and head are tied, or raise an `InputError`."""
+    values = layout.read_json(path)
+    rope = values.pop("rope_parameters", None)
+    theta = values.pop("rope_theta", None)
+    if isinstance(rope, dict):  # in newer versions
+        theta = rope.pop("rope_theta", theta)
+        if rope not in ({}, {"rope_type": "default"}):
+            raise InputError(f"{path}: rope_parameters {rope} is not Llama 2's")
+    tied = values.pop("tie_word_embeddings", False)
+    head_dim = values.pop("head_dim", None)
+    theta = 10000.0 if theta is None else theta
+    arguments = {"causal": True, "n_kv_heads": None, "rope_theta": theta}
+    for name, value in values.items():
+        is_set = value is not None and value is not False and value not in ([], {})
+        if name in SETTINGS:
+            arguments[SETTINGS[name]] = value
+        elif is_set and name not in IGNORED and value != EXPECTED.get(name):
+            raise InputError(f"{path}: {name} {value!r} is not Llama 2's")
+    missing = [name for name, ours in SETTINGS.items() if ours not in arguments]
+    if missing:
+        raise InputError(f"{path}: {', '.join(missing)} is missing")
+    config = layout.config_from(arguments, path)
+    if head_dim not in (None, config.dim // config.n_heads):
+        raise InputError(f"{path}: head_dim {head_dim} is not hidden_size / num_attention_heads")
+    if type(tied) is not bool:
+        raise InputError(f"{path}: tie_word_embeddings is {tied!r}, expected true or false")
+    return config, tied
+
+
 def tensor_names(config: LlamaConfig) -> dict[str, str]:
-    """The name of every tensor in such a folder, and ours."""
+    """The names of all tensors: theirs, and ours."""
     names = dict(NAMES)
     for i in range(config.n_layers):
         for theirs, ours in LAYER_NAMES.items():
@@ -93,60 +153,28 @@ def tensor_names(config: LlamaConfig) -> dict[str, str]:
     return names
 
 
-def read_tensors(folder: Path, names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """Read all tensors of a folder, by this project's names, mapped into memory.
-
-    Raises:
-        InputError: a file is absent, damaged or outside the folder, or a tensor is there twice.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        is_new = file.suffix == ".safetensors"
-        read = read_safetensors(file) if is_new else read_checkpoint(file, mapped=True)
-        for name, tensor in read.items():
-            if str(name).endswith(ROPE_FREQUENCIES):
-                continue
-            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-                raise InputError(
-                    f"{file}: {name} is not a tensor of floating-point numbers, as in quantized "
-                    "models; take one in float32, bfloat16 or float16"
-                )
-            ours = names.get(name, str(name))
-            if ours in tensors:
-                raise InputError(f"{file}: {name} is there twice")
-            tensors[ours] = tensor
-    return tensors
-
-
 def weight_files(path: str | Path) -> list[Path]:
     """The files of a folder's tensors; none if the path is not such a folder.
 
-    Raises:
-        InputError: one is absent.
+    Raises an `InputError` if one is absent or lies outside the folder.
     """
     folder = folder_of(path)
     if folder is None:
         return []
-    for whole, index in ((WEIGHTS, INDEX), (OLD_WEIGHTS, OLD_INDEX)):
-        if (folder / whole).is_file():
-            return [folder / whole]
-        if (folder / index).is_file():
-            return indexed_files(folder / index)
-    raise InputError(f"{folder}: no {WEIGHTS} and no {OLD_WEIGHTS} in it")
-
-
-def indexed_files(index: Path) -> list[Path]:
-    """The files that an index names, each once; they must be in its own folder."""
+    found = [file for file in (WEIGHTS, INDEX, OLD_WEIGHTS, OLD_INDEX) if (folder / file).is_file()]
+    if not found:
+        raise InputError(f"{folder}: no {WEIGHTS} and no {OLD_WEIGHTS} in it")
+    if found[0] in (WEIGHTS, OLD_WEIGHTS):
+        return [folder / found[0]]
+    index = folder / found[0]
     names = layout.read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f"{index}: no weight_map of file names")
     files = sorted(set(names.values()))
     for name in files:
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise InputError(f"{index}: names {name!r}, which is not a file of the folder")
-        if not (index.parent / name).is_file():
-            raise InputError(f"{index}: names {name}, which is not here; fetch it too")
-    return [index.parent / name for name in files]
+        if Path(name).name != name or not (folder / name).is_file():
+            raise InputError(f"{index}: names {name!r}, which is not a file beside it; fetch it")
+    return [folder / name for name in files]
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -164,33 +192,39 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path}: damaged or incomplete: {error}") from error
 
 
-def is_rotated(name: str) -> bool:
-    """Whether a tensor makes queries or keys."""
-    return name.endswith(("compute_query.weight", "compute_key.weight"))
+def swap_rows(weight: torch.Tensor, n: int, m: int) -> torch.Tensor:
+    """Reorder the rows of each head of query or key, `(n, m)`, to `(m, n)`."""
+    return weight.unflatten(0, (-1, n, m)).transpose(1, 2).flatten(0, 2)
 
 
-def to_neighbours(weight: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
-    """Reorder rows of query or key, `(heads · head_dim, dim)`, to pairs of neighbours."""
-    head_dim = config.dim // config.n_heads
-    return weight.view(-1, 2, head_dim // 2, config.dim).transpose(1, 2).reshape(weight.shape)
-
-
-def to_halves(weight: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
-    """Reorder rows of query or key to pairs of one row in each half of a head."""
-    head_dim = config.dim // config.n_heads
-    return weight.view(-1, head_dim // 2, 2, config.dim).transpose(1, 2).reshape(weight.shape)
+def config_json(config: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of `config.json`."""
+    values = {theirs: getattr(config, ours) for theirs, ours in SETTINGS.items()}
+    return values | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "intermediate_size": config.ffn_dim,
+        "num_key_value_heads": config.n_kv_heads or config.n_heads,
+        "hidden_act": "silu",
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "pretraining_tp": 1,
+        "use_cache": True,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> None:
-    """Write a folder that Transformers' `from_pretrained` reads.
+    """Write the folder of a causal model, with its tokenizer, as Transformers reads it.
 
-    Args:
-        checkpoint: of a causal model.
-        folder: takes its name once it is complete; it must be absent or empty.
-        tokenizer: the SentencePiece model to copy into it.
-
-    Raises:
-        InputError: safetensors is not installed.
+    It must be absent or empty, and takes its name once it is complete.
     """
     try:
         from safetensors.torch import save_file
@@ -198,17 +232,18 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> 
         raise InputError("--to hf needs a package: pip install safetensors") from None
     folder = Path(folder)
     config, tensors, _ = checkpoint
+    half = config.dim // config.n_heads // 2
     theirs = {}
     for name, ours in Bar(tensor_names(config).items(), desc="write", unit=" tensors", delay=1):
-        if ours != HEAD or not config.tie_embeddings:
-            tensor = to_halves(tensors[ours], config) if is_rotated(ours) else tensors[ours]
-            theirs[name] = tensor.contiguous()
+        tensor = swap_rows(tensors[ours], half, 2) if ours.endswith(ROTATED) else tensors[ours]
+        theirs[name] = tensor.contiguous()
+    if config.tie_embeddings:
+        del theirs["lm_head.weight"]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
         write_json(temporary / CONFIG, config_json(config, tensors[EMBEDDING].dtype))
-        ids = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
-        write_json(temporary / "generation_config.json", ids)
+        write_json(temporary / "generation_config.json", GENERATION_CONFIG)
         save_file(theirs, temporary / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             shutil.copyfile(tokenizer, temporary / "tokenizer.model")
@@ -222,7 +257,5 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> 
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an object as indented JSON."""
     with atomic_write(path) as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+        file.write(json.dumps(value, indent=2) + "\n")

@@ -33,15 +33,15 @@ def check(path: str | Path, *, verify: bool = False) -> None:
     """
     path = Path(path)
     size = path.stat().st_size
-    read = read_zip if is_zip(path) else read_legacy
     try:
         with path.open("rb") as file:
-            check_values(read(file, size, verify or size <= LARGE), size)
+            compare = verify or size <= LARGE
+            value = read_zip(file, compare) if is_zip(path) else read_legacy(file, size)
+        check_values(value, size)
     except UnpicklingError as error:
         raise InputError(f"{path}: refused, {error}") from error
     except zipfile.BadZipFile as error:
-        is_fetched = path.name == "stories42M.pt"
-        remedy = "`bash setup.sh` fetches it again" if is_fetched else "copy or fetch it again"
+        remedy = "copy or fetch it again (`bash setup.sh` does for stories42M.pt)"
         raise InputError(f"{path}: damaged or incomplete, {error}; {remedy}") from error
     except Exception as error:  # of zipfile, pickle or torch, for bytes that make no sense
         if isinstance(error, OSError) or is_out_of_memory(error):
@@ -55,10 +55,10 @@ def is_zip(path: str | Path) -> bool:
         return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
 
 
-def read_zip(file: IO[bytes], size: int, with_checksums: bool) -> Any:
+def read_zip(file: IO[bytes], with_checksums: bool) -> Any:
     """Check the records of a file of PyTorch 1.6 or later, and read the outline of its pickle."""
     if not zipfile.is_zipfile(file):
-        raise zipfile.BadZipFile(f"only its first {size:,} bytes are here")
+        raise zipfile.BadZipFile("its end is missing")
     archive = zipfile.ZipFile(file)
     records = archive.infolist()
     check_layout(records, archive.start_dir)
@@ -92,7 +92,7 @@ def check_layout(records: list[zipfile.ZipInfo], end: int) -> None:
         end = record.header_offset
 
 
-def read_legacy(file: IO[bytes], size: int, _with_checksums: bool) -> Any:
+def read_legacy(file: IO[bytes], size: int) -> Any:
     """Read the outline of a file of PyTorch before 1.6: five pickles, then the storages."""
     content = io.BytesIO(file.read(MAX_PICKLE))
     start = content.getvalue()[:512].lstrip()
@@ -101,7 +101,7 @@ def read_legacy(file: IO[bytes], size: int, _with_checksums: bool) -> Any:
     outline = OutlineReader(content)
     _magic, _protocol, _system, value, _keys = [outline.load() for _ in range(5)]
     if sum(n_bytes for _, n_bytes in outline.storages) > size:
-        raise zipfile.BadZipFile(f"only its first {size:,} bytes are here")
+        raise zipfile.BadZipFile("its end is missing")
     return value
 
 

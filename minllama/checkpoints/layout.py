@@ -15,13 +15,9 @@ EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
 
 
 class Checkpoint(NamedTuple):
-    """The content of a checkpoint.
+    """A config with the tensors of its model, which may lie in a file mapped into memory.
 
-    Attributes:
-        config: its `tie_embeddings` matches the tensors.
-        tensors: by this project's names. A tied embedding and head are both there, as one tensor.
-            They may lie in a file that is mapped into memory.
-        source: the path, for messages.
+    A tied embedding and head are both there, as one tensor. `source` is the path, for messages.
     """
 
     config: LlamaConfig
@@ -63,8 +59,7 @@ def checked(
     """Check that the tensors of a file are those of its model, and tie embedding and head.
 
     Args:
-        tensors: by this project's names. One of embedding and head is enough if they are tied.
-        tied: whether the file says that they are tied; None if it does not say.
+        tied: whether the file says so; None if it does not. Unless False, one of them is enough.
 
     Raises:
         InputError: names, shapes or values are not as expected; the message has the first ten.
@@ -95,11 +90,24 @@ def tensor_errors(name: str, value: Any, shape: tuple[int, ...] | None) -> list[
     """The error of one tensor, or an empty list. `shape` is None where the name is unknown."""
     if shape is None:
         return [f"{name} is unexpected"]
-    if not is_dense(value):
+    if not is_float_tensor(value):
         return [f"{name} is not a tensor of floating-point numbers"]
     if tuple(value.shape) != shape:
         return [f"{name} has shape {tuple(value.shape)}, expected {shape}"]
     return [] if is_finite(value) else [f"{name} has values that are not finite"]
+
+
+def is_float_tensor(value: object) -> bool:
+    """Whether a value is an ordinary tensor of floating-point numbers."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    return isinstance(value, torch.Tensor) and value.dtype in dtypes
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite in float32, whose range float64 exceeds."""
+    # The sum of infinite values is not finite, and is much faster to compute. It may also overflow.
+    is_likely = tensor.sum(dtype=torch.float32).isfinite()
+    return bool(is_likely or tensor.float().isfinite().all())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,20 +119,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def is_dense(value: object) -> bool:
-    """Whether a value is an ordinary tensor of floating-point numbers."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-        and value.layout == torch.strided
-        and not value.is_meta
-    )
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite in float32, whose range float64 exceeds."""
-    # The sum of infinite values is not finite, and is much faster to compute. It may also overflow.
-    is_likely = tensor.sum(dtype=torch.float32).isfinite()
-    return bool(is_likely or tensor.float().isfinite().all())

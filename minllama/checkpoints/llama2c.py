@@ -21,26 +21,18 @@ from minllama.common.progress import Bar
 MAGIC = struct.pack("<I", 0x616B3432)  # "ak42", which versions 1 and 2 begin with
 HEADER_SIZES = (28, 256, 256)  # bytes, by version
 GROUP = 64  # numbers that share a scale, if it divides the widths
-THETA, EPSILON = 10000.0, 1e-5  # of run.c and runq.c
+THETA = 10000.0
+FIXED = {"rope_theta": THETA, "layer_norm_eps": 1e-5}  # in run.c and runq.c
 SIZES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
-ATTENTION_NORM, FFN_NORM, NORM = "attention_norm.weight", "ffn_norm.weight", "norm.weight"
-MATRICES = tuple(
-    f"{name}.weight"
-    for name in (
-        *("attention.compute_query", "attention.compute_key", "attention.compute_value"),
-        *("attention.compute_output", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
-    )
-)
+ATTENTION = tuple(f"attention.compute_{name}" for name in ("query", "key", "value", "output"))
+FEED_FORWARD = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 ROTARY_TABLES = "rotary tables"  # cosines and sines in files of version 0; programs ignore them
 
 
 class Header(NamedTuple):
-    """The header of a file; `group` is the group size of version 2."""
-
     version: int
     config: LlamaConfig
-    tied: bool
-    group: int = 1
+    group: int  # numbers that share a scale in version 2
 
 
 def reads(path: str | Path) -> bool:
@@ -56,33 +48,25 @@ def reads(path: str | Path) -> bool:
 
 
 def read_start(path: Path) -> bytes:
-    """The first 256 bytes of a file."""
+    """The first 256 bytes of a file, with zeros after its end."""
     with path.open("rb") as file:
-        return file.read(max(HEADER_SIZES))
+        return file.read(256).ljust(256, b"\0")
 
 
 def parse_header(start: bytes) -> Header:
-    """Read a header from the beginning of a file.
-
-    Raises:
-        ValueError: it is incomplete, or no Llama has these sizes.
-    """
-    try:
-        if start.startswith(MAGIC):
-            version, *sizes, tied, group = struct.unpack_from("<4xi7i?i", start)
-            if version not in (1, 2):
-                raise ValueError(f"version {version}, expected 0, 1 or 2")
-        else:
-            sizes = list(struct.unpack_from("<7i", start))
-            version, tied, group = 0, sizes[5] > 0, 1
-    except struct.error as error:
-        raise ValueError("its header is incomplete") from error
-    arguments = dict(zip(SIZES, sizes, strict=True)) | {"vocab_size": abs(sizes[5])}
-    arguments |= {"layer_norm_eps": EPSILON, "rope_theta": THETA, "causal": True}
-    config = LlamaConfig.from_model_args(arguments)
+    """Read a header, or raise a `ValueError` if no Llama has these sizes."""
+    if start.startswith(MAGIC):
+        version, *sizes, tied, group = struct.unpack_from("<4xi7i?i", start)
+        if version not in (1, 2):
+            raise ValueError(f"version {version}, expected 0, 1 or 2")
+    else:
+        sizes = list(struct.unpack_from("<7i", start))
+        version, tied, group = 0, sizes[5] > 0, 1
+    arguments = dict(zip(SIZES, sizes, strict=True)) | FIXED | {"vocab_size": abs(sizes[5])}
+    config = LlamaConfig.from_model_args(arguments | {"causal": True, "tie_embeddings": tied})
     if version == 2 and (group < 1 or config.dim % group or config.ffn_dim % group):
         raise ValueError(f"groups of {group} do not divide {config.dim} and {config.ffn_dim}")
-    return Header(version, config, tied, group)
+    return Header(version, config, group)
 
 
 def tensors_of(header: Header) -> dict[str, tuple[int, ...]]:
@@ -92,14 +76,15 @@ def tensors_of(header: Header) -> dict[str, tuple[int, ...]]:
     shapes[ROTARY_TABLES] = (2, config.max_seq_len, config.dim // config.n_heads // 2)
 
     def of_layers(*names: str) -> list[str]:
-        return [f"layers.{i}.{name}" for name in names for i in range(config.n_layers)]
+        return [f"layers.{i}.{name}.weight" for name in names for i in range(config.n_layers)]
 
     if header.version == 0:
-        names = [EMBEDDING, *of_layers(ATTENTION_NORM, *MATRICES[:4], FFN_NORM, *MATRICES[4:])]
-        names += [NORM, ROTARY_TABLES]
+        names = [EMBEDDING, *of_layers("attention_norm", *ATTENTION, "ffn_norm", *FEED_FORWARD)]
+        names += ["norm.weight", ROTARY_TABLES]
     else:
-        names = [*of_layers(ATTENTION_NORM, FFN_NORM), NORM, EMBEDDING, *of_layers(*MATRICES)]
-    if not header.tied:
+        names = [*of_layers("attention_norm", "ffn_norm"), "norm.weight", EMBEDDING]
+        names += of_layers(*ATTENTION, *FEED_FORWARD)
+    if not config.tie_embeddings:
         names.append(HEAD)
     return {name: shapes[name] for name in names}
 
@@ -111,17 +96,12 @@ def tensor_size(header: Header, shape: tuple[int, ...]) -> int:
 
 
 def file_size(header: Header) -> int:
-    """The bytes of the whole file."""
     sizes = [tensor_size(header, shape) for shape in tensors_of(header).values()]
     return HEADER_SIZES[header.version] + sum(sizes)
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a file, mapped into memory; int8 becomes float32.
-
-    Raises:
-        InputError: it is damaged, or not such a file.
-    """
+    """Read a file, mapped into memory; int8 becomes float32. Raises an `InputError` if damaged."""
     path = Path(path)
     try:
         header = parse_header(read_start(path))
@@ -131,63 +111,49 @@ def load(path: str | Path) -> Checkpoint:
     if size != expected:
         raise InputError(f"{path}: has {size:,} bytes, but its header describes {expected:,}")
     content = np.memmap(path, np.uint8, mode="c")  # changes would stay in memory
-    position = HEADER_SIZES[header.version]
+    end = HEADER_SIZES[header.version]
     tensors = {}
     for name, shape in tensors_of(header).items():
-        n_bytes = tensor_size(header, shape)
-        part = content[position : position + n_bytes]
-        position += n_bytes
+        start, end = end, end + tensor_size(header, shape)
+        part = content[start:end]
         if header.version == 2 and len(shape) == 2:
             n = math.prod(shape)
-            quantized = torch.from_numpy(part[:n].view(np.int8)).view(-1, header.group)
-            scales = torch.from_numpy(np.frombuffer(part[n:].tobytes(), np.float32).copy())
-            tensors[name] = (quantized * scales[:, None]).view(shape)
+            steps = torch.from_numpy(part[:n].view(np.int8)).view(-1, header.group)
+            scales = torch.from_numpy(part[n:].copy().view(np.float32))
+            tensors[name] = (steps * scales[:, None]).view(shape)
         elif name != ROTARY_TABLES:
-            tensors[name] = torch.from_numpy(part.view(np.float32).reshape(shape))
-    return checked(header.config, tensors, path, header.tied)
+            tensors[name] = torch.from_numpy(part.view(np.float32)).view(shape)
+    return checked(header.config, tensors, path, header.config.tie_embeddings)
 
 
 def save(checkpoint: Checkpoint, path: str | Path, version: int) -> None:
-    """Write a file for `run.c` (version 0) or `runq.c` (version 2).
+    """Write a causal model for `run.c` (version 0) or `runq.c` (version 2).
 
-    Args:
-        checkpoint: of a causal model.
-
-    Raises:
-        InputError: those programs cannot run the model.
+    Raises an `InputError` if those programs cannot run the model.
     """
     config, tensors, source = checkpoint
-    for name, fixed in (("rope_theta", THETA), ("layer_norm_eps", EPSILON)):
-        value = getattr(config, name)
-        if value != fixed:
-            raise InputError(f"{source}: {name} is {value}, but llama2.c's programs fix {fixed}")
-    group = group_size(config, source) if version == 2 else 1
-    header = Header(version, config, config.tie_embeddings, group)
-    n_kv_heads = config.n_kv_heads or config.n_heads
-    vocab_size = -config.vocab_size if version == 0 and not header.tied else config.vocab_size
+    for name, value in FIXED.items():
+        if getattr(config, name) != value:
+            raise InputError(f"{source}: llama2.c's programs fix {name} to {value}")
+    group = math.gcd(GROUP, config.dim, config.ffn_dim)
+    if version == 2 and group < 8:
+        raise InputError(f"{source}: no groups divide its widths {config.dim} and {config.ffn_dim}")
+    tied, n_kv_heads = config.tie_embeddings, config.n_kv_heads or config.n_heads
+    vocab_size = -config.vocab_size if version == 0 and not tied else config.vocab_size
     sizes = (config.dim, config.ffn_dim, config.n_layers, config.n_heads, n_kv_heads, vocab_size)
     start = struct.pack("<7i", *sizes, config.max_seq_len)
     if version == 2:
-        start = MAGIC + struct.pack("<i", version) + start + struct.pack("<?i", header.tied, group)
+        start = MAGIC + struct.pack("<i", version) + start + struct.pack("<?i", tied, group)
+    shapes = tensors_of(Header(version, config, group))
     with atomic_write(path, "wb") as file:
         file.write(start.ljust(HEADER_SIZES[version], b"\0"))
-        for name, shape in Bar(tensors_of(header).items(), desc="write", unit=" tensors"):
+        for name, shape in Bar(shapes.items(), desc="write", unit=" tensors"):
             if name == ROTARY_TABLES:
                 file.write(rotary_tables(config))
             elif version == 2 and len(shape) == 2:
                 file.write(quantize(tensors[name], group))
             else:
                 file.write(tensors[name].float().contiguous().numpy().tobytes())
-
-
-def group_size(config: LlamaConfig, source: str) -> int:
-    """The group size for a model: 64, or its largest power of two that divides the widths."""
-    group = GROUP
-    while config.dim % group or config.ffn_dim % group:
-        group //= 2
-    if group < 8:
-        raise InputError(f"{source}: no groups divide its widths {config.dim} and {config.ffn_dim}")
-    return group
 
 
 def quantize(weight: torch.Tensor, group: int) -> bytes:

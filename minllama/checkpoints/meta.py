@@ -22,42 +22,31 @@ SPLIT_BY_COLUMNS = ("attention.compute_output.weight", "feed_forward.w2.weight")
 
 def reads(path: str | Path) -> bool:
     """Whether a path is such a folder, or one of its shards."""
-    return folder_of(path) is not None
-
-
-def folder_of(path: str | Path) -> Path | None:
-    """The folder of a model, given itself or one of its shards."""
-    path = Path(path)
-    folder = path.parent if path.match(SHARDS) else path
-    return folder if (folder / PARAMS).is_file() and any(folder.glob(SHARDS)) else None
+    return bool(shards_of(path))
 
 
 def shards_of(path: str | Path) -> list[Path]:
-    """The shards of a model in their order; none if the path is not such a folder."""
-    folder = folder_of(path)
-    return [] if folder is None else sorted(folder.glob(SHARDS))
+    """The shards of a model in their order; none if the path is in another format."""
+    path = Path(path)
+    folder = path.parent if path.match(SHARDS) else path
+    return sorted(folder.glob(SHARDS)) if (folder / PARAMS).is_file() else []
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a folder and join its shards.
-
-    Raises:
-        InputError: it does not hold a Llama 2, or it is damaged; the message says where.
-    """
-    folder = folder_of(path)
-    if folder is None:
-        raise InputError(f"{path}: no {PARAMS} and {SHARDS} in it")
-    shards = [read_shard(file) for file in shards_of(folder)]
+    """Read a folder and join its shards, or raise an `InputError`."""
+    files = shards_of(path)
+    folder = files[0].parent
+    shards = [read_shard(file) for file in files]
     arguments = read_params(folder / PARAMS)
     if arguments.get("vocab_size", -1) == -1:
-        arguments["vocab_size"] = sum(len(shard.get(HEAD, ())) for shard in shards)
+        heads = [shard[HEAD] for shard in shards if HEAD in shard]
+        arguments["vocab_size"] = sum(len(head) for head in heads if head.dim() == 2)
     config = layout.config_from(arguments, folder / PARAMS)
     shapes = layout.shapes_of(config)
     for shard in shards:
         different = shard.keys() ^ shards[0].keys()
         if different:
-            name = min(different)
-            raise InputError(f"{folder}: {name} is not in all of the {len(shards)} shards")
+            raise InputError(f"{folder}: {min(different)} is not in all of the shards")
     tensors = {}
     for name in shards[0]:
         tensors[name] = joined(name, [shard[name] for shard in shards], shapes.get(name))
@@ -82,7 +71,7 @@ def joined(name: str, parts: list[torch.Tensor], shape: tuple[int, ...] | None) 
     Shards split the matrices that produce queries, keys, values and hidden units by rows, and those
     that consume them by columns. Each has the whole norms. Llama 2 splits the embedding by columns.
     """
-    if len(parts) == 1 or parts[0].dim() == 1:
+    if len(parts) == 1 or parts[0].dim() != 2:
         return parts[0]
     by_columns = name.endswith(SPLIT_BY_COLUMNS)
     if name == EMBEDDING and shape is not None:

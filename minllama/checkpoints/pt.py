@@ -37,12 +37,7 @@ def reads(path: str | Path) -> bool:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a Llama: a dict of tensors as `model`, and `LlamaConfig`'s arguments as `model_args`.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        InputError: it is not such a checkpoint.
-    """
+    """Read a Llama: a dict of tensors as `model`, and `LlamaConfig`'s arguments as `model_args`."""
     saved = read_checkpoint(path, mapped=True)
     for key in ("model_args", "model"):
         if not isinstance(saved.get(key), dict):
@@ -59,8 +54,8 @@ def load(path: str | Path) -> Checkpoint:
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
     """Write a checkpoint in the layout that `load` reads; a tied matrix is stored once."""
-    config, tensors, _ = checkpoint
-    write_checkpoint({"model": tensors, "model_args": model_args_of(config)}, path)
+    saved = {"model": checkpoint.tensors, "model_args": model_args_of(checkpoint.config)}
+    write_checkpoint(saved, path)
 
 
 def model_args_of(config: LlamaConfig) -> dict[str, Any]:
@@ -81,9 +76,6 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
 
     Args:
         mapped: leave the tensors in the file, mapped into memory, if its format allows it.
-
-    Returns:
-        the saved dict, its tensors on the CPU.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -108,11 +100,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
 
 
 def write_checkpoint(saved: dict, path: str | Path) -> None:
-    """Save a dict of tensors and plain values for `read_checkpoint`.
-
-    Raises:
-        OSError: the file could not be written; a previous one remains.
-    """
+    """Save a dict of tensors and plain values; after an `OSError` a previous file remains."""
     with atomic_write(path, "wb") as file:
         try:
             torch.save(saved, file)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from minllama.checkpoints.layout import is_dense, is_finite
+from minllama.checkpoints.layout import is_finite, is_float_tensor
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
 from minllama.common.flags import TaskSettings, dataset_name
@@ -158,7 +158,7 @@ def load_weights(model: nn.Module, saved: dict[str, torch.Tensor], path: str | P
         InputError: these are not its trained tensors.
     """
     for name, tensor in saved.items():
-        if not is_dense(tensor):
+        if not is_float_tensor(tensor):
             raise InputError(f"{path}: {name} is no tensor of floating-point numbers")
         if not is_finite(tensor):
             raise InputError(f"{path}: {name} has values that are not finite in float32")
