@@ -1,6 +1,8 @@
-"""Files that version 0.1 wrote still load, and mean what they meant."""
+"""Files of older versions still load, and mean what they meant."""
 
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -14,19 +16,44 @@ from minllama.methods.saved import read_classifier
 from minllama.methods.settings import FinetuneSettings
 from minllama.text.labelled import read_labelled
 
-FOLDER = Path(__file__).parent / "fixtures" / "version_0_1"
-LOG_PROBS = json.loads((FOLDER / "log_probs.json").read_text())
+FIXTURES = Path(__file__).parent / "fixtures"
+LOG_PROBS = json.loads((FIXTURES / "version_0_1/log_probs.json").read_text())
 PRETRAIN = ["--option", "pretrain", "--text", "text.txt", "--vocab_size", "300", "--dim", "8"]
 PRETRAIN += ["--n_layers", "2", "--n_heads", "2", "--n_kv_heads", "1", "--max_seq_len", "32"]
-PRETRAIN += ["--batch_size", "4", "--steps", "60", "--eval_every", "20", "--dropout", "0.1"]
+PRETRAIN += ["--batch_size", "4"]
+FINETUNE = [
+    "--option",
+    "finetune",
+    "--batch_size",
+    "4",
+    "--epochs",
+    "3",
+    "--lr",
+    "0.02",
+    "--causal",
+]
+FINETUNE += ["--smart", "0.1", "--pooling", "mean", "--lr_schedule", "linear", "--warmup", "0.2"]
+FINETUNE += ["--pretrained-model-path", "model.pt", "--train", "toy-train.txt"]
+FINETUNE += ["--dev", "toy-dev.txt", "--test", "toy-test.txt"]
+FINETUNE += ["--label-names", "toy-label-mapping.json"]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A copy, made the working folder."""
-    shutil.copytree(FOLDER, tmp_path / "old")
+    """A working folder with copies of all files."""
+    for version in ("version_0_1", "version_0_2"):
+        shutil.copytree(FIXTURES / version, tmp_path / "old", dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path / "old")
     return tmp_path / "old"
+
+
+def assert_same_weights(ours, theirs, before) -> None:
+    """Compare two files, up to the rounding of other processors; `before` is far from both."""
+    ours, theirs, before = (read_checkpoint(path)["model"] for path in (ours, theirs, before))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=1e-3)
+    assert any((before[name] - tensor).abs().max() > 0.001 for name, tensor in theirs.items())
 
 
 @pytest.mark.parametrize("name", LOG_PROBS)
@@ -51,13 +78,64 @@ def test_what_fine_tuning_saved_predicts_the_same(folder, run_cli, name):
         assert int(label) == scores.index(max(scores))
 
 
-def test_a_pretraining_run_resumes_to_the_same_weights(folder, run_cli):
-    code, out, err = run_cli(*PRETRAIN, "--output_dir", "run")
+@pytest.mark.parametrize(
+    ("run", "whole", "step", "flags"),
+    [
+        ("run", "whole", 40, ["--steps", "60", "--eval_every", "20", "--dropout", "0.1"]),
+        ("pretrained", "whole-pretrained", 20, ["--dropout", "0.1"]),
+        ("pretrained-in-two", "whole-pretrained-in-two", 20, []),
+    ],
+)
+def test_pretraining_resumes_to_the_same_weights(folder, run_cli, run, whole, step, flags):
+    flags = [*PRETRAIN, "--steps", "40", "--eval_every", "10", *flags]
+    code, out, err = run_cli(*flags, "--output_dir", run)
     assert code == 0, err
-    assert "continuing from step 40 in run" in out
-    ours, theirs = (read_checkpoint(path)["model"] for path in ("run/model.pt", "whole.pt"))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=1e-3)
-    before = read_checkpoint(FOLDER / "run/model.pt")["model"]  # ten tolerances away
-    assert any((before[name] - tensor).abs().max() > 0.001 for name, tensor in theirs.items())
+    assert f"step {step}/" not in out
+    (before,) = FIXTURES.glob(f"*/{run}/model.pt")
+    assert_same_weights(f"{run}/model.pt", f"{whole}.pt", before)
+    assert [path.name for path in Path(run).glob("state*")] == ["state.pt"]
+
+
+def test_finetuning_resumes_to_the_same_weights_and_is_finished(folder, run_cli):
+    (weights,) = (path.name for path in folder.glob("finetune-3-0.02-pooling*.pt"))
+    code, out, err = run_cli(*FINETUNE)
+    assert code == 0, err
+    assert "epoch 0:" not in out and "epoch 1:" in out
+    assert_same_weights(weights, "whole-finetune.pt", FIXTURES / "version_0_2" / weights)
+    assert not list(folder.glob("*.state"))
+    for finished in (weights, "whole-finetune.pt"):  # of this version, and of that one
+        shutil.copy(finished, "copy.pt")
+        shutil.move("copy.pt", weights)
+        code, again, err = run_cli(*FINETUNE)
+        assert code == 0 and "train loss" not in again and "--fresh" in err
+        assert again.splitlines()[-2:] == out.splitlines()[-2:]
+
+
+def test_weights_that_stayed_in_bfloat16_predict_the_same(folder, run_cli):
+    code, _, err = run_cli(
+        "--option", "finetune", "--load", *(p.name for p in folder.glob("f*-6-*"))
+    )
+    assert code == 0, err
+    output = Path("toy-dev-advanced-output.txt").read_text()
+    assert output == Path("predictions-dev.txt").read_text()
+
+
+@pytest.mark.parametrize("file", ["values.json", ".metadata", "__1_0.distcp"])
+def test_a_damaged_state_is_one_line(folder, run_cli, file):
+    path = Path("pretrained-in-two/state-20", file)
+    path.write_bytes(path.read_bytes()[:100])
+    flags = [*PRETRAIN, "--steps", "40", "--eval_every", "10", "--output_dir", "pretrained-in-two"]
+    code, _, err = run_cli(*flags)
+    assert code == 2 and err.count("\n") == 1 and "state-20" in err
+
+
+def test_the_index_of_a_state_runs_no_code(folder, run_cli):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, ("made",)
+
+    Path("pretrained-in-two/state-20/.metadata").write_bytes(pickle.dumps(Hostile()))
+    flags = [*PRETRAIN, "--steps", "40", "--eval_every", "10", "--output_dir", "pretrained-in-two"]
+    code, _, err = run_cli(*flags)
+    assert code == 2 and err.count("\n") == 1
+    assert not Path("made").exists()

@@ -47,7 +47,10 @@ def read_folder(path: Path, model: nn.Module, order: list[nn.Parameter]) -> dict
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        checkpoint.load(tensors, storage_reader=safe_reader(path, metadata), no_dist=True)
+        try:
+            checkpoint.load(tensors, storage_reader=safe_reader(path, metadata), no_dist=True)
+        except checkpoint.CheckpointException as error:  # which is no Exception
+            raise ValueError("its tensors cannot be read") from error
     moments = {
         index: {
             "step": saved["steps"][name],
