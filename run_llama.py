@@ -7,7 +7,7 @@ if __name__ == "__main__":  # the imports below take seconds
 
 import argparse
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from minllama import methods
 from minllama.checkpoints import formats
@@ -50,19 +50,12 @@ __all__ = [
 ]
 
 
-class Option(NamedTuple):
-    """A value of `--option`: its settings, and the function that takes them."""
-
-    settings: type[TaskSettings]
-    run: Callable[[Any], None]
-
-
-OPTIONS = {
-    "generate": Option(GenerateSettings, generate),
-    "prompt": Option(PromptSettings, prompt),
-    "finetune": Option(FinetuneSettings, finetune),
-    "pretrain": Option(PretrainSettings, pretrain),
-    "predict": Option(PredictSettings, predict),
+OPTIONS: dict[str, tuple[type[TaskSettings], Callable[[Any], None]]] = {
+    "generate": (GenerateSettings, generate),
+    "prompt": (PromptSettings, prompt),
+    "finetune": (FinetuneSettings, finetune),
+    "pretrain": (PretrainSettings, pretrain),
+    "predict": (PredictSettings, predict),
 }
 SHARED = (TaskSettings, ClassifySettings, ZeroShotSettings, TrainSettings)
 PRETRAIN = (PretrainSettings, ShapeSettings, ScheduleSettings)
@@ -75,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Generate text, classify by prompting, fine-tune a classifier, or pre-train.",
         epilog="Methods of fine-tuning are off unless one of their flags is given.",
     )
-    options = [option.settings for option in OPTIONS.values() if option.run is not pretrain]
+    options = [settings for settings, _ in OPTIONS.values() if settings is not PretrainSettings]
     add_flags(parser, [*SHARED, *options, *PRETRAIN, *methods.flag_classes()])
     return parser
 
@@ -89,18 +82,19 @@ def get_args() -> TaskSettings:
         InputError: a flag is wrong, or would have no effect.
     """
     explicit = vars(make_parser().parse_args())
-    settings = OPTIONS[explicit.get("option", "generate")].settings.from_flags(explicit)
+    settings_class, _ = OPTIONS[explicit.get("option", "generate")]
+    settings = settings_class.from_flags(explicit)
     reject_unused_flags(settings)
     settings = settings.resolved()
     flags = settings.to_dict()
     more = [name for name in flags if name in settings.explicit and name not in ASSIGNMENT_FLAGS]
-    if settings.option != "predict":  # whose standard output is its result
+    if settings.option != "predict":  # predict writes only results to standard output
         print(f"args: { {name: flags[name] for name in (*ASSIGNMENT_FLAGS, *more)} }")
     return settings
 
 
 def reject_unused_flags(settings: TaskSettings) -> None:
-    """Refuse flags without effect. The assignment's are accepted with every option, as there.
+    """Refuse flags without effect. Every option accepts the assignment's, as its script does.
 
     Raises:
         InputError: for the first of them.
@@ -122,9 +116,9 @@ def required_flags(name: str, owners: list[type[Method]]) -> str:
     switches = [cls.required_flag(name) for cls in owners]
     is_method_flag = name in methods.Tuning.defaults() or None in switches
     options = [
-        name_of_option
-        for name_of_option, option in OPTIONS.items()
-        if name in option.settings.defaults() or (is_method_flag and name_of_option == "finetune")
+        option
+        for option, (settings_class, _) in OPTIONS.items()
+        if name in settings_class.defaults() or (is_method_flag and option == "finetune")
     ]
     needed = [f"--option {' or '.join(options)}"] if options else []
     return " or ".join(needed + [switch for switch in switches if switch is not None])
@@ -149,7 +143,8 @@ def main() -> None:
         if settings.verify:
             verify_checkpoints(settings)
         seed_everything(settings.seed)
-        OPTIONS[settings.option].run(settings)
+        _, run_option = OPTIONS[settings.option]
+        run_option(settings)
 
 
 if __name__ == "__main__":

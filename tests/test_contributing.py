@@ -29,9 +29,9 @@ LINES = {  # file: what CONTRIBUTING adds to it, as the text before and after
             "from minllama.tasks.count import CountSettings, count\nfrom minllama.tasks.finetune",
         ),
         (
-            '    "predict": Option(PredictSettings, predict),\n',
-            '    "predict": Option(PredictSettings, predict),\n'
-            '    "count": Option(CountSettings, count),\n',
+            '    "predict": (PredictSettings, predict),\n',
+            '    "predict": (PredictSettings, predict),\n'
+            '    "count": (CountSettings, count),\n',
         ),
     ],
     "minllama/checkpoints/formats.py": [

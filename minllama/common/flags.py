@@ -1,4 +1,4 @@
-"""The flags that several options share, and the demo files that replace absent defaults."""
+"""The flags of all options, of training and of new models; demo files for absent defaults."""
 
 import re
 import sys
@@ -72,7 +72,7 @@ class TaskSettings(Settings):
     )
     tokenizer_path: str | None = flag(
         None,
-        "SentencePiece model (default: tokenizer.model beside the checkpoint, else here)",
+        "SentencePiece model (default: tokenizer.model beside the checkpoint or here)",
         spelling="--tokenizer-path",
     )
     causal: bool | None = flag(
@@ -81,15 +81,15 @@ class TaskSettings(Settings):
     )
     dtype: str = flag(
         "float32",
-        "of the weights in generation and prompting, of matrix products in training",
+        "weight dtype in generation and prompting, autocast dtype in training",
         choices=DTYPES,
     )
-    max_sentence_len: int | None = flag(None, "truncate sentences to so many tokens", low=1)
+    max_sentence_len: int | None = flag(None, "truncate sentences to at most N tokens", low=1)
     seed: int = flag(1337, "random seed", high=2**32 - 1)
     verify: bool = flag(False, "verify the checksums of checkpoints over 1 GB too")
-    use_gpu: bool = flag(False, "run on CUDA, or else on MPS")
+    use_gpu: bool = flag(False, "run on CUDA if available, otherwise on MPS")
     train: str = flag("data/cfimdb-train.txt", "labelled sentences to train on")
-    dev: str = flag("data/cfimdb-dev.txt", "labelled sentences to select the best epoch by")
+    dev: str = flag("data/cfimdb-dev.txt", "labelled sentences used to select the best epoch")
     test: str = flag("data/cfimdb-test.txt", "labelled sentences to test on")
     label_names: str = flag(
         "data/cfimdb-label-mapping.json",
@@ -173,7 +173,7 @@ class ClassifySettings(TaskSettings):
 
     @property
     def advanced(self) -> dict[str, Any]:
-        """The flags, with their values, that make predictions differ from the assignment's."""
+        """The flags of methods and prompts that are not at their defaults, with their values."""
         raise NotImplementedError
 
     def with_output_names(self, kind: str) -> Self:

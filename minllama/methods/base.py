@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Settings):
-    """A way to fine-tune: its flags are its fields, its hooks are its methods.
+    """A way to fine-tune: its fields are flags, and the training loop calls its hooks.
 
-    It is on if one of its flags is set, or if it has a switch, when that is set. A subclass
-    overrides the hooks that it needs. Before training they are called in the order `choose`,
-    `build`, `adapt`, `examples`, `before_training`; then `loss` for every batch, `after_step` for
-    every optimizer step, `reason_to_stop` after every epoch; and at the end `after_training`.
+    It is on if its switch is set, or without a switch, if any of its flags is. A subclass overrides
+    the hooks that it needs. Before training they are called in the order `build`, `adapt`,
+    `choose`, `examples`, `before_training`; then `loss` for every batch, `after_step` after every
+    optimizer step, `reason_to_stop` before every epoch; and at the end `after_training` and
+    `merge`.
 
     Attributes:
         tune: the value of `--tune` that turns it on; at most one such method is on.
@@ -91,7 +92,7 @@ class Method(Settings):
         """Build another classifier than the one with a new head.
 
         Args:
-            config: as the classifiers of `classifier.py` take it, with `label_names`.
+            config: a `ClassifierConfig`.
         """
         return None
 
@@ -115,7 +116,7 @@ class Method(Settings):
         """Act after an optimizer step, of which `step` have been taken."""
 
     def reason_to_stop(self, epoch: int, best_epoch: int) -> str | None:
-        """Return a message if training is to stop after an epoch."""
+        """Return a message if training is to stop after this epoch (-1 before the first)."""
         return None
 
     def after_training(self, training: Training) -> bool:

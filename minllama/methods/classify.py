@@ -56,7 +56,7 @@ class Classifier:
         return methods.model_inputs(self.model, self.methods, self.tokenizer, *examples)
 
     def loader(self, inputs: list[Example], batch_size: int, shuffle: bool = False) -> DataLoader:
-        """Batches of examples, with lengths if the model reads each example at its own end."""
+        """Batches of examples, with lengths if the model needs each one's last token."""
         return make_loader(
             inputs,
             batch_size,

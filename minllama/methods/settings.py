@@ -67,7 +67,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
 
     @classmethod
     def from_flags(cls, values: dict[str, Any]) -> Self:
-        """Build the settings from flags; with `load`, absent flags are as the run was saved."""
+        """Build the settings from flags; with `load`, missing flags take the saved run's values."""
         explicit = tuple(sorted(values))
         if values.get("load") is not None:
             values = cls.from_saved_run(values)
@@ -108,7 +108,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         ).with_output_names("finetuning")
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, the flags of methods beside the others."""
+        """All values, including the flags of methods."""
         values = super().to_dict()
         del values["methods"]
         return values | methods.flag_values(self.methods)

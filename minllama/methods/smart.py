@@ -48,11 +48,11 @@ class Smart(Method):
     def before_training(self, training: Training) -> None:
         """Measure the embeddings, and start the average at the weights."""
         embeddings = training.model.llama.tok_embeddings.weight
-        training.constants["smart.unit"] = embeddings.detach().std().cpu()
+        training.method_constants["smart.unit"] = embeddings.detach().std().cpu()
         if self.smart_mu > 0:
             for name, parameter in training.model.named_parameters():
                 if parameter.requires_grad:
-                    training.tensors[f"smart.{name}"] = parameter.detach().clone()
+                    training.method_state[f"smart.{name}"] = parameter.detach().clone()
 
     def loss(self, training: Training, batch: Batch, loss: torch.Tensor) -> torch.Tensor:
         """Add the regularizers."""
@@ -70,7 +70,7 @@ class Smart(Method):
 
     def ascend(self, training: Training, batch: Batch, log_p: torch.Tensor) -> torch.Tensor:
         """Find the perturbation δ `(batch, seqlen, dim)` by projected gradient ascent."""
-        unit = training.constants["smart.unit"].item()
+        unit = training.method_constants["smart.unit"].item()
         radius, step_size = unit * self.smart_radius, unit * self.smart_step_size
         shape = (*batch.token_ids.shape, training.model.llama.config.dim)
         delta = self.smart_noise * unit * torch.randn(shape, device=log_p.device)
@@ -87,8 +87,8 @@ class Smart(Method):
     def after_step(self, training: Training, step: int) -> None:
         """Update the average, θ̃ = β·θ̃ + (1 - β)·θ."""
         for name, parameter in training.model.named_parameters():
-            if f"smart.{name}" in training.tensors:
-                training.tensors[f"smart.{name}"].lerp_(parameter, 1 - self.smart_momentum)
+            if f"smart.{name}" in training.method_state:
+                training.method_state[f"smart.{name}"].lerp_(parameter, 1 - self.smart_momentum)
 
 
 def symmetric_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ def averaged_model(training: Training) -> Callable[..., torch.Tensor]:
     prefix = "smart."
     average = {
         name.removeprefix(prefix): tensor
-        for name, tensor in training.tensors.items()
+        for name, tensor in training.method_state.items()
         if name.startswith(prefix)
     }
 

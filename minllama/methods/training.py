@@ -1,4 +1,4 @@
-"""A running fine-tuning: what the hooks of methods see, how far it has come, its state on disk."""
+"""A fine-tuning run in progress: its counters, what methods keep, and its state on disk."""
 
 import json
 import shutil
@@ -39,16 +39,16 @@ COUNTERS = {  # attributes that are saved, with their types
 
 
 class Training:
-    """A running fine-tuning.
+    """A fine-tuning run in progress, as the loop and the hooks of methods see it.
 
     Args:
-        dev_loader: the examples that the best epoch is selected by.
+        dev_loader: examples used to select the best epoch.
         steps_per_epoch: optimizer steps.
 
     Attributes:
         groups: the optimizer's parameter groups.
-        tensors: a method's tensors that change during training; saved with the state.
-        constants: a method's tensors that do not; computed again when a run is resumed.
+        method_state: tensors of methods that change during training; saved with the state.
+        method_constants: those that do not; computed again when a run is resumed.
         epoch: the epoch that it is in.
         losses: of this epoch's steps so far, scalars on the model's device.
         seconds: spent in this epoch before it was resumed.
@@ -70,8 +70,8 @@ class Training:
         self.dev_loader, self.steps_per_epoch = dev_loader, steps_per_epoch
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.groups: list[dict[str, Any]] = [{"params": parameters, "lr": settings.lr}]
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.constants: dict[str, torch.Tensor] = {}
+        self.method_state: dict[str, torch.Tensor] = {}
+        self.method_constants: dict[str, torch.Tensor] = {}
         self.epoch, self.losses, self.seconds = 0, list[torch.Tensor](), 0.0
         self.best_dev_acc, self.best_epoch = -1.0, 0
         self.records: list[dict[str, Any]] = []
@@ -108,7 +108,7 @@ class Training:
         with mixed_precision(self.device, self.classifier.dtype):
             return (model or self.model)(to_device(batch.token_ids, self.device), lengths)
 
-    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+    def remaining_batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Iterate over the batches of this epoch that it has not been trained on.
 
         A resumed epoch is shuffled as at its start. The batches of the steps taken are skipped, and
@@ -188,7 +188,7 @@ class Training:
         values["losses"] = torch.stack(self.losses).tolist() if self.losses else []
         values |= {"step": self.step, "run": self.fingerprint}
         values |= {name: x for name, x in self.rng.items() if name.startswith("at_start.")}
-        values |= {f"method.{name}": tensor for name, tensor in self.tensors.items()}
+        values |= {f"method.{name}": tensor for name, tensor in self.method_state.items()}
         run.save_state(self.folder, self.model, self.optimizer, values)
 
     def restore(self) -> bool:
@@ -198,7 +198,7 @@ class Training:
             InputError: the state is damaged, or another run's.
         """
         expected: dict[str, Any] = COUNTERS | {"at_start.cpu": torch.get_rng_state()}
-        expected |= {f"method.{name}": tensor for name, tensor in self.tensors.items()}
+        expected |= {f"method.{name}": tensor for name, tensor in self.method_state.items()}
         values = run.load_state(self.folder, self.model, self.optimizer, expected)
         if values is None:
             return False
@@ -214,7 +214,7 @@ class Training:
         self.losses = [torch.tensor(loss, device=self.device) for loss in losses]
         self.rng = {name: x for name, x in values.items() if name.startswith(("at_start.", "now."))}
         with torch.no_grad():
-            for name, tensor in self.tensors.items():
+            for name, tensor in self.method_state.items():
                 tensor.copy_(values[f"method.{name}"])
         run.set_rng_state(self.rng, "now", self.device)
         return True

@@ -44,12 +44,14 @@ class WiseFT(Method):
             start_head(training.model, ids)
         for name, parameter in training.model.named_parameters():
             if parameter.requires_grad:
-                training.constants[f"wise_ft.{name}"] = parameter.detach().clone()
+                training.method_constants[f"wise_ft.{name}"] = parameter.detach().clone()
 
     def after_training(self, training: Training) -> bool:
         """Evaluate every interpolation, print the curve, and leave the best in the model."""
         parameters = dict(training.model.named_parameters())
-        start = {name: training.constants[f"wise_ft.{name}"] for name in trained(training.model)}
+        start = {
+            name: training.method_constants[f"wise_ft.{name}"] for name in trained(training.model)
+        }
         end = {name: parameters[name].detach().clone() for name in start}
         curve = {}
         for alpha in sorted(set(self.wise_ft or ())):

@@ -47,7 +47,10 @@ def finetune(settings: FinetuneSettings) -> None:
         data = dataset_name(settings.train, "train")
         with run.weights_file(settings.filepath, fingerprint, data) as filepath:
             if filepath != settings.filepath:
-                print(f"{settings.filepath}: another run's; saving to {filepath}", file=sys.stderr)
+                print(
+                    f"{settings.filepath} belongs to another run; saving to {filepath}",
+                    file=sys.stderr,
+                )
                 settings = settings.replace(filepath=filepath)
                 settings.check()
             if not settings.fresh and run.is_finished(filepath, fingerprint):
@@ -109,13 +112,13 @@ def train_epochs(
     """Train, and save to `filepath` at each new best accuracy on dev.
 
     Args:
-        fingerprint: of the run, which is resumed if it has a state; None always starts anew.
+        fingerprint: of the run, which is resumed if it has a state; None disables resuming.
 
     Returns:
         the metrics of each epoch. The classifier then has the best epoch's weights.
 
     Raises:
-        InputError: the loss is not finite. On a CPU the step that it would lead to is not taken.
+        InputError: the loss is not finite; on a CPU, before the optimizer step.
     """
     model, device, active = classifier.model, classifier.device, settings.methods
     train_loader = classifier.loader(train_inputs, settings.batch_size, shuffle=True)
@@ -140,14 +143,14 @@ def train_epochs(
         start = time.perf_counter() - training.seconds
         model.train()
         bar = Bar(train_loader, desc=f"train-{epoch}")
-        batches = training.batches(bar)
+        batches = training.remaining_batches(bar)
         for step in range(training.step, (epoch + 1) * training.steps_per_epoch):
             step_batches = list(itertools.islice(batches, settings.grad_accum))
             step_loss = torch.zeros((), device=device)
             optimizer.zero_grad()
             with distributed.rank_rng(settings.seed, step, device):
                 for batch in step_batches:
-                    rows, counts = distributed.local_rows(len(batch.labels))
+                    rows, is_real = distributed.local_rows(len(batch.labels))
                     batch = batch.select(rows)
                     log_probs = training.log_probs(batch)  # (batch, num_labels)
                     labels = to_device(batch.labels, device)
@@ -155,7 +158,7 @@ def train_epochs(
                     loss = F.nll_loss(log_probs, labels, reduction="sum") / settings.batch_size
                     for method in active:
                         loss = method.loss(training, batch, loss)
-                    loss = loss * counts / settings.grad_accum
+                    loss = loss * is_real / settings.grad_accum
                     loss.backward()
                     step_loss += loss.detach()
             distributed.sum_gradients(model)
@@ -176,22 +179,24 @@ def train_epochs(
         losses = torch.stack(training.losses)
         check_finite(losses, f"epoch {epoch}")
         train_loss = sum(settings.grad_accum * x for x in losses.tolist()) / len(train_loader)
-        train = None if settings.skip_train_eval else classifier.evaluate(eval_loader)
-        dev = classifier.evaluate(dev_loader)
-        if dev.accuracy > training.best_dev_acc:
-            training.best_dev_acc, training.best_epoch = dev.accuracy, epoch
+        train_result = None if settings.skip_train_eval else classifier.evaluate(eval_loader)
+        dev_result = classifier.evaluate(dev_loader)
+        if dev_result.accuracy > training.best_dev_acc:
+            training.best_dev_acc, training.best_epoch = dev_result.accuracy, epoch
             training.save_best()
-        train_acc = "" if train is None else f"train acc :: {train.accuracy:.3f}, "
+        train_acc = ""
+        if train_result is not None:
+            train_acc = f"train acc :: {train_result.accuracy:.3f}, "
         print(
             f"epoch {epoch}: train loss :: {train_loss:.3f}, {train_acc}"
-            f"dev acc :: {dev.accuracy:.3f}"
+            f"dev acc :: {dev_result.accuracy:.3f}"
         )
         training.end_epoch(
             train_loss=train_loss,
-            train_accuracy=None if train is None else train.accuracy,
-            train_macro_f1=None if train is None else train.macro_f1,
-            dev_accuracy=dev.accuracy,
-            dev_macro_f1=dev.macro_f1,
+            train_accuracy=None if train_result is None else train_result.accuracy,
+            train_macro_f1=None if train_result is None else train_result.macro_f1,
+            dev_accuracy=dev_result.accuracy,
+            dev_macro_f1=dev_result.macro_f1,
             train_seconds=train_seconds,
             train_sentences_per_second=len(train_inputs) / train_seconds,
             seconds=time.perf_counter() - start,

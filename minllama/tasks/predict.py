@@ -65,7 +65,7 @@ class PredictSettings(ZeroShotSettings):
 
     @classmethod
     def from_flags(cls, values: dict[str, Any]) -> Self:
-        """Build the settings from flags; with `load`, absent flags are as the run was saved."""
+        """Build the settings from flags; with `load`, missing flags take the saved run's values."""
         explicit = tuple(sorted(values))
         if values.get("load") is not None:
             for name in ("prompt_template", "calibrate"):

@@ -278,15 +278,15 @@ def train_steps(
         with distributed.rank_rng(settings.seed, step, device):
             for tokens, targets in itertools.islice(batches, settings.grad_accum):
                 n_targets = targets.numel()  # tokens and targets: (batch, seqlen)
-                rows, is_counted = distributed.local_rows(len(tokens))
+                rows, is_real = distributed.local_rows(len(tokens))
                 tokens, targets = to_device(tokens[rows], device), to_device(targets[rows], device)
                 with mixed_precision(device, dtype):
                     logits, _ = llama(tokens, targets)  # (batch, seqlen, vocab_size)
                 nats, batch_counts = next_token_loss(logits, targets, bos_id)
-                loss = nats / n_targets * is_counted / settings.grad_accum
+                loss = nats / n_targets * is_real / settings.grad_accum
                 loss.backward()
                 step_loss += loss.detach()
-                if is_counted:
+                if is_real:
                     counts.append(batch_counts)
         distributed.sum_gradients(llama)
         distributed.sum_over_ranks(step_loss)

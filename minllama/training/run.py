@@ -2,7 +2,7 @@
 
 A run is known by its fingerprint: the settings and files that its result depends on. One process
 holds its lock. Its state is everything that it needs to resume: the weights that train, the
-optimizer, random generators and counters. Both trainings use this module.
+optimizer, random generators and counters. Both training loops use this module.
 """
 
 import contextlib
