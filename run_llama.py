@@ -89,7 +89,8 @@ def get_args() -> TaskSettings:
     flags = settings.to_dict()
     more = [name for name in flags if name in settings.explicit and name not in ASSIGNMENT_FLAGS]
     if settings.option != "predict":  # predict writes only results to standard output
-        print(f"args: { {name: flags[name] for name in (*ASSIGNMENT_FLAGS, *more)} }")
+        shown = {name: flags[name] for name in (*ASSIGNMENT_FLAGS, *more)}
+        print(f"args: {shown}")
     return settings
 
 

@@ -30,8 +30,7 @@ LINES = {  # file: what CONTRIBUTING adds to it, as the text before and after
         ),
         (
             '    "predict": (PredictSettings, predict),\n',
-            '    "predict": (PredictSettings, predict),\n'
-            '    "count": (CountSettings, count),\n',
+            '    "predict": (PredictSettings, predict),\n    "count": (CountSettings, count),\n',
         ),
     ],
     "minllama/checkpoints/formats.py": [

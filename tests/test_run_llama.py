@@ -508,7 +508,7 @@ def demo_folder(project, monkeypatch):
 def test_the_demo_stands_in_for_absent_defaults(project, run_cli, demo_folder):
     code, out, err = run_cli("--max_new_tokens", "3")
     assert code == 0 and out.count("load model from demo/model.pt") == 2
-    assert err.startswith("stories42M.pt: not here; used instead, from this repository: demo/m")
+    assert err.startswith("stories42M.pt: not found; using the demo's files demo/m")
     for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
         code, out, err = run_cli("--option", option, "--epochs", "1")
         assert code == 0 and "load 6 data from demo/reviews-test.txt" in out

@@ -66,7 +66,7 @@ class TaskSettings(Settings):
     title = "all options"
     description = "The assignment's flags. An option accepts those that it does not use."
 
-    option: str = flag("generate", "what to do", choices=OPTIONS)
+    option: str = flag("generate", "task to run", choices=OPTIONS)
     pretrained_model_path: str = flag(
         "stories42M.pt", "the checkpoint to start from", spelling="--pretrained-model-path"
     )
@@ -84,7 +84,7 @@ class TaskSettings(Settings):
         "weight dtype in generation and prompting, autocast dtype in training",
         choices=DTYPES,
     )
-    max_sentence_len: int | None = flag(None, "truncate sentences to at most N tokens", low=1)
+    max_sentence_len: int | None = flag(None, "truncate sentences to this many tokens", low=1)
     seed: int = flag(1337, "random seed", high=2**32 - 1)
     verify: bool = flag(False, "verify the checksums of checkpoints over 1 GB too")
     use_gpu: bool = flag(False, "run on CUDA if available, otherwise on MPS")
@@ -145,7 +145,7 @@ class TaskSettings(Settings):
             if is_wanted and is_absent and all((DEMO / file).is_file() for file in group.values()):
                 demo = {name: demo_path(file) for name, file in group.items()}
                 print(
-                    f"{', '.join(defaults)}: not here; used instead, from this repository: "
+                    f"{', '.join(defaults)}: not found; using the demo's files "
                     f"{', '.join(demo.values())}; `bash setup.sh` fetches the assignment's",
                     file=sys.stderr,
                 )
@@ -207,7 +207,7 @@ class ClassifySettings(TaskSettings):
         """
         kinds = [kind, "advanced"] if self.advanced or own_weights else [kind]
         for split, outfile in (("dev", self.dev_out), ("test", self.test_out)):
-            endings = [f"{split}-{kind}-output.txt" for kind in kinds]
+            endings = [f"{split}-{allowed}-output.txt" for allowed in kinds]
             if not outfile.endswith(tuple(endings)):
                 raise InputError(
                     f"--{split}_out {outfile}: the name must end in {' or '.join(endings)}, "
@@ -234,7 +234,9 @@ class TrainSettings(TaskSettings):
     )
     plot: str | None = flag(None, "draw loss and accuracy curves, an SVG or PNG file")
     shard: bool = flag(False, "shard the model over the processes of torchrun (FSDP2)")
-    compile: bool = flag(False, "compile the layers with torch.compile; takes a minute")
+    compile: bool = flag(
+        False, "compile training layers (torch.compile) or causal decoding (Numba)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,9 @@ def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device) -
     for batches, batch, is_counted in distributed.rounds(Bar(dataloader, desc="eval")):
         scores = model(*forward_inputs(as_batch(batch), device))  # (batch, num_labels)
         if scores.isnan().any():
-            raise InputError("the model's scores are not finite; lower --lr")
+            raise InputError(
+                "the model's scores are not finite; check the checkpoint, or lower --lr"
+            )
         if is_counted:
             my_predictions.append(scores.argmax(dim=-1).tolist())
         for each in map(as_batch, batches):

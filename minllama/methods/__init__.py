@@ -51,7 +51,9 @@ class Tuning(Settings):
     """The flag that chooses among the methods with a `tune`."""
 
     title = "parameter-efficient fine-tuning (arXiv 2110.04366)"
-    tune: str = flag("full", "the weights that train besides a new head", choices=tune_choices)
+    tune: str = flag(
+        "full", "pretrained weights to train besides the new head", choices=tune_choices
+    )
 
 
 def flag_classes() -> list[type[Settings]]:
@@ -69,7 +71,7 @@ def active_methods(values: dict[str, Any]) -> tuple[Method, ...]:
     Raises:
         InputError: a value is wrong, or two methods cannot be combined.
     """
-    Tuning(**Tuning.known(values))
+    Tuning(**Tuning.known(values))  # raises if --tune has no such value
     every = [cls(**cls.known(values)) for cls in METHODS]
     methods = tuple(method for method in every if method.is_on(values))
     for method in methods:
@@ -96,7 +98,7 @@ def changed_values(methods: Sequence[Method]) -> dict[str, Any]:
 
 
 def file_suffix(methods: Sequence[Method]) -> str:
-    """A suffix for file names that tells the methods, such as "-tune-lora", or a digest of it."""
+    """A file-name suffix that names the methods, such as "-tune-lora", or its digest."""
     values = changed_values(methods)
     parts = (name if value is True else f"{name}-{value}" for name, value in values.items())
     suffix = "".join(f"-{part}" for part in parts)

@@ -25,7 +25,8 @@ class Adapters(Method):
     adapter_size: int = flag(16, "inner width of the adapters", low=1)
 
     def adapt(self, model: SentenceClassifier) -> None:
-        """
+        """Insert adapters, and freeze the rest.
+
         Raises:
             InputError: the adapters would be wider than the layers.
         """

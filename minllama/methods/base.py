@@ -79,7 +79,8 @@ class Method(Settings):
         for other in others:
             for trait in sorted(self.excludes.keys() & other.traits):
                 raise InputError(
-                    f"{self.spelled()}: does not go with {other.spelled()}, {self.excludes[trait]}"
+                    f"{self.spelled()}: cannot be combined with {other.spelled()}, "
+                    f"{self.excludes[trait]}"
                 )
 
     def choose(
@@ -120,7 +121,7 @@ class Method(Settings):
         return None
 
     def after_training(self, training: Training) -> bool:
-        """Act on the best epoch's weights, which the model has again; say if they changed."""
+        """Post-process the best epoch's weights; return whether they changed."""
         return False
 
     def merge(self, model: SentenceClassifier) -> None:

@@ -25,14 +25,16 @@ class LearningRates(Method):
     shardable = True
 
     lr_schedule: str = flag(
-        "constant", "decay of --lr to 0", choices=("constant", "linear", "cosine")
+        "constant",
+        "learning-rate schedule after the warm-up",
+        choices=("constant", "linear", "cosine"),
     )
     warmup: float = flag(
-        0.0, "fraction of the steps in which --lr is warmed up", high=1, metavar="FRACTION"
+        0.0, "fraction of the optimizer steps for linear warm-up", high=1, metavar="FRACTION"
     )
     layer_decay: float = flag(
         1.0,
-        "learning rate of a layer, relative to the layer above",
+        "factor on the learning rate per layer below the top",
         high=1,
         metavar="FACTOR",
     )
@@ -97,7 +99,7 @@ class EarlyStopping(Method):
     shardable = True
 
     patience: int | None = flag(
-        None, "stop after so many epochs without improvement on dev", low=1, metavar="EPOCHS"
+        None, "stop after this many epochs without improvement on dev", low=1, metavar="EPOCHS"
     )
 
     def reason_to_stop(self, epoch: int, best_epoch: int) -> str | None:

@@ -30,7 +30,8 @@ class LoRA(Method):
     lora_dropout: float = flag(0.0, "dropout of the input of the updates", high=1)
 
     def adapt(self, model: SentenceClassifier) -> None:
-        """
+        """Add LoRA to all linear layers, and freeze the rest.
+
         Raises:
             InputError: the rank is larger than the width of the layers.
         """

@@ -28,7 +28,7 @@ class Mixout(Method):
 
     mixout: float = flag(
         0.0,
-        "probability that a training step uses the pretrained weight",
+        "probability of replacing a weight by its pretrained value",
         high=0.99,
         metavar="P",
     )

@@ -18,8 +18,7 @@ class Pooling(Method):
 
     pooling: str | None = flag(
         None,
-        "what of a sentence the new head sees: its last token's state, or the mean of all; by "
-        "default the last column's, as the assignment has it, or with --causal the last token's",
+        "hidden state that the head reads (default: last column, or last token if causal)",
         choices=("last", "mean"),
     )
 

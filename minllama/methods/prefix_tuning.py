@@ -27,7 +27,8 @@ class PrefixTuning(Method):
     prefix_length: int = flag(16, "learned positions in every layer", low=1)
 
     def adapt(self, model: SentenceClassifier) -> None:
-        """
+        """Add a trainable prefix to every attention layer, and freeze the rest.
+
         Raises:
             InputError: the prefix is longer than the context.
         """

@@ -87,7 +87,7 @@ def save_model(
 
 
 def save_classifier(saved: dict[str, Any], filepath: str | Path) -> None:
-    """Write what `classifier_dict` returned."""
+    """Write a classifier checkpoint, and print its path."""
     distributed.on_rank0(lambda: write_checkpoint(saved, filepath))
     print(f"save the model to {filepath}")
 
@@ -95,7 +95,7 @@ def save_classifier(saved: dict[str, Any], filepath: str | Path) -> None:
 def classifier_dict(
     model: nn.Module, optimizer: Optimizer, args: Any, config: Any
 ) -> dict[str, Any]:
-    """The dict that `save_model` saves."""
+    """The checkpoint of a classifier: weights, optimizer, settings, random generators."""
     distributed.reshard(model)
     kind, keys, *rest = np.random.get_state()
     return {
@@ -127,7 +127,7 @@ def read_classifier(path: str | Path) -> SavedClassifier:
     """
     saved = read_checkpoint(path)
     if not all(isinstance(saved.get(part), dict) for part in ("model", "args", "model_config")):
-        raise InputError(f"{path}: not what --option finetune saves")
+        raise InputError(f"{path}: not a file that --option finetune saved")
     values = saved["model_config"]
     try:
         methods = active_methods(values)
@@ -138,7 +138,7 @@ def read_classifier(path: str | Path) -> SavedClassifier:
         if not isinstance(saved.get("frozen"), str | None):
             raise InputError("the digest of the frozen weights is no text")
     except InputError as error:
-        raise InputError(f"{path}: {error}: not what --option finetune saves") from error
+        raise InputError(f"{path}: {error}: not a file that --option finetune saved") from error
     weights = {}
     for name, tensor in saved["model"].items():
         for old, new in former_names(methods).items():

@@ -52,9 +52,11 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
 
     skip_train_eval: bool = flag(False, "do not evaluate the training set after every epoch")
     load: str | None = flag(
-        None, "train nothing, evaluate a saved classifier", metavar="CHECKPOINT"
+        None,
+        "saved classifier to evaluate (finetune) or label with (predict)",
+        metavar="CHECKPOINT",
     )
-    save_every: int | None = flag(None, "save the run's state every so many steps too", low=1)
+    save_every: int | None = flag(None, "also save the run's state every N optimizer steps", low=1)
     fresh: bool = flag(False, "train again, even if the same run was interrupted or is finished")
     methods: tuple[Method, ...] = ()
     filepath: str = ""
@@ -87,7 +89,9 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         try:
             cls(**cls.known(saved.args))
         except InputError as error:
-            raise InputError(f"{saved.path}: {error}: not what --option finetune saves") from error
+            raise InputError(
+                f"{saved.path}: {error}: not a file that --option finetune saved"
+            ) from error
         fixed = {name: saved.args[name] for name in FIXED if name in saved.args}
         fixed |= {"causal": saved.config.causal} | methods.flag_values(saved.methods)
         for name, value in fixed.items():
@@ -143,7 +147,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         for method in self.methods:
             if self.shard and not method.shardable:
                 raise InputError(
-                    f"--shard: does not go with {method.spelled()}; leave one of them out"
+                    f"--shard: cannot be combined with {method.spelled()}; leave one of them out"
                 )
         outputs = [path for path in (self.plot, None if self.load else self.filepath) if path]
         own_weights = "pretrained_model_path" in self.explicit or self.load is not None

@@ -40,8 +40,10 @@ class Smart(Method):
     smart_radius: float = flag(
         0.1, "bound of the perturbation, in standard deviations of the embeddings"
     )
-    smart_step_size: float = flag(0.1, "size of an ascent step, in the same unit")
-    smart_noise: float = flag(0.01, "initial noise of the perturbation, same unit", low=1e-6)
+    smart_step_size: float = flag(0.1, "ascent step size, in standard deviations of the embeddings")
+    smart_noise: float = flag(
+        0.01, "initial noise, in standard deviations of the embeddings", low=1e-6
+    )
     smart_mu: float = flag(1.0, "weight of the divergence from the averaged model")
     smart_momentum: float = flag(0.99, "momentum of the averaged model", high=1)
 

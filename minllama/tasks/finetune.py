@@ -56,8 +56,12 @@ def finetune(settings: FinetuneSettings) -> None:
             if not settings.fresh and run.is_finished(filepath, fingerprint):
                 print(f"{filepath}: this run is finished; --fresh trains again", file=sys.stderr)
                 evaluate_saved(settings)
-            else:
+                return
+            try:
                 train_and_evaluate(settings, fingerprint)
+            except KeyboardInterrupt:
+                print("interrupted; the same command resumes the run", file=sys.stderr)
+                raise
 
 
 def evaluate_saved(settings: FinetuneSettings) -> None:

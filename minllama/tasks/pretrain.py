@@ -60,16 +60,15 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
 
     title = "pretrain"
     description = (
-        "Trains a causal language model on --text; from --pretrained-model-path where that is "
-        "given, else from scratch. Runs on CUDA, else MPS, else the CPU; --use_gpu makes it an "
-        "error if neither of the first two is available."
+        "Trains a causal language model on --text (documents between <|endoftext|> lines), from "
+        "--pretrained-model-path if given, else from scratch. Runs on CUDA, else MPS, else the "
+        "CPU; --use_gpu makes it an error if neither of the first two is available."
     )
 
     batch_size: int = flag(16, "sequences per batch", low=1)
     text: list[str] | None = flag(
         None,
-        "plain text (documents separated by <|endoftext|> lines), labelled sentences, or token ids "
-        "in *.bin files as llama2.c and nanoGPT write them",
+        "text, labelled sentences, or token ids (*.bin) to train on",
         nargs="+",
         metavar="FILE",
     )
@@ -85,9 +84,9 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
         nargs=3,
         metavar="FRACTION",
     )
-    vocab_size: int = flag(2048, "pieces of the tokenizer, if one is trained", low=1)
+    vocab_size: int = flag(2048, "vocabulary size of the tokenizer to train", low=1)
     eval_every: int | None = flag(
-        None, "steps between reports (default: a twentieth of all)", low=1
+        None, "optimizer steps between evaluations (default: a twentieth of --steps)", low=1
     )
     eval_batches: int = flag(50, "validation batches per report", low=1)
     save_dtype: str = flag(
@@ -138,15 +137,15 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
             raise InputError("--no-causal: a language model needs the causal mask; leave it out")
         check_training_dtype(self.dtype)
         if self.split[0] == 0:
-            raise InputError("--split: the training part needs a share greater than 0")
+            raise InputError("--split: the training fraction must be greater than 0")
         if self.given_tokenizer and "vocab_size" in self.explicit:
             raise InputError(
-                f"--vocab_size: {self.given_tokenizer} has a size of its own; leave it out"
+                f"--vocab_size: {self.given_tokenizer} fixes the vocabulary size; leave it out"
             )
         fixed = sorted(set(SHAPE) & set(self.explicit) - {"max_seq_len"})
         if self.start_from and fixed:
             flags = ", ".join(f"--{name}" for name in fixed)
-            raise InputError(f"{flags}: {self.start_from} has a shape of its own; leave that out")
+            raise InputError(f"{flags}: {self.start_from} fixes the shape; leave that out")
         if self.plot is not None:
             check_picture(self.plot)
             check_outputs([self.plot], [*self.text, *self.checkpoints])
@@ -198,7 +197,8 @@ def pretrain(settings: PretrainSettings) -> None:
         llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
         given = given_tokenizer(settings, llama)
         folder = RunFolder(settings.output_dir, settings.fingerprint, settings.is_continuation)
-        with folder.open(settings.inputs) if distributed.is_rank0() else nullcontext():
+        held = folder.open(settings.inputs) if distributed.is_rank0() else nullcontext()
+        with held:
             tokenizer, texts = distributed.rank0_first(
                 lambda: prepare_corpus(
                     settings.text or [],

@@ -1,6 +1,6 @@
 """Data-parallel training in the processes that `torchrun` starts.
 
-Every process holds the model and computes its own rows of each batch; an all-reduce after the
+Every process holds the model and computes its own examples of each batch; an all-reduce after the
 backward pass sums the gradients. With `--shard` every process holds a shard of the model instead
 (FSDP2), which sums gradients during the backward pass. In one process all of this does nothing.
 """
@@ -40,15 +40,15 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    rank = int(os.environ["RANK"])
+    env_rank = int(os.environ["RANK"])
     stderr = sys.stderr
     with contextlib.ExitStack() as stack:
-        if rank > 0:
+        if env_rank > 0:
             devnull = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(devnull))
             stack.enter_context(contextlib.redirect_stderr(devnull))
         try:
-            _init_process_group(rank)
+            _init_process_group(env_rank)
             yield
         except Exception as error:
             sys.stderr = stderr
@@ -58,10 +58,10 @@ def process_group() -> Iterator[None]:
                 if message is None:
                     raise
                 time.sleep(10)  # torchrun ends this process when the one that failed has ended
-            if rank == 0:
+            if env_rank == 0:
                 raise InputError(message) from error
             time.sleep(2)
-            print_error(f"rank {rank} on {socket.gethostname()}: {message}")
+            print_error(f"rank {env_rank} on {socket.gethostname()}: {message}")
             sys.exit(2)
     dist.destroy_process_group()
 
@@ -221,7 +221,7 @@ def rank_rng(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Give every process its own random numbers for a step, as dropout needs.
 
     They depend on seed, step and rank only, so that a resumed run draws the same. Afterwards all
-    processes draw alike again. In one process the global generator goes on undisturbed.
+    processes draw alike again. In one process the global generator is left unchanged.
     """
     if world_size() == 1:
         yield

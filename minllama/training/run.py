@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim import Optimizer
 
@@ -39,8 +40,6 @@ def lock(path: Path, message: str) -> Iterator[None]:
     Raises:
         InputError: another process holds it; with this message.
     """
-    from filelock import FileLock, Timeout
-
     try:
         held = FileLock(path).acquire(blocking=False)
     except Timeout:
@@ -58,7 +57,7 @@ def lock(path: Path, message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def weights_file(filepath: str, fingerprint: dict[str, Any], data: str) -> Iterator[str]:
-    """Hold the file of a run's best weights; yield its name.
+    """Choose and lock the file for a run's best weights; yield its name.
 
     If the file belongs to another run, it stays as it is, and this run's name also has the data's
     name and a digest.
@@ -103,7 +102,7 @@ def owner(path: Path) -> dict[str, Any] | None:
 
 
 def state_folder(filepath: str, fingerprint: dict[str, Any]) -> Path:
-    """The folder of a fine-tuning's state, beside its weights."""
+    """The folder of a fine-tuning run's state, beside its weights."""
     return Path(filepath).with_name(f"finetune-{digest(fingerprint)[:8]}.state")
 
 
@@ -113,8 +112,10 @@ def is_finished(filepath: str, fingerprint: dict[str, Any]) -> bool:
         return False
     folder = state_folder(filepath, fingerprint)
     saved = read_checkpoint(filepath, mapped=True)
-    # Version 0.2 saved a log at the end.
-    if "finished" in saved or "log" in saved or newest_state(folder) is None:
+    has_final_weights = "finished" in saved or "log" in saved  # a log in version 0.2
+    if has_final_weights and (folder / STATE).is_file():  # those may be older than a restart
+        has_final_weights = not read_checkpoint(folder / STATE, mapped=True).get("is_restart")
+    if has_final_weights or newest_state(folder) is None:
         distributed.on_rank0(lambda: shutil.rmtree(folder, ignore_errors=True))
         return True
     return False

@@ -121,7 +121,7 @@ class RunFolder:
         except (ValueError, RecursionError):
             before = None
         if not isinstance(before, dict) or before.keys() != self.fingerprint.keys():
-            raise InputError(f"{settings}: no settings of a run; name another --output_dir")
+            raise InputError(f"{settings}: not the settings of a run; name another --output_dir")
         return before
 
     def _check_resumable(self, before: dict[str, Any], is_same: bool) -> None:
@@ -140,7 +140,7 @@ class RunFolder:
         ]
         hint = ""
         if len(changes) == 1 and self.fingerprint.get("steps") != before.get("steps"):
-            hint = " (a run takes more --steps only where its rate is constant: --min_lr as --lr)"
+            hint = " (--steps can be raised only at a constant rate: --min_lr equal to --lr)"
         raise InputError(
             f"{self.path}: holds a run with other settings ({'; '.join(changes)}); "
             f"give the same ones to continue it, or another --output_dir{hint}"
@@ -183,10 +183,10 @@ class RunFolder:
             found = run.newest_state(self.path)
             raise InputError(f"{found}: not this run's; name another --output_dir")
         if step > 0 and not self.model.is_file():
-            raise InputError(f"{self.path}: its {MODEL} is gone; name another --output_dir")
+            raise InputError(f"{self.path}: {MODEL} is missing; name another --output_dir")
         run.set_rng_state(values, "now", next(llama.parameters()).device)
         distributed.on_rank0(lambda: truncate_metrics(self.metrics, step))
-        print(f"continuing from step {step} in {self.path}")
+        print(f"resuming from step {step} in {self.path}")
         return step, values["best_loss"], values["seconds"]
 
     def save_state(

@@ -35,16 +35,16 @@ def learning_rate(
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings(Settings):
-    """The flags that say how pre-training optimizes."""
+    """The flags of pre-training's optimizer and learning-rate schedule."""
 
     title = "pretrain: optimization"
 
     lr: float = flag(1e-3, "peak learning rate")
     steps: int = flag(1000, "optimizer steps", low=1)
     warmup_steps: int | None = flag(
-        None, "steps in which --lr is warmed up (default: a tenth of all, at most 100)"
+        None, "linear warm-up steps (default: a tenth of --steps, at most 100)"
     )
-    min_lr: float = flag(0.0, "final learning rate of the cosine decay; as --lr keeps it constant")
+    min_lr: float = flag(0.0, "final rate of the cosine decay; equal to --lr for none")
     weight_decay: float = flag(0.1, "weight decay of the matrices")
     grad_clip: float = flag(1.0, "maximum gradient norm; 0 turns clipping off")
 

@@ -156,7 +156,7 @@ BAD_METHODS = [
     (["--wise_ft", "0.5", "--label-names", "absent.json"], "absent.json"),
     (["--tune", "prefix", "--prefix_length", "128"], "--prefix_length"),
     (["--load", "absent.pt"], "absent.pt"),
-    (["--load", "model.pt"], "not what --option finetune saves"),
+    (["--load", "model.pt"], "not a file that --option finetune saved"),
     (["--prompt_based", "--causal", "--activation_checkpointing"], "--activation_checkpointing"),
 ]
 UNUSED_FLAGS = [

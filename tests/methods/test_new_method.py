@@ -36,10 +36,10 @@ def test_it_is_in_help(run_cli, toy):
     [
         (
             ["--prompt_based", *TOY],
-            "--toy_scale: does not go with --prompt_based, so there is nothing to scale",
+            "--toy_scale: cannot be combined with --prompt_based, so there is nothing to scale",
         ),
-        (["--mixout", "0.5", *TOY], "--mixout: does not go with --toy_scale"),
-        (["--wise_ft", "0.5", *TOY], "--wise_ft: does not go with --toy_scale"),
+        (["--mixout", "0.5", *TOY], "--mixout: cannot be combined with --toy_scale"),
+        (["--wise_ft", "0.5", *TOY], "--wise_ft: cannot be combined with --toy_scale"),
         (["--option", "prompt", *TOY], "--toy_penalty acts only with --toy_scale"),
         (["--toy_penalty", "0.25"], "--toy_penalty acts only with --toy_scale"),
         (["--toy_scale", "-1"], "--toy_scale -1.0: out of range"),

@@ -155,5 +155,5 @@ def test_the_averaged_model_is_the_moving_average(make_classifier):
 
 
 def test_without_its_weight_no_average_is_kept(make_classifier):
-    assert make_training(make_classifier(smart=1.0)).tensors
-    assert not make_training(make_classifier(smart=1.0, smart_mu=0.0)).tensors
+    assert make_training(make_classifier(smart=1.0)).method_state
+    assert not make_training(make_classifier(smart=1.0, smart_mu=0.0)).method_state

@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, SENTENCES, interrupted_at
 
 from minllama.checkpoints.pt import read_checkpoint
+from minllama.methods.classify import Classifier
 from minllama.training.run import lock
 
 FLAGS = ["--option", "finetune", "--lr", "1e-2"]
@@ -82,11 +83,13 @@ def test_another_runs_weights_are_left_alone(flags, run_cli):
 
 
 def test_runs_at_once_keep_apart_and_one_run_is_not_run_twice(flags, run_cli):
-    with lock(Path(f".{WEIGHTS}.lock")):  # as another run holds it, before its first epoch ends
+    with lock(
+        Path(f".{WEIGHTS}.lock"), "held"
+    ):  # as another run holds it, before its first epoch ends
         assert run_cli(*flags)[0] == 0 and not Path(WEIGHTS).exists()
     (name,) = (path.name for path in Path().glob("finetune-*.pt"))
     digest = name.removesuffix(".pt")[-8:]
-    with lock(Path(f".finetune-{digest}.lock")):
+    with lock(Path(f".finetune-{digest}.lock"), "held"):
         code, _, err = run_cli(*flags)
     assert code == 2 and err.count("\n") == 1 and WEIGHTS in err
 
@@ -126,6 +129,36 @@ def test_an_interrupted_run_ends_with_the_same_weights(flags, run_cli, method, s
     for name in outputs:
         assert Path(name).read_bytes() == Path("whole", name).read_bytes()
     assert files() == {weights.name, *outputs, "whole"}
+
+
+def test_an_epoch_interrupted_after_its_last_step_is_resumed(flags, run_cli, monkeypatch):
+    """Its last step has fewer batches than the others: four and two."""
+    flags = [*flags, "--grad_accum", "4"]
+    assert run_cli(*flags)[0] == 0
+    Path(WEIGHTS).rename("whole.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "evaluate", interrupted)
+        assert run_cli(*flags, "--save_every", "1")[0] == 130
+    code, _, err = run_cli(*flags)
+    assert code == 0 and "resuming from epoch 0, step 2" in err
+    assert same(WEIGHTS, "whole.pt")
+
+
+def interrupted(*_args):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_restart_is_resumed_though_an_older_result_is_there(flags, run_cli):
+    """WiSE-FT marks its final weights; those of before the restart are not taken for them."""
+    flags = [*flags, "--wise_ft", "0.5", "1"]
+    assert run_cli(*flags)[0] == 0
+    (weights,) = Path().glob("finetune-*.pt")
+    shutil.copy(weights, "whole.pt")
+    with interrupted_at(1):
+        assert run_cli(*flags, "--fresh")[0] == 130
+    code, out, _ = run_cli(*flags)
+    assert code == 0 and "epoch 0" in out
+    assert same(weights.name, "whole.pt")
 
 
 def test_a_state_holds_no_frozen_weights(flags, run_cli):
