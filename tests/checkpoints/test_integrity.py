@@ -158,13 +158,6 @@ def test_a_file_that_claims_many_layers_is_refused_at_once(tmp_path, n_layers):
         load_pretrained(tmp_path / "deep.bin")
 
 
-def test_a_small_file_does_not_get_a_large_rotary_table(model):
-    saved = torch.load(model)
-    torch.save(saved | {"model_args": saved["model_args"] | {"max_seq_len": 2**30}}, model)
-    with pytest.raises(InputError, match="max_seq_len is 1073741824"):
-        load_pretrained(model)
-
-
 @pytest.mark.parametrize("repeats", [False, True])
 def test_expanded_and_repeated_tensors_are_refused(tmp_path, repeats):
     saved = {"wide": torch.zeros(1).expand(1_000_000, 2048)}
@@ -269,14 +262,6 @@ def test_other_kinds_of_tensors_are_refused(tmp_path):
             read_checkpoint(tmp_path / "x.pt")
 
 
-def test_values_that_are_too_large_for_float32_are_refused(model):
-    saved = torch.load(model)
-    saved["model"]["norm.weight"] = torch.full((32,), 1e300, dtype=torch.float64)
-    torch.save(saved, model)
-    with pytest.raises(InputError, match=r"norm\.weight has values that are not finite"):
-        load_pretrained(model)
-
-
 # Saved classifiers
 
 
@@ -300,16 +285,11 @@ EDITS = {
     "float8": lambda s: changed(s, "model", **{HEAD: s["model"][HEAD].to(torch.float8_e5m2)}),
     "overflow": lambda s: changed(s, "model", **{HEAD: s["model"][HEAD].double() * 1e200}),
     "no tensor": lambda s: changed(s, "model", **{HEAD: 3}),
-    "absent": lambda s: s | {"model": {}},
     "2^31 labels": lambda s: changed(s, "model_config", num_labels=2**31),
     "many labels": lambda s: changed(s, "model_config", num_labels=9000),
-    "label as text": lambda s: changed(s, "model_config", num_labels="3"),
     "dropout": lambda s: changed(s, "model_config", hidden_dropout_prob=7.0),
     "option": lambda s: changed(s, "model_config", option="x"),
     "names": lambda s: changed(s, "model_config", label_names=["a"]),
-    "no labels": lambda s: s | {"model_config": {"option": "finetune"}},
-    "no model": lambda s: {key: x for key, x in s.items() if key != "model"},
-    "args list": lambda s: s | {"args": []},
     "digest": lambda s: s | {"frozen": torch.ones(2)},
     "wide": lambda s: changed(s, "model_config", tune="adapter", adapter_size=2**30),
     "keys": lambda s: s | {"model": {5: torch.ones(1), None: torch.ones(2)}},

@@ -179,12 +179,15 @@ def write_broken_files(saved, folder) -> dict[str, str]:
         ("integers", {HEAD: torch.ones(320, 32).int()}, HEAD),
         ("twice", {query: torch.zeros(32, 32)}, "compute_query.weight is there twice"),
         ("nan", {"norm.weight": torch.full((32,), torch.nan)}, "norm.weight"),
+        ("large", {"norm.weight": torch.full((32,), 1e300, dtype=torch.float64)}, "not finite"),
         ("sparse", {HEAD: torch.zeros(320, 32).to_sparse()}, "sparse"),
     ):
         values[name] = saved | {"model": tensors | change}, word
     wrong = {"dim": "32", "n_heads": 5, "n_layers": -1, "max_seq_len": None, "vocab_size": 320.0}
     for name, value in (wrong | {"layer_norm_eps": "x", "causal": "no", "self": 1}).items():
         values[name] = saved | {"model_args": arguments | {name: value}}, name
+    long = arguments | {"max_seq_len": 2**30}  # whose rotary table would not fit the memory
+    values["long"] = saved | {"model_args": long}, "max_seq_len is 1073741824"
     for name, (value, _) in values.items():
         torch.save(value, folder / f"{name}.pt")
     return {name: word for name, (_, word) in (contents | values).items()}
