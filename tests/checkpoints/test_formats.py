@@ -72,14 +72,9 @@ def logits_of(path) -> torch.Tensor:
 # Hugging Face
 
 
+@TIED
 @pytest.mark.parametrize(
-    ("tied", "n_kv_heads", "theta", "dtype"),
-    [
-        (True, 4, 10000.0, torch.float32),
-        (True, 1, 500000.0, torch.bfloat16),
-        (False, 2, 10000.0, torch.bfloat16),
-        (False, 1, 500000.0, torch.float32),
-    ],
+    ("n_kv_heads", "theta", "dtype"), [(4, 1e4, torch.float32), (1, 5e5, torch.bfloat16)]
 )
 def test_transformers_agrees(folder, tokenizer, tied, n_kv_heads, theta, dtype):
     """It loads our folder without a warning, and we load its folder; logits and ids agree."""
