@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SENTENCES, interrupted_at
+from filelock import FileLock
 
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.methods.classify import Classifier
-from minllama.training.run import lock
 
 FLAGS = ["--option", "finetune", "--lr", "1e-2"]
 WEIGHTS = "finetune-2-0.01.pt"
@@ -83,13 +81,11 @@ def test_another_runs_weights_are_left_alone(flags, run_cli):
 
 
 def test_runs_at_once_keep_apart_and_one_run_is_not_run_twice(flags, run_cli):
-    with lock(
-        Path(f".{WEIGHTS}.lock"), "held"
-    ):  # as another run holds it, before its first epoch ends
+    with FileLock(f".{WEIGHTS}.lock"):  # as another run holds it, before its first epoch ends
         assert run_cli(*flags)[0] == 0 and not Path(WEIGHTS).exists()
     (name,) = (path.name for path in Path().glob("finetune-*.pt"))
     digest = name.removesuffix(".pt")[-8:]
-    with lock(Path(f".finetune-{digest}.lock"), "held"):
+    with FileLock(f".finetune-{digest}.lock"):
         code, _, err = run_cli(*flags)
     assert code == 2 and err.count("\n") == 1 and WEIGHTS in err
 
@@ -223,27 +219,16 @@ def test_a_finished_run_is_evaluated_and_not_trained_again(flags, run_cli):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")
-def test_a_kill_at_any_file_operation_loses_nothing(flags):
-    """At two of them; tests.campaign takes every one."""
-    flags = [*flags, "--save_every", "3"]
-    n = run_until(0, flags, "whole")
-    for at in random.Random(0).sample(range(1, n + 1), 2):
-        shutil.rmtree("killed", ignore_errors=True)
-        run_until(at, flags, "killed")
-        run_until(0, flags, "killed")
-        assert same(f"killed/{WEIGHTS}", f"whole/{WEIGHTS}"), at
-        names = [{path.name for path in Path(folder).iterdir()} for folder in ("killed", "whole")]
-        assert names[0] == names[1], at
-
-
-def run_until(n: int, flags: list[str], folder: str) -> int:
-    """Run in a folder until the n-th operation; with 0 to the end. Returns how many there were."""
-    Path(folder).mkdir(exist_ok=True)
-    flags = [f"../{flag}" if Path(flag).is_file() else flag for flag in flags]
+@pytest.mark.parametrize("n", [25, 60])
+def test_a_kill_at_any_file_operation_loses_nothing(flags, run_cli, n):
+    """At two of them, of about 80; tests.campaign takes every one."""
+    assert run_cli(*flags)[0] == 0
+    Path(WEIGHTS).rename("whole.pt")
+    whole = files()
     command = [sys.executable, "-m", "tests.file_operations", str(n), str(ROOT / "run_llama.py")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *flags], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == (-9 if n else 0), done.stderr
-    return 0 if n else int(done.stderr.splitlines()[-1])
+    killed = subprocess.run([*command, *flags, "--save_every", "3"], env=environment)
+    assert killed.returncode == -9
+    assert run_cli(*flags, "--save_every", "3")[0] == 0
+    assert same(WEIGHTS, "whole.pt")
+    assert files() == whole | {WEIGHTS}
