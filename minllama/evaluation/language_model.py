@@ -92,7 +92,7 @@ def evaluate(
         tokens, targets = to_device(tokens, device), to_device(targets, device)
         with mixed_precision(device, dtype):
             logits, _ = llama(tokens, targets)  # (batch, seqlen, vocab_size)
-        _, batch_counts = next_token_loss(logits, targets, sequences.text.bos_id)
+        _, batch_counts = next_token_loss(logits, targets, sequences.text.tokenizer.bos_id)
         if is_counted:
             counts.append(batch_counts)
     return scores_of(total_counts(counts), sequences.text.tokens_per_byte)

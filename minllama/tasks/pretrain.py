@@ -33,10 +33,10 @@ from minllama.evaluation.metrics import append_metrics, read_metrics
 from minllama.evaluation.plot import check_picture, draw
 from minllama.kernels.adamw import FastAdamW
 from minllama.kernels.cpu import accelerate, keep_freed_memory
-from minllama.text.corpus import check_token_files, holds_token_ids, prepare_corpus
+from minllama.text.corpus import prepare_corpus
 from minllama.text.documents import SPLITS
 from minllama.text.sequences import EvaluationSequences, check_lengths, training_batches
-from minllama.text.tokenized import TokenizedText
+from minllama.text.token_files import TokenizedText, check_token_files, holds_token_ids
 from minllama.training import distributed, run
 from minllama.training.precision import (
     check_finite,
@@ -45,7 +45,7 @@ from minllama.training.precision import (
     mixed_precision,
 )
 from minllama.training.prepare import prepare_for_training, set_dropout
-from minllama.training.run_folder import MODEL, TOKENS, RunFolder
+from minllama.training.run_folder import MODEL, RunFolder
 from minllama.training.schedule import MAX_WARMUP, ScheduleSettings
 from tokenizer import Tokenizer, check_vocabulary
 from utils import best_device, pick_device, to_device
@@ -132,7 +132,7 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
         for path in self.inputs:
             if not Path(path).is_file() and not (path == self.start_from and Path(path).exists()):
                 raise missing_file(path)
-        check_token_files(self.text, self.given_tokenizer, Path(self.output_dir) / TOKENS)
+        check_token_files(self.text, self.given_tokenizer)
         if self.causal is False:
             raise InputError("--no-causal: a language model needs the causal mask; leave it out")
         check_training_dtype(self.dtype)
@@ -258,7 +258,7 @@ def train_steps(
         betas=(0.9, 0.99),  # a longer memory than 0.95, for the small batches of a CPU
     )
     first_step, best_loss, seconds = folder.start_or_resume(llama, optimizer)
-    text, bos_id = texts["train"], texts["train"].bos_id
+    text, bos_id = texts["train"], texts["train"].tokenizer.bos_id
     n_skipped = first_step * settings.grad_accum
     batches = training_batches(text, seqlen, settings.batch_size, settings.seed, n_skipped)
     eval_every = settings.eval_every or max(1, settings.steps // 20)

@@ -22,19 +22,12 @@ class Example(NamedTuple):
 
 @dataclass
 class Batch:
-    """Examples, padded on the right to the longest.
+    """Examples, padded on the right to the longest."""
 
-    Attributes:
-        token_ids: `(batch, seqlen)`.
-        labels: `(batch,)`.
-        sents: the sentences.
-        lengths: number of ids of each example before padding, `(batch,)`.
-    """
-
-    token_ids: torch.Tensor
-    labels: torch.Tensor
+    token_ids: torch.Tensor  # (batch, seqlen)
+    labels: torch.Tensor  # (batch,)
     sents: list[str]
-    lengths: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None  # of each example before padding, (batch,)
 
     def select(self, examples: slice) -> "Batch":
         """Some of the examples, with the padding of the whole batch."""
@@ -62,12 +55,7 @@ def make_loader(
     shuffle: bool = False,
     with_lengths: bool = False,
 ) -> DataLoader:
-    """Batches formed as in the assignment, or for a causal model from examples of similar length.
-
-    Args:
-        shuffle: for training.
-        with_lengths: give batches their `lengths`; for a causal model they always have them.
-    """
+    """Batches as in the assignment; for a causal model of similar lengths, which they then have."""
     collate_fn = functools.partial(collate, pad_id=pad_id, with_lengths=causal or with_lengths)
     data = cast("Dataset[Example]", examples)  # all that a loader needs are length and items
     if not causal:
@@ -82,12 +70,8 @@ def make_loader(
 class LengthBatchSampler(BatchSampler):
     """Training batches of similar lengths, in an order from the global generator.
 
-    The examples are shuffled; pools of `POOL` batches are sorted by length and cut into batches,
-    whose order is shuffled again. The largest batch, padding included, comes first, so that running
-    out of memory shows at once. The last batch of the last pool may be smaller.
-
-    Args:
-        lengths: number of ids of each example.
+    Shuffled examples are sorted by length in pools of `POOL` batches; the batches are shuffled
+    again. The largest, padding included, comes first: running out of memory shows at once.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int):
@@ -110,11 +94,7 @@ class LengthBatchSampler(BatchSampler):
 
 
 class SortedBatchSampler(BatchSampler):
-    """Evaluation batches: the examples from the longest to the shortest.
-
-    Attributes:
-        order: the examples' indices in that order.
-    """
+    """Evaluation batches: the examples from the longest to the shortest."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int):
         self.order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)

@@ -1,20 +1,29 @@
-"""The text of a pre-training run: its tokenizer, and the token ids of its splits."""
+"""The tokenizer of a pre-training run, and its text as token ids on disk.
 
+A folder has for each split the ids, each document after its BOS, and the positions of the BOS.
+`index.json` has sizes and fingerprints; it is written last.
+"""
+
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from minllama.common.errors import InputError
-from minllama.common.files import atomic_write
-from minllama.text.documents import Corpus
-from minllama.text.token_files import SUFFIX, open_token_files
-from minllama.text.tokenized import TokenizedText, tokenize
+from minllama.common.files import atomic_write, file_fingerprint
+from minllama.text.documents import SPLITS, Chunk, Corpus
+from minllama.text.token_files import TokenizedText, holds_token_ids, id_dtype, open_token_files
 from minllama.text.tokenizer_training import train_tokenizer
 from tokenizer import Tokenizer
 
-
-def holds_token_ids(paths: Sequence[str]) -> bool:
-    """Whether the files hold token ids rather than text."""
-    return any(Path(path).suffix == SUFFIX for path in paths)
+INDEX = "index.json"
+FILES = [f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".starts.bin")]
+COUNTERS = ("n_bytes", "n_tokens", "n_unknown", "n_documents")  # of each split, in the index
+START = np.dtype("<i8")  # type of a position in a file of starts
 
 
 def prepare_corpus(
@@ -29,45 +38,94 @@ def prepare_corpus(
 
     Args:
         given: the tokenizer to copy; None trains one of `vocab_size` pieces on the training split.
-
-    Returns:
-        the tokenizer, and the splits by name.
     """
     corpus = Corpus(paths, shares)
-    if given is None and not tokenizer_path.is_file():
-        train_tokenizer(corpus.training_texts, vocab_size, tokenizer_path)
-    elif given is not None and not tokenizer_path.is_file():
-        with atomic_write(tokenizer_path, "wb") as file:
-            file.write(given.model_path.read_bytes())
+    if not tokenizer_path.is_file():
+        if given is None:
+            train_tokenizer(corpus.training_texts, vocab_size, tokenizer_path)
+        else:
+            with atomic_write(tokenizer_path, "wb") as file:
+                file.write(given.model_path.read_bytes())
     tokenizer = Tokenizer(tokenizer_model=tokenizer_path)
     if holds_token_ids(paths):
         return tokenizer, open_token_files(paths, shares, tokenizer)
     return tokenizer, tokenize(corpus, tokenizer, tokens_folder)
 
 
-def check_token_files(paths: Sequence[str], tokenizer_path: str | None, tokens: Path) -> None:
-    """Check that files of token ids stand alone and come with their tokenizer.
-
-    Args:
-        tokens: the folder of the run's own token files, which must not be read as a text.
+def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, TokenizedText]:
+    """Write the ids of each split to `folder`, unless an earlier run left them there intact.
 
     Raises:
-        InputError: they do not.
+        InputError: a split would be empty, or the folder has the ids of another tokenizer.
     """
-    if not holds_token_ids(paths):
-        return
-    texts = [path for path in paths if Path(path).suffix != SUFFIX]
-    if texts:
+    digest = hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
+    index = _read_index(folder)
+    if index is None:
+        folder.mkdir(exist_ok=True)
+        index = _write_ids(corpus, tokenizer, folder)
+        index |= {"files": _fingerprints(folder), "tokenizer": digest}
+        with atomic_write(folder / INDEX) as file:
+            json.dump(index, file)
+    elif index["tokenizer"] != digest:
         raise InputError(
-            f"--text {texts[0]}: stands among files of token ids ({SUFFIX}); give either only "
-            "texts or only token ids"
+            f"{tokenizer.model_path}: not the tokenizer that made {folder}; put it back, or name "
+            "another --output_dir"
         )
-    if tokenizer_path is None:
-        raise InputError(
-            f"--text {paths[0]}: token ids need the tokenizer that made them; name it with "
-            "--tokenizer-path"
+    return {
+        split: TokenizedText(
+            [np.memmap(folder / f"{split}.bin", id_dtype(tokenizer), mode="r")],
+            np.memmap(folder / f"{split}.starts.bin", START, mode="r"),
+            tokenizer,
+            index[split]["n_bytes"],
+            index[split]["n_unknown"],
         )
-    if any(Path(path).resolve().parent == tokens.resolve() for path in paths):
-        raise InputError(
-            f"--text {paths[0]}: a file of the run in {tokens.parent}; name another --output_dir"
-        )
+        for split in SPLITS
+        if index[split]["n_tokens"]
+    }
+
+
+def encode_chunk(tokenizer: Tokenizer, chunk: Chunk) -> list[int]:
+    """The ids of a chunk, after BOS if it begins a document, whose ids they join to."""
+    if chunk.begins:
+        return tokenizer.encode(chunk.text, bos=True, eos=False)
+    # After a line break, which is never part of a longer piece, it gets no space in front.
+    n_before = len(tokenizer.encode("\n", bos=False, eos=False))
+    return tokenizer.encode(f"\n{chunk.text}", bos=False, eos=False)[n_before:]
+
+
+def _write_ids(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """Tokenize the texts into the files of each split, and return the counters of each."""
+    counts = {split: dict.fromkeys(COUNTERS, 0) for split in SPLITS}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(atomic_write(folder / name, "wb")) for name in FILES}
+        bar = stack.enter_context(corpus.progress_bar("tokenize"))
+        for split, chunk in corpus.split_chunks():
+            ids, n_bytes = encode_chunk(tokenizer, chunk), len(chunk.text.encode())
+            count = counts[split]
+            if chunk.begins:
+                files[f"{split}.starts.bin"].write(np.array(count["n_tokens"], START).tobytes())
+            files[f"{split}.bin"].write(np.array(ids, id_dtype(tokenizer)).tobytes())
+            count["n_bytes"] += n_bytes
+            count["n_tokens"] += len(ids)
+            count["n_unknown"] += ids.count(tokenizer.sp_model.unk_id())
+            count["n_documents"] += chunk.begins
+            bar.update(n_bytes)
+        for split, share in zip(SPLITS, corpus.shares, strict=True):
+            if share and counts[split]["n_tokens"] == counts[split]["n_documents"]:  # only BOS
+                raise InputError(f"{corpus}: no text for {split}; give more, or another --split")
+    return counts
+
+
+def _fingerprints(folder: Path) -> dict[str, str]:
+    return {name: file_fingerprint(folder / name) for name in FILES}
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """Read a folder's index. None if it is absent or damaged, or the files are not as it says."""
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+        counts = [index[split][counter] for split in SPLITS for counter in COUNTERS]
+        is_intact = min(counts) >= 0 and index["files"] == _fingerprints(folder)
+        return index if is_intact and "tokenizer" in index else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None

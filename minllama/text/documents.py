@@ -22,30 +22,27 @@ BLOCK = 1 << 20  # characters that are read at a time
 
 
 class Chunk(NamedTuple):
-    """A document, or a piece of one."""
+    """A document, or a piece of one; `begins` is true of the first piece."""
 
     text: str
-    begins: bool  # whether it is the first piece
+    begins: bool
 
 
 def read_chunks(path: str | Path, size: int = BLOCK) -> Iterator[Chunk]:
     """Read the documents of a text in chunks of at least `size` characters.
 
-    Lines `<|endoftext|>` separate documents; a file without them is one document. In a file of
-    `label ||| sentence` lines, which is read whole, each sentence is a document. White space around
-    a document is dropped. The chunks of a document, joined, are the document.
+    Lines `<|endoftext|>` separate documents; white space around a document is dropped. In a file of
+    `label ||| sentence` lines, which is read whole, each sentence is a document.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        InputError: it is not UTF-8.
+        FileNotFoundError, InputError: the file does not exist; it is not UTF-8.
     """
     if not Path(path).is_file():
         raise missing_file(path)
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             if LABELLED_LINE.match(file.readline(BLOCK)):
-                sentences = (sentence for _, sentence in read_labelled(path))
-                yield from (Chunk(sentence, True) for sentence in sentences if sentence)
+                yield from (Chunk(text, True) for _, text in read_labelled(path) if text)
             else:
                 file.seek(0)
                 yield from _chunks(iter(lambda: file.readline(size), ""), size)
@@ -55,57 +52,36 @@ def read_chunks(path: str | Path, size: int = BLOCK) -> Iterator[Chunk]:
 
 def _chunks(lines: Iterator[str], size: int) -> Iterator[Chunk]:
     """Split lines into documents, and documents into chunks."""
-    pieces: list[str] = []
-    length, begins = 0, True
+    text, begins = "", True
     for line in itertools.chain(lines, [DOCUMENT_SEPARATOR]):
         if line.strip() == DOCUMENT_SEPARATOR:
-            text = "".join(pieces).rstrip()
-            if text:
+            if text := text.rstrip():
                 yield Chunk(text, begins)
-            pieces, length, begins = [], 0, True
+            text, begins = "", True
             continue
-        if begins and not pieces:
+        if begins and not text:
             line = line.lstrip()
-        boundary = BOUNDARY.search(line) if length >= size else None
-        if boundary or length >= size + BLOCK:
+        boundary = BOUNDARY.search(line) if len(text) >= size else None
+        if boundary or len(text) >= size + BLOCK:
             end = boundary.start() if boundary else 0
-            yield Chunk("".join([*pieces, line[:end]]), begins)
-            pieces, length, begins = [], 0, False
-            line = line[end:]
-        if line:
-            pieces.append(line)
-            length += len(line)
-
-
-class TextSize(NamedTuple):
-    """The size of all texts of a corpus, in UTF-8."""
-
-    n_documents: int
-    n_bytes: int
+            yield Chunk(text + line[:end], begins)
+            text, begins, line = "", False, line[end:]
+        text += line
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text files, split for training and evaluation.
-
-    Attributes:
-        shares: of training, validation and testing, by bytes, in the order of the texts. Documents
-            stay whole, unless there is only one.
-    """
+    """Text files, split in their order. Only a single document is cut; several stay whole."""
 
     paths: Sequence[str | Path]
-    shares: Sequence[float]
+    shares: Sequence[float]  # of training, validation and test, in bytes
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.paths))
 
     @functools.cached_property
-    def size(self) -> TextSize:
-        """The number of documents and bytes, for which all texts are read.
-
-        Raises:
-            InputError: the texts are empty.
-        """
+    def size(self) -> tuple[int, int]:
+        """The number of documents and of bytes in UTF-8, for which all texts are read."""
         n_documents = n_bytes = 0
         with self.progress_bar("read") as bar:
             for path in self.paths:
@@ -116,37 +92,23 @@ class Corpus:
                     bar.update(size)
         if n_bytes == 0:
             raise InputError(f"{self}: no text in it; name a file that has some")
-        return TextSize(n_documents, n_bytes)
+        return n_documents, n_bytes
 
     def split_chunks(self) -> Iterator[tuple[str, Chunk]]:
-        """Read all texts in chunks, each with the name of its split.
-
-        A single document begins anew in each split.
-
-        Raises:
-            InputError: a split would be empty.
-        """
+        """Read all texts in chunks, each with its split. A single document begins anew in each."""
         n_documents, n_bytes = self.size
         is_single = n_documents == 1
         chunk_size = max(1, min(BLOCK, n_bytes // 1000)) if is_single else BLOCK
         ends = np.cumsum(self.shares) / sum(self.shares) * n_bytes
-        position, split, used = 0, "", set()
+        position, split = 0, ""
         for path in self.paths:
             for text, begins in read_chunks(path, chunk_size):
                 if begins or is_single:
                     previous = split
                     split = SPLITS[min(2, int(np.searchsorted(ends, position, side="right")))]
                     begins = begins or split != previous
-                    used.add(split)
                 position += len(text.encode())
                 yield split, Chunk(text, begins)
-        wanted = [split for split, share in zip(SPLITS, self.shares, strict=True) if share]
-        empty = [split for split in wanted if split not in used]
-        if empty:
-            raise InputError(
-                f"{self}: {n_documents} documents of {n_bytes} bytes leave nothing for "
-                f"{' and '.join(empty)}; give more text or another --split"
-            )
 
     def training_texts(self) -> Iterator[str]:
         """The chunks of the training split."""

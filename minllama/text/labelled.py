@@ -1,6 +1,6 @@
 """Labelled sentences: files of `label ||| sentence` lines, read, checked and tokenized."""
 
-import io
+import codecs
 import json
 import random
 import warnings
@@ -27,9 +27,7 @@ class LabelledSentence(NamedTuple):
 
 
 def read_labelled(filename: str | Path) -> list[LabelledSentence]:
-    """Read a file of `label ||| sentence` lines.
-
-    UTF-8, with or without a byte order mark; lines may end as on Unix or on Windows.
+    """Read a file of `label ||| sentence` lines, as Unix or Windows writes them, in UTF-8.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -37,24 +35,18 @@ def read_labelled(filename: str | Path) -> list[LabelledSentence]:
     """
     if not Path(filename).is_file():
         raise missing_file(filename)
-    content = Path(filename).read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{filename}, line {number}: not UTF-8 text; save it as UTF-8") from error
     sentences = []
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+    lines = Path(filename).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    for number, line in enumerate(lines or [b""], start=1):
         try:
-            label, sentence = line.split(SEPARATOR, maxsplit=1)
+            label, sentence = line.decode().split(SEPARATOR, maxsplit=1)
             sentences.append(LabelledSentence(int(label), sentence.strip()))
         except ValueError:  # of either line
+            found = line.decode(errors="replace")[:40]
             raise InputError(
                 f"{filename}, line {number}: expected 'label ||| sentence' with an integer label, "
-                f"found {line[:40]!r}"
+                f"in UTF-8, found {found!r}"
             ) from None
-    if not sentences:
-        raise InputError(f"{filename}, line 1: expected 'label ||| sentence', found an empty file")
     return sentences
 
 
@@ -64,15 +56,7 @@ def check_labels(
     num_labels: int,
     known_from: str | Path,
 ) -> None:
-    """Check that every label is one of 0, …, `num_labels` - 1.
-
-    Args:
-        sentences: what `read_labelled(filename)` returned.
-        known_from: the file that defines the number of labels, for the message.
-
-    Raises:
-        InputError: a label is out of range; the message has its line.
-    """
+    """Check that every label of a file is in the range that the file `known_from` defines."""
     for number, (label, _) in enumerate(sentences, start=1):
         if not 0 <= label < num_labels:
             raise InputError(
@@ -82,12 +66,7 @@ def check_labels(
 
 
 def load_label_names(filename: str | Path) -> list[str]:
-    """Read a JSON list of label names, in the order of the labels.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        InputError: it is not a list of 2 to `MAX_LABELS` different names, none too long.
-    """
+    """Read a JSON list of 2 to `MAX_LABELS` different names, none too long, one for each label."""
     if not Path(filename).is_file():
         raise missing_file(filename)
     try:
@@ -97,8 +76,7 @@ def load_label_names(filename: str | Path) -> list[str]:
     if (
         not isinstance(names, list)
         or not 2 <= len(names) <= MAX_LABELS
-        or not all(isinstance(name, str) and name.strip() for name in names)
-        or any(len(name) > MAX_NAME_LENGTH for name in names)
+        or not all(isinstance(n, str) and n.strip() and len(n) <= MAX_NAME_LENGTH for n in names)
         or len(set(names)) < len(names)
     ):
         raise InputError(
@@ -109,27 +87,10 @@ def load_label_names(filename: str | Path) -> list[str]:
 
 
 def encode(
-    sentences: Sequence[LabelledSentence],
-    tokenizer: Tokenizer,
-    lower: bool = False,
-    eos: bool = False,
-    prompt_suffix: str | None = None,
+    sentences: Sequence[LabelledSentence], tokenizer: Tokenizer, eos: bool = False
 ) -> list[Example]:
-    """Tokenize labelled sentences. The ids of each begin with BOS.
-
-    Args:
-        lower: lowercase the sentences.
-        eos: end the ids with EOS.
-        prompt_suffix: text that follows each sentence after a space.
-    """
-    examples = []
-    for label, sentence in sentences:
-        if lower:
-            sentence = sentence.lower()
-        if prompt_suffix is not None:
-            sentence = f"{sentence} {prompt_suffix}"
-        examples.append(Example(sentence, label, tokenizer.encode(sentence, bos=True, eos=eos)))
-    return examples
+    """Tokenize labelled sentences, each after BOS."""
+    return [Example(s, label, tokenizer.encode(s, bos=True, eos=eos)) for label, s in sentences]
 
 
 def create_data(
@@ -140,40 +101,37 @@ def create_data(
     eos: bool = True,
     prompt_suffix: str | None = None,
 ) -> list[Example] | tuple[list[Example], int]:
-    """Read and `encode` a file of labelled sentences, and print their number.
+    """Read and tokenize a file of labelled sentences, and print their number.
 
-    Args:
-        flag: "train" also returns the number of different labels.
+    With "train" as `flag`, return the number of different labels too.
     """
-    examples = encode(read_labelled(filename), tokenizer, lower, eos, prompt_suffix)
-    print(f"load {len(examples)} data from {filename}")
+    suffix = "" if prompt_suffix is None else f" {prompt_suffix}"
+    sentences = [
+        LabelledSentence(label, (sentence.lower() if lower else sentence) + suffix)
+        for label, sentence in read_labelled(filename)
+    ]
+    print(f"load {len(sentences)} data from {filename}")
+    examples = encode(sentences, tokenizer, eos)
     if flag == "train":
         return examples, len({example.label for example in examples})
     return examples
 
 
 def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[list[Example]]:
-    """Truncate examples of more than `max_len` ids to BOS and their first or last ids.
-
-    One warning counts the truncated examples.
+    """Truncate examples of more than `max_len` ids to BOS and their first or last ids, and warn.
 
     Args:
         keep: "first" or "last".
-
-    Raises:
-        InputError: `max_len` has no room for BOS and another id.
     """
     if max_len < 2:
         raise InputError(f"a context of {max_len} tokens has no room for a sentence after BOS")
     window = slice(1, max_len) if keep == "first" else slice(1 - max_len, None)
-    fitted, n_truncated = [], 0
-    for split in splits:
-        examples = list(split)
-        for i, example in enumerate(examples):
+    fitted, n_truncated = [list(split) for split in splits], 0
+    for split in fitted:
+        for i, example in enumerate(split):
             if len(example.ids) > max_len:
-                examples[i] = example._replace(ids=[example.ids[0], *example.ids[window]])
+                split[i] = example._replace(ids=[example.ids[0], *example.ids[window]])
                 n_truncated += 1
-        fitted.append(examples)
     if n_truncated:
         warnings.warn(
             f"{n_truncated} of {sum(map(len, fitted))} sentences do not fit the context "
@@ -186,11 +144,7 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
 def few_shot(
     sentences: Sequence[LabelledSentence], shots: int, num_labels: int, seed: int
 ) -> list[LabelledSentence]:
-    """Draw `shots` sentences of each label; they stay in the order of the data.
-
-    Raises:
-        InputError: a label has fewer.
-    """
+    """Draw `shots` sentences of each label; they stay in order. A label may not have fewer."""
     chosen: list[int] = []
     generator = random.Random(seed)
     for label in range(num_labels):
@@ -202,13 +156,7 @@ def few_shot(
 
 
 class LlamaDataset(Dataset):
-    """The assignment's dataset, whose collate function tokenizes the sentences.
-
-    Args:
-        dataset: `[(sentence, label, ids)]`; the ids are not used.
-        args: any object with `max_sentence_len`, and optionally `tokenizer_path`.
-        eos: end the ids with EOS.
-    """
+    """The assignment's dataset, whose collate function tokenizes the sentences anew."""
 
     def __init__(self, dataset: Sequence[tuple[str, int, list[int]]], args: Any, eos: bool = False):
         self.dataset, self.p, self.eos = dataset, args, eos

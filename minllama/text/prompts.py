@@ -10,11 +10,7 @@ TEMPLATE = "{sentence} Is this movie {labels}? This movie is "  # the assignment
 
 
 def frame(template: str, label_names: Sequence[str]) -> tuple[str, str]:
-    """Split a template at its sentence, and fill in the labels: the text before and after.
-
-    Raises:
-        InputError: the template does not have `{sentence}` exactly once.
-    """
+    """Fill the labels into a template, which has one `{sentence}`: the text before and after it."""
     if template.count("{sentence}") != 1:
         raise InputError(f"--prompt_template {template!r}: it must have {{sentence}} in it, once")
     before, after = template.split("{sentence}")
@@ -35,10 +31,9 @@ def make_prompts(
 ) -> list[Example]:
     """Put the template around tokenized sentences.
 
-    Without a mask this is the assignment's way: the whole text is tokenized, and truncated to the
-    tokenizer's `max_len`. For a causal model only the sentence is truncated. The text before it,
-    the sentence and the text after it are tokenized separately, as words with spaces between them;
-    the last space of the template is left out, since the label's name begins with one.
+    Without a mask the whole text is tokenized and truncated, as in the assignment. For a causal
+    model only the sentence is truncated, and the texts before and after it are tokenized apart; the
+    last space of the template is left out, since the label's name begins with one.
     """
     before, after = frame(template, label_names)
     if not causal:

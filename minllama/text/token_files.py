@@ -1,26 +1,103 @@
-"""Files of token ids for pre-training, as llama2.c and nanoGPT write them: mapped, not read."""
+"""Token ids in files that are mapped, not read: a run's own, and those of llama2.c and nanoGPT."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from minllama.common.errors import InputError
 from minllama.text.documents import SPLITS
-from minllama.text.tokenized import TokenizedText, id_dtype
 from tokenizer import Tokenizer
 
 SUFFIX = ".bin"
 N_BLOCKS, BLOCK = 256, 4096  # a sample has this many blocks of this many ids
 
 
-def open_token_files(
-    paths: Sequence[str | Path], shares: Sequence[float], tokenizer: Tokenizer
-) -> dict[str, TokenizedText]:
-    """Split token files by position, without scanning them for documents.
+@dataclass(frozen=True)
+class TokenizedText:
+    """The ids of one split.
 
-    The files are one sequence, in the order given. The first of `shares` (by ids) is for training,
-    the next for validation, the last for testing. Each split counts as one document.
+    Attributes:
+        n_bytes, n_unknown: bytes of the text in UTF-8, and unknown characters.
+        n_sampled: number of ids without BOS, if these two are of a sample only.
+    """
+
+    files: Sequence[np.ndarray]  # the ids in the order of the text, each (n_tokens,)
+    starts: np.ndarray  # where the documents begin, (n_documents,)
+    tokenizer: Tokenizer
+    n_bytes: int = 0
+    n_unknown: int = 0
+    n_sampled: int | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.files))
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        """Read some ids, and raise InputError if one is not in the vocabulary."""
+        start, stop, _ = where.indices(len(self))
+        parts = slice_files(self.files, start, stop)
+        for part in parts:
+            if (part >= self.tokenizer.n_words).any():
+                raise InputError(
+                    f"{getattr(part, 'filename', '')}: id {part.max()}, but the tokenizer has "
+                    f"{self.tokenizer.n_words} pieces; name its own with --tokenizer-path"
+                )
+        return np.concatenate(parts)
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Tokens per byte of text, without the BOS of the documents."""
+        return (self.n_sampled or len(self) - len(self.starts)) / self.n_bytes
+
+    def describe(self) -> str:
+        """The size of the text in a line, and a second line if it has unknown characters."""
+        size, unknown = f"{self.n_bytes:,} bytes, {len(self):,} tokens", f"{self.n_unknown:,}"
+        if self.n_sampled:
+            size = f"{len(self):,} tokens, of {1 / self.tokens_per_byte:.2f} bytes on average"
+            unknown = f"{self.n_unknown / self.n_sampled:.2%}"
+        if self.n_unknown:
+            size += f"\n  {unknown} of them <unk>, which bits per byte cannot account for"
+        return size
+
+
+def slice_files(files: Sequence[np.ndarray], start: int, stop: int) -> list[np.ndarray]:
+    """The parts of arrays, as if joined, from `start` to before `stop`; at least one."""
+    parts = []
+    for file in files:
+        if start <= len(file) and stop >= 0:
+            parts.append(file[max(0, start) : stop])
+        start, stop = start - len(file), stop - len(file)
+    return parts
+
+
+def id_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """The type of ids in a file: little-endian, of two bytes if these hold every id, else four."""
+    return np.dtype("<u2" if tokenizer.n_words <= 1 << 16 else "<u4")
+
+
+def holds_token_ids(paths: Sequence[str]) -> bool:
+    """Whether the files hold token ids rather than text."""
+    return any(Path(path).suffix == SUFFIX for path in paths)
+
+
+def check_token_files(paths: Sequence[str], tokenizer_path: str | None) -> None:
+    """Check that files of token ids stand alone and come with their tokenizer."""
+    is_mixed = any(Path(path).suffix != SUFFIX for path in paths)
+    if holds_token_ids(paths) and (is_mixed or tokenizer_path is None):
+        raise InputError(
+            f"--text: files of token ids ({SUFFIX}) need the tokenizer that made them, with "
+            "--tokenizer-path, and no texts among them"
+        )
+
+
+def open_token_files(
+    paths: Sequence[str], shares: Sequence[float], tokenizer: Tokenizer
+) -> dict[str, TokenizedText]:
+    """Split files of ids, in their order, without scanning them: each split is one document.
+
+    Args:
+        shares: of training, validation and test, in ids.
 
     Returns:
         the splits that have a share, by name.
@@ -28,139 +105,48 @@ def open_token_files(
     Raises:
         InputError: a file holds no ids, or a split would be empty or stand for no text.
     """
-    files = [map_file(path, tokenizer) for path in paths]
+    files, dtype = [], id_dtype(tokenizer)
+    for path in paths:
+        try:
+            files.append(np.memmap(path, dtype, mode="r"))
+        except ValueError as error:
+            raise InputError(f"{path}: no ids of {dtype.itemsize} bytes each: {error}") from error
     n_tokens = sum(map(len, files))
     cuts = [0, *np.round(np.cumsum(shares) / sum(shares) * n_tokens).astype(np.int64).tolist()]
-    measure = SampleMeasure(tokenizer)
     splits = {}
     for i, name in enumerate(SPLITS):
         if not shares[i]:
             continue
-        ids = TokenFiles(paths, files, tokenizer.n_words, cuts[i], cuts[i + 1])
-        n_sampled, n_bytes, n_unknown = measure(ids)
-        if n_bytes == 0:
+        ids = slice_files(files, cuts[i], cuts[i + 1])
+        splits[name] = measure(TokenizedText(ids, np.zeros(1, np.int64), tokenizer))
+        if splits[name].n_bytes == 0:
             raise InputError(
-                f"{', '.join(map(str, paths))}: {n_tokens} ids leave no text for {name}; give more "
-                "files, another --split, or the tokenizer that made them"
+                f"{', '.join(paths)}: {n_tokens} ids leave no text for {name}; give more files, "
+                "another --split, or the tokenizer that made them"
             )
-        starts = np.zeros(1, np.int64)
-        splits[name] = TokenizedText(ids, starts, tokenizer.bos_id, n_bytes, n_unknown, n_sampled)
     return splits
 
 
-def map_file(path: str | Path, tokenizer: Tokenizer) -> np.memmap:
-    """Map a file of ids into memory, `(n_tokens,)`; `id_dtype` gives their type.
+def measure(text: TokenizedText) -> TokenizedText:
+    """Count the bytes and the unknown characters, which have a byte each, in a sample of the ids.
 
-    Raises:
-        InputError: the file is empty, or ends within an id.
+    The sample is all ids, or of more than `N_BLOCKS * BLOCK` so many in evenly spaced blocks. The
+    first id is left out, since it is not predicted.
     """
-    size, dtype = Path(path).stat().st_size, id_dtype(tokenizer)
-    if size == 0:
-        raise InputError(f"{path}: an empty file; leave it out")
-    if size % dtype.itemsize:
-        raise InputError(
-            f"{path}: its {size} bytes are no whole number of ids, which take {dtype.itemsize} "
-            f"bytes each for a tokenizer of {tokenizer.n_words} pieces; name a file of such ids"
-        )
-    return np.memmap(path, dtype, mode="r")
-
-
-class TokenFiles:
-    """The ids of several files as one sequence, from `start` to before `stop`.
-
-    A slice reads only what it needs, and checks it against the vocabulary.
-
-    Args:
-        paths: names of the files, for errors.
-        files: the ids of each file, `(n_tokens,)`.
-        n_words: size of the vocabulary.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str | Path],
-        files: Sequence[np.ndarray],
-        n_words: int,
-        start: int,
-        stop: int,
-    ):
-        self.paths, self.files, self.n_words = paths, files, n_words
-        self.start, self.stop = start, stop
-        self.ends = np.cumsum([len(file) for file in files], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, where: slice) -> np.ndarray:
-        """
-        Raises:
-            InputError: an id is not in the vocabulary.
-        """
-        start, stop, _ = where.indices(len(self))
-        start, stop = self.start + start, self.start + stop
-        slices = [self.files[0][:0]]
-        i = int(self.ends.searchsorted(start, side="right"))
-        while start < stop:
-            offset = start - (int(self.ends[i]) - len(self.files[i]))
-            ids = self.files[i][offset : offset + stop - start]
-            if ids.max() >= self.n_words:
-                place = int(np.argmax(ids >= self.n_words))
-                raise InputError(
-                    f"{self.paths[i]}: id {ids[place]} at position {offset + place} (from 0), but "
-                    f"the tokenizer has {self.n_words} pieces; name the one that made the ids with "
-                    "--tokenizer-path"
-                )
-            slices.append(ids)
-            start += len(ids)
-            i += 1
-        return np.concatenate(slices)
-
-
-class SampleMeasure:
-    """Measures the text that ids stand for, without decoding them.
-
-    A piece has the bytes of its text, BOS and EOS have none, an unknown character has one. The
-    space that the tokenizer adds at the beginning of a text does not count.
-
-    Attributes:
-        n_bytes: number of bytes of each piece.
-        has_space: whether a piece begins with a space that may be an added one.
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        model = tokenizer.sp_model
-        self.bos_id, self.unk_id = tokenizer.bos_id, model.unk_id()
-        self.text_ends = [tokenizer.bos_id, tokenizer.eos_id]
-        self.n_bytes = np.zeros(tokenizer.n_words, np.int64)
-        self.has_space = np.zeros(tokenizer.n_words, bool)
-        adds_space = model.encode_as_pieces("a")[0].startswith("▁")
-        for i in range(tokenizer.n_words):
-            piece = model.id_to_piece(i)
-            if model.is_byte(i) or model.is_unknown(i):
-                self.n_bytes[i] = 1
-            elif not model.is_control(i):
-                self.n_bytes[i] = len(piece.replace("▁", " ").encode())
-                self.has_space[i] = adds_space and piece.startswith("▁")
-
-    def __call__(self, ids: TokenFiles) -> tuple[int, int, int]:
-        """Measure all ids except the first, which is not predicted.
-
-        Of more than `N_BLOCKS * BLOCK` ids, this many are measured, in evenly spaced blocks.
-
-        Returns:
-            number of measured ids without BOS, of their bytes, and of unknown characters.
-        """
-        n_targets = max(0, len(ids) - 1)
-        starts, size = [0], n_targets
-        if n_targets > N_BLOCKS * BLOCK:
-            starts = np.linspace(0, n_targets - BLOCK, N_BLOCKS).astype(np.int64).tolist()
-            size = BLOCK
-        n_tokens = n_bytes = n_unknown = 0
-        for start in starts:
-            block = ids[start : start + size + 1]
-            previous, targets = block[:-1], block[1:]
-            added_spaces = self.has_space[targets] & np.isin(previous, self.text_ends)
-            n_bytes += int(self.n_bytes[targets].sum() - added_spaces.sum())
-            n_tokens += int((targets != self.bos_id).sum())
-            n_unknown += int((targets == self.unk_id).sum())
-        return n_tokens, n_bytes, n_unknown
+    tokenizer, model = text.tokenizer, text.tokenizer.sp_model
+    starts, size = [0], len(text) - 1
+    if size > N_BLOCKS * BLOCK:
+        starts = np.linspace(0, size - BLOCK, N_BLOCKS).astype(np.int64).tolist()
+        size = BLOCK
+    n_sampled = n_bytes = n_unknown = 0
+    for start in starts:
+        ids = text[start : start + size + 1]
+        n_sampled += int(np.count_nonzero(ids[1:] != tokenizer.bos_id))
+        n_unknown += int(np.count_nonzero(ids[1:] == model.unk_id()))
+        # Decoding drops the space that the tokenizer adds in front of a text.
+        ends = np.flatnonzero(np.isin(ids, (tokenizer.bos_id, tokenizer.eos_id)))
+        decoded = model.decode([part.tolist() for part in np.split(ids, ends)])
+        n_bytes += sum(len(part.encode()) for part in decoded)
+        n_bytes -= len(model.decode(ids[:1].tolist()).encode())
+    n_bytes -= n_unknown * (len(model.decode([model.unk_id()]).encode()) - 1)
+    return replace(text, n_bytes=n_bytes, n_unknown=n_unknown, n_sampled=n_sampled)

@@ -16,7 +16,7 @@ SAMPLE = 250_000  # lines
 
 
 class VocabSizeTooSmall(InputError):
-    """The characters of the text need more pieces."""
+    """The vocabulary has fewer pieces than the text has characters."""
 
 
 def train_tokenizer(
@@ -25,11 +25,8 @@ def train_tokenizer(
     """Train a SentencePiece BPE model like Llama's: single digits, bytes for unknown characters.
 
     It learns from the lines of the texts, cut to `MAX_LINE` characters, and from a random `SAMPLE`
-    of them if there are more. If `vocab_size` has no room for the 256 bytes, they are left out,
-    with a warning: unknown characters are then `<unk>`, id 0, and so is padding.
-
-    Args:
-        read_texts: returns the texts; called again for a second attempt.
+    of them if there are more. If `vocab_size` has no room for the 256 bytes, it warns, reads the
+    texts again and leaves the bytes out: unknown characters are then `<unk>`, id 0; so is padding.
 
     Raises:
         InputError: the vocabulary is too large or too small for the text.
@@ -50,7 +47,7 @@ def train_tokenizer(
 
 def _train(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
     """Train a model, and return it serialized."""
-    reading_errors: list[Exception] = []
+    model, reading_errors = io.BytesIO(), []
 
     def lines() -> Iterator[str]:
         try:
@@ -61,7 +58,6 @@ def _train(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
             reading_errors.append(error)
             raise
 
-    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines(),
@@ -81,15 +77,10 @@ def _train(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
     except RuntimeError as error:
         if reading_errors:
             raise reading_errors[0] from None
-        raise _explain(str(error), vocab_size) from error
+        failure, flag = str(error), f"--vocab_size {vocab_size}: the text"
+        if found := re.search(r"required_chars. \d+ vs (\d+)", failure):
+            raise VocabSizeTooSmall(f"{flag} needs at least {found[1]}") from error
+        if found := re.search(r"too high \(\d+\).* value <= (\d+)", failure):
+            raise InputError(f"{flag} allows at most {found[1]}") from error
+        raise InputError(f"{flag} is too short for a tokenizer of that size") from error
     return model.getvalue()
-
-
-def _explain(failure: str, vocab_size: int) -> InputError:
-    """The error for a failure message of SentencePiece."""
-    flag = f"--vocab_size {vocab_size}: the text"
-    if found := re.search(r"required_chars. \d+ vs (\d+)", failure):
-        return VocabSizeTooSmall(f"{flag} allows no less than {found[1]}; choose another")
-    if found := re.search(r"too high \(\d+\).* value <= (\d+)", failure):
-        return InputError(f"{flag} allows at most {found[1]}; choose another")
-    return InputError(f"{flag} is too short for a tokenizer of that size; choose another")

@@ -132,7 +132,7 @@ def test_bits_per_byte_are_those_of_the_documents(folder, tokenizer):
     files = folder / "tokenizer.model", folder / "tokens"
     _, texts = prepare_corpus(["text.txt"], (0.7, 0.15, 0.15), 0, tokenizer, *files)
     scores = evaluate(llama, EvaluationSequences(texts["test"], 128), 3, "float32")
-    ids, starts = texts["test"].ids.astype(np.int64), [*texts["test"].starts, len(texts["test"])]
+    ids, starts = texts["test"][:].astype(np.int64), [*texts["test"].starts, len(texts["test"])]
     nats = n_correct = n_tokens = 0
     for start, end in itertools.pairwise(starts):
         row = torch.from_numpy(ids[start:end])
@@ -290,12 +290,12 @@ def test_files_of_ids_are_trained_on_and_resumed(folder, run_cli, token_files):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--text", "part0.bin", "text.txt"], "--text text.txt: stands among files of token ids"),
-        (["--text", "empty.bin"], "empty.bin: an empty file"),
-        (["--text", "odd.bin"], "odd.bin: its 11 bytes are no whole number of ids"),
+        (["--text", "part0.bin", "text.txt"], "token ids"),
+        (["--text", "empty.bin"], "empty.bin: no ids"),
+        (["--text", "odd.bin"], "odd.bin: no ids of 2 bytes"),
         (["--text", "absent.bin"], "absent.bin: no such file"),
         (["--text", "bos.bin"], "bos.bin: 100 ids leave no text for train"),
-        (["--text", "large.bin"], "large.bin: id 400 at position 5 (from 0), but the tokenizer"),
+        (["--text", "large.bin"], "large.bin: id 400, but"),
         (["--split", "1", "0.0001", "0"], "ids leave no text for validation"),
     ],
 )
@@ -325,7 +325,7 @@ def test_ids_of_a_run_are_not_lost_to_it(trained, run_cli):
 def test_files_of_ids_need_their_tokenizer(folder, run_cli, token_files):
     code, _, err = run_cli(*SMALL, "--text", *token_files)
     assert (code, err.count("\n")) == (2, 1)
-    assert "part0.bin: token ids need the tokenizer that made them" in err
+    assert "--tokenizer-path" in err
 
 
 # Resuming
@@ -552,7 +552,7 @@ def test_hidden_files_of_others_stay(trained, run_cli):
         (["--n_kv_heads", "3"], "n_kv_heads 3"),
         (["--max_seq_len", "50000"], "50000"),
         (["--vocab_size", "9000"], "the text allows at most"),
-        (["--vocab_size", "3"], "the text allows no less than"),
+        (["--vocab_size", "3"], "the text needs at least"),
         (["--no-causal"], "--no-causal"),
         (["--dtype", "int8"], "--dtype int8"),
         (["--split", "0", "1", "1"], "--split"),

@@ -4,8 +4,8 @@ import pytest
 from text_kit import SHARES, words, write_documents
 
 from minllama.common.errors import InputError
+from minllama.text.corpus import encode_chunk, tokenize
 from minllama.text.documents import Corpus, read_chunks
-from minllama.text.tokenized import encode_chunk
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_chunks_are_bounded_without_spaces_too(tmp_path, text):
     assert max(len(chunk) for chunk, _ in read_chunks(tmp_path / "a.txt")) <= 3 * (1 << 20)
 
 
-def test_texts_that_cannot_be_used_are_refused(tmp_path):
+def test_texts_that_cannot_be_used_are_refused(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_bytes(b"abc\xff\xfe")
     with pytest.raises(InputError, match=r"a\.txt: not UTF-8"):
         list(read_chunks(tmp_path / "a.txt"))
@@ -57,8 +57,9 @@ def test_texts_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"empty\.txt: no text"):
         list(Corpus(paths, SHARES).split_chunks())
     paths = write_documents(tmp_path / "short.txt", ["one", "two", "three"])
-    with pytest.raises(InputError, match="nothing for validation"):
-        list(Corpus(paths, (0.98, 0.01, 0.01)).split_chunks())
+    with pytest.raises(InputError, match=r"short\.txt: no text for validation"):
+        tokenize(Corpus(paths, (0.98, 0.01, 0.01)), tokenizer, tmp_path / "tokens")
+    assert list((tmp_path / "tokens").iterdir()) == []
     assert {split for split, _ in Corpus(paths, (1, 0, 0)).split_chunks()} == {"train"}
 
 

@@ -49,7 +49,7 @@ def test_windows_files_read_like_others(file):
 @pytest.mark.parametrize(
     ("content", "line", "expected"),
     [
-        ("", 1, "empty file"),
+        ("", 1, "label ||| sentence"),
         ("1 ||| good\nbad\n", 2, "label ||| sentence"),
         ("1 ||| good\n\n0 ||| bad\n", 2, "label ||| sentence"),
         ("1 ||| good\n0 |||\n", 2, "label ||| sentence"),

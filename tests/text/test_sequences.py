@@ -1,5 +1,6 @@
 """Sequences for training and evaluation."""
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from text_kit import words, write_documents
 
+from minllama.text.corpus import tokenize
 from minllama.text.documents import Corpus
 from minllama.text.sequences import (
     IGNORED,
@@ -15,7 +17,6 @@ from minllama.text.sequences import (
     TrainingSequences,
     training_batches,
 )
-from minllama.text.tokenized import tokenize
 
 
 @pytest.fixture
@@ -25,44 +26,51 @@ def text(tmp_path, tokenizer):
     return tokenize(Corpus(paths, (1, 0, 0)), tokenizer, tmp_path / "tokens")["train"]
 
 
+@pytest.fixture
+def positions(text):
+    """A text with the same documents, whose ids are their positions."""
+    return dataclasses.replace(text, files=[np.arange(len(text))], tokenizer=LargeVocabulary)
+
+
+class LargeVocabulary:
+    n_words, bos_id = 1 << 50, -1
+
+
 @pytest.mark.parametrize("offset", [0, 1, 7])
-def test_training_sequences_are_the_text_and_the_next_ids(text, offset):
-    sequences = TrainingSequences(text, 8, offset)
-    ids, seen = text.ids.tolist(), set()
-    starts = [sequences.start_of(i) for i in range(len(sequences))]
+def test_training_sequences_are_the_text_and_the_next_ids(positions, offset):
+    sequences, n_ids = TrainingSequences(positions, 8, offset), len(positions)
+    starts = [int(sequences[i][0][0]) for i in range(len(sequences))]
     for i, start in enumerate(starts):
         tokens, targets = sequences[i]
-        assert tokens.tolist() == ids[start : start + 8]
-        assert targets.tolist() == ids[start + 1 : start + 9]
-        seen.update(range(start, start + 9))
-    assert seen == set(range(len(ids)))
-    ends = [*text.starts[1:], len(ids)]
-    expected = [start for start in text.starts if offset]
-    for start, end in zip(text.starts, ends, strict=True):
+        assert tokens.tolist() == list(range(start, start + 8))
+        assert targets.tolist() == list(range(start + 1, start + 9))
+    expected = positions.starts.tolist() if offset else []
+    for start, end in itertools.pairwise([*positions.starts, n_ids]):
         expected += range(start + offset, end, 8)
-    assert starts == [min(start, len(ids) - 9) for start in expected]
+    assert starts == [min(start, n_ids - 9) for start in expected]
+    assert {i for start in starts for i in range(start, start + 9)} == set(range(n_ids))
 
 
-def test_evaluation_predicts_every_id_except_bos_once(text):
-    sequences = EvaluationSequences(text, 8)
+def test_evaluation_predicts_every_id_except_bos_once(positions):
+    sequences = EvaluationSequences(positions, 8)
     predicted = []
     for i in range(len(sequences)):
         tokens, targets = sequences[i]
         n = int((targets != IGNORED).sum())
-        start, end = sequences.bounds_of(i)
-        assert end == start + n + 1
-        assert tokens[:n].tolist() == text.ids[start : start + n].tolist()
-        assert targets[:n].tolist() == text.ids[start + 1 : start + 1 + n].tolist()
-        assert (targets[n:] == IGNORED).all()
-        predicted += range(start + 1, start + 1 + n)
-    assert predicted == sorted(set(range(len(text))) - set(text.starts.tolist()))
+        assert targets[:n].tolist() == (tokens[:n] + 1).tolist()
+        assert targets[n:].tolist() == [IGNORED] * (8 - n)
+        assert tokens[n:].tolist() == [-1] * (8 - n)
+        predicted += targets[:n].tolist()
+    assert predicted == sorted(set(range(len(positions))) - set(positions.starts.tolist()))
 
 
-def test_some_evaluation_sequences_are_spread_over_the_text(text):
-    every = EvaluationSequences(text, 8)
-    some = EvaluationSequences(text, 8, n_sequences=5)
-    expected = [every.bounds_of(i * (len(every) - 1) // 4) for i in range(5)]
-    assert [some.bounds_of(i) for i in range(len(some))] == expected
+def test_some_evaluation_sequences_are_spread_over_the_text(positions):
+    every = EvaluationSequences(positions, 8)
+    some = EvaluationSequences(positions, 8, n_sequences=5)
+    for i in range(len(some)):
+        expected = every[i * (len(every) - 1) // 4]
+        assert [ids.tolist() for ids in some[i]] == [ids.tolist() for ids in expected]
+    assert len(some) == 5
 
 
 def test_sequences_of_a_huge_document_take_no_memory():
@@ -70,17 +78,19 @@ def test_sequences_of_a_huge_document_take_no_memory():
     n_tokens = 1 << 40
 
     class Huge:
-        starts = np.zeros(1, np.int64)
+        starts, tokenizer = np.zeros(1, np.int64), LargeVocabulary
 
         def __len__(self):
             return n_tokens
 
+        def __getitem__(self, where):
+            return np.arange(where.start, where.stop)
+
     training, scored = TrainingSequences(Huge(), 512, 5), EvaluationSequences(Huge(), 512, 3)
     assert len(training) == n_tokens // 512 + 1
-    places = [0, 1, 2, 2_000_000_000]
-    assert [training.start_of(i) for i in places] == [0, 5, 517, 5 + 512 * 1999999999]
-    assert training.start_of(len(training) - 1) == n_tokens - 513
-    assert [scored.bounds_of(i)[0] for i in (0, 2)] == [0, n_tokens - 512]
+    starts = [int(training[i][0][0]) for i in (0, 1, 2, 2_000_000_000, len(training) - 1)]
+    assert starts == [0, 5, 517, 5 + 512 * 1999999999, n_tokens - 513]
+    assert [int(scored[i][0][0]) for i in (0, 2)] == [0, n_tokens - 512]
 
 
 def take(text, n, seed=3, skip=0):

@@ -7,8 +7,8 @@ import pytest
 from text_kit import SHARES, words, write_documents
 
 from minllama.common.errors import InputError
+from minllama.text.corpus import tokenize
 from minllama.text.documents import Corpus
-from minllama.text.tokenized import tokenize
 from minllama.text.tokenizer_training import train_tokenizer
 from tokenizer import Tokenizer
 
@@ -34,12 +34,12 @@ def test_ids_and_starts_are_those_of_the_documents(paths, documents, tokenizer, 
     assert list(texts) == ["train", "validation", "test"]
     ids, starts = [], []
     for name, text in texts.items():
-        assert isinstance(text.ids, np.memmap)
+        assert all(isinstance(file, np.memmap) for file in text.files)
         files = (folder / f"{name}.bin").read_bytes(), (folder / f"{name}.starts.bin").read_bytes()
-        assert files[0] == b"".join(i.to_bytes(2, "little") for i in text.ids.tolist())
+        assert files[0] == b"".join(i.to_bytes(2, "little") for i in text[:].tolist())
         assert files[1] == b"".join(i.to_bytes(8, "little") for i in text.starts.tolist())
         starts += [len(ids) + start for start in text.starts.tolist()]
-        ids += text.ids.tolist()
+        ids += text[:].tolist()
     assert ids == [i for tokens in encoded for i in tokens]
     assert starts == [sum(map(len, encoded[:i])) for i in range(40)]
     n = len(texts["train"].starts)
@@ -50,9 +50,9 @@ def test_ids_and_starts_are_those_of_the_documents(paths, documents, tokenizer, 
 
 
 def test_intact_files_are_not_made_again(paths, tokenizer, folder):
-    before = tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].ids.tolist()
+    before = tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"][:].tolist()
     paths[0].unlink()
-    assert tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].ids.tolist() == before
+    assert tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"][:].tolist() == before
 
 
 @pytest.mark.parametrize("name", ["train.bin", "train.starts.bin"])
@@ -99,6 +99,6 @@ def test_unknown_characters_are_counted(tmp_path, folder):
 def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, folder, monkeypatch):
     monkeypatch.setattr(tokenizer, "n_words", 70_000)
     paths = write_documents(tmp_path / "a.txt", [words(50)])
-    ids = tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].ids
+    ids = tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"][:]
     assert ids.dtype.itemsize == 4
     assert ids.tolist() == tokenizer.encode(words(50), bos=True, eos=False)
