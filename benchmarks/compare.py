@@ -10,6 +10,7 @@ from statistics import median
 
 from experiments.runs import ROOT, run_command
 from minllama.common.program import ArgumentParser
+from minllama.common.progress import Bar
 
 OTHER = " (other)"  # ends the names of another checkout's contenders
 Measure = Callable[[], dict[str, float]]  # measures some quantities once
@@ -55,8 +56,8 @@ def take_turns(contenders: Mapping[str, Measure], rounds: int) -> Results:
     results: Results = {name: {} for name in contenders}
     names = list(contenders)
     contenders[names[0]]()
-    for _ in range(rounds):
-        for name in names:
+    for number in range(rounds):
+        for name in Bar(names, desc=f"round {number + 1} of {rounds}", unit=" runs"):
             for quantity, value in contenders[name]().items():
                 results[name].setdefault(quantity, []).append(value)
         names.reverse()

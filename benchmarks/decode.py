@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--tokenizer-path", default="tokenizer.model")
     parser.add_argument("--llama2c", metavar="DIR", help="with its run.c and runq.c")
     parser.add_argument("--transformers", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="our --compile takes part too")
+    parser.add_argument("--compile", action="store_true", help="compare our --compile too")
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=1)
     flags = parser.parse_args()

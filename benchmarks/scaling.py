@@ -5,8 +5,8 @@
 
 All take the same steps of 16,384 tokens (`--grad_accum` 4), in turns: one process with --threads
 threads, and as many processes of one thread that `torchrun` starts, each with a replica of the
-model (DDP) or a shard of it (--shard). The table has tokens per second, and in brackets the ratio
-to one process. `benchmarks.training_memory` computes what the processes send.
+model or a shard of it (--shard). The table has tokens per second, and in brackets the ratio to one
+process. `benchmarks.training_memory` computes the bytes that they send.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     n, contenders = flags.threads, {}
     for suffix, repository in repositories(flags).items():
         contenders[f"one process{suffix}"] = partial(measure, flags, repository, 1, False)
-        contenders[f"DDP{suffix}"] = partial(measure, flags, repository, n, False)
+        contenders[f"replicas{suffix}"] = partial(measure, flags, repository, n, False)
         contenders[f"--shard{suffix}"] = partial(measure, flags, repository, n, True)
     print_table(take_turns(contenders, flags.rounds))
 

@@ -12,89 +12,64 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from experiments import measure, report, rows, runs, task_text
 from experiments.baseline import baseline
-from minllama.common.errors import InputError
 from minllama.text.labelled import create_data, few_shot
 
 FULL, FEW = 4_952_581, 1_285
-EPOCH = {"train_loss": 1.0, "train_seconds": 2.0, "trained_parameters": FULL}
 
 
-def line(accuracy: float, **more: object) -> str:
-    record = {"accuracy": accuracy, "macro_f1": accuracy / 2, "peak_memory_bytes": 5}
-    return json.dumps(record | more)
-
-
-@pytest.fixture
-def command(monkeypatch):
-    """Stands in for the process, and keeps the commands."""
-    calls = []
-
-    def run(command, cwd, **_):
-        calls.append([str(part) for part in command])
-        Path(cwd, "metrics.jsonl").write_text("\n".join(call.lines))
-        return SimpleNamespace(returncode=call.returncode, stderr=call.stderr, stdout=call.stdout)
-
-    call = SimpleNamespace(calls=calls, lines=[], returncode=0, stderr="", stdout="")
-    monkeypatch.setattr(runs.subprocess, "run", run)
-    return call
-
-
-def test_results_are_recorded_and_not_measured_again(tmp_path):
-    results = tmp_path / "new/results.jsonl"
+def test_results_are_recorded_and_not_measured_again(tmp_path, monkeypatch):
+    """Until flags or the demo model change; a failed run leaves no record."""
+    monkeypatch.setattr(measure, "RECORDS", tmp_path / "new/results.jsonl")
+    monkeypatch.setattr(measure, "DEMO", tmp_path / "model.pt")
     numbers = itertools.count()
 
-    def measure_next():
-        return {"accuracy": next(numbers)}
+    def result(lr, weights):
+        measure.DEMO.write_bytes(weights)
+        measure.demo_fingerprint.cache_clear()
+        identity = {"name": "a", "flags": {"lr": lr}}
+        return measure.record(identity, lambda: {"accuracy": next(numbers)})["accuracy"]
 
-    first = runs.recorded(results, {"name": "a", "flags": {"lr": 1e-3}}, measure_next)
-    other = runs.recorded(results, {"name": "a", "flags": {"lr": 2e-3}}, measure_next)
-    again = runs.recorded(results, {"name": "a", "flags": {"lr": 1e-3}}, measure_next)
-    assert (first["accuracy"], other["accuracy"], again) == (0, 1, first)
-    assert len(results.read_text().splitlines()) == 2
-
-
-def test_a_failed_run_leaves_no_record(tmp_path, command):
-    command.returncode, command.stderr = 2, "error: no such flag"
-    results = tmp_path / "results.jsonl"
-    with pytest.raises(InputError, match=r"^no such flag"):
-        runs.recorded(results, {"name": "a"}, lambda: runs.classify("data/sst", {"lr": 1}))
-    assert not results.exists()
+    runs_of = [(1e-3, b"one"), (2e-3, b"one"), (1e-3, b"one"), (1e-3, b"two")]
+    assert [result(*run) for run in runs_of] == [0, 1, 0, 2]
+    with pytest.raises(ZeroDivisionError):
+        measure.record({"name": "b"}, lambda: {"accuracy": 1 / 0})
+    assert len(measure.RECORDS.read_text().splitlines()) == 3
+    measure.demo_fingerprint.cache_clear()
 
 
-def test_accuracies_are_those_of_the_predictions_after_the_epochs(command):
-    command.lines = [line(0.1, **EPOCH), line(0.2, **EPOCH), line(0.3), line(0.4)]
-    command.stdout = "alpha 0.5: dev acc :: 0.300\nkeep alpha 0.5\n"
+def test_accuracies_are_those_of_the_predictions_after_the_epochs(monkeypatch):
+    def run_command(command, cwd):
+        start = command.index("--wise_ft")
+        assert command[start : start + 5] == ["--wise_ft", "0", "0.5", "--lr", "0.001"]
+        epoch = {"train_loss": 1.0, "train_seconds": 2.0, "trained_parameters": FULL}
+        records = [{"accuracy": 0.1} | epoch, {"accuracy": 0.2} | epoch]
+        records += [{"accuracy": 0.3}, {"accuracy": 0.4}]
+        shared = {"macro_f1": 0.5, "peak_memory_bytes": 5}
+        lines = [json.dumps(record | shared) for record in records]
+        Path(cwd, "metrics.jsonl").write_text("\n".join(lines))
+        return SimpleNamespace(stdout="alpha 0.5: dev acc :: 0.300\nkeep alpha 0.5\n")
+
+    monkeypatch.setattr(runs, "run_command", run_command)
     result = runs.classify("data/sst", {"causal": True, "wise_ft": [0, 0.5], "lr": 1e-3})
     assert result == {
-        "dev": {"accuracy": 0.3, "macro_f1": 0.15},
-        "test": {"accuracy": 0.4, "macro_f1": 0.2},
+        "dev": {"accuracy": 0.3, "macro_f1": 0.5},
+        "test": {"accuracy": 0.4, "macro_f1": 0.5},
         "peak_memory_bytes": 5,
         "train_seconds": 4.0,
         "train_loss": [1.0, 1.0],
         "trained_parameters": FULL,
         "alpha": 0.5,
     }
-    (called,) = command.calls
-    start = called.index("--wise_ft")
-    assert called[start : start + 5] == ["--wise_ft", "0", "0.5", "--lr", "0.001"]
 
 
-def test_a_diverged_run_counts_and_has_no_accuracy(command):
-    command.returncode, command.stderr = 2, "error: the loss is nan; lower --lr"
-    diverged = runs.classify("data/sst", {"lr": 1})
+def test_a_diverged_run_counts_and_has_no_accuracy(project):
+    data = str(project.path / "data/toy")
+    model = project.path / "model.pt"
+    flags = {"lr": 1e9, "epochs": 1, "tokenizer-path": project.path / "tokenizer.model"}
+    diverged = runs.classify(data, flags, model)
     records = [diverged, *({"dev": {"accuracy": a}} for a in (0.3, 0.4))]
     assert runs.describe(records, "dev") == "0.350 ± 0.071 (1 diverged)"
     assert runs.describe([diverged], "dev") == "(1 diverged)"
-
-
-def test_a_record_is_of_one_demo_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "RECORDS", tmp_path / "results.jsonl")
-    monkeypatch.setattr(measure, "DEMO", tmp_path / "model.pt")
-    made = []
-    for weights in (b"one", b"two", b"two"):
-        measure.DEMO.write_bytes(weights)
-        measure.record({"name": "a"}, lambda: {"made": made.append(1)})
-    assert len(made) == 2
 
 
 @pytest.mark.parametrize("name", rows.ROWS)
@@ -193,17 +168,9 @@ def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
     assert table["reader zero-shot"][1:4] == ["0.220", "0.120", "0.420"]
 
 
-def test_rows_by_name_are_a_table_of_their_own(measured_at_once, monkeypatch, capsys):
-    names = ["reader zero-shot pmi", "few tf-idf"]
-    monkeypatch.setattr("sys.argv", ["report", "--rows", *names])
-    report.main()
-    header, ruler, *table = capsys.readouterr().out.splitlines()
-    assert header.startswith("|  | value, or best of |") and ruler.startswith("| --- |")
-    labels = [row.split(" | ")[0].strip("| ") for row in table]
-    assert labels == [rows.TABLE[name].label for name in names]
-
-
-def test_all_domain_adapted_models_make_a_picture(measured_at_once, monkeypatch, capsys):
+def test_some_rows_are_a_table_of_their_own_and_some_a_picture(
+    measured_at_once, monkeypatch, capsys
+):
     picture = pytest.importorskip("experiments.picture", reason="matplotlib is not installed")
     drawn = []
     monkeypatch.setattr(picture, "save", lambda figure, path: drawn.append((figure, path)))
@@ -211,6 +178,9 @@ def test_all_domain_adapted_models_make_a_picture(measured_at_once, monkeypatch,
         assert not drawn
         monkeypatch.setattr("sys.argv", ["report", "--rows", *names])
         report.main()
+        _, _, *table = capsys.readouterr().out.splitlines()
+        labels = [row.split(" | ")[0].strip("| ") for row in table]
+        assert labels == [rows.TABLE[name].label for name in names]
     ((figure, path),) = drawn
     assert path == report.CURVE_PICTURE
     dev, test = (bars.lines[0] for bars in figure.axes[0].containers)
@@ -270,7 +240,7 @@ def test_the_documented_table_is_that_of_the_records(monkeypatch):
     for name in ("classify", "baseline", "pretrain_on_tasks", "adapted_model"):
         monkeypatch.setattr(measure, name, run)
     records = [json.loads(line) for line in measure.RECORDS.read_text().splitlines()]
-    assert {record["demo"] for record in records} == {measure.file_fingerprint(runs.DEMO)}
+    assert {record["demo"] for record in records} == {measure.demo_fingerprint()}
     shown = {}
     for text in (runs.RESULTS / "README.md").read_text().splitlines():
         label, *cells = [cell.strip() for cell in text.strip("|").split("|")]
