@@ -49,10 +49,7 @@ def run(command: list[str], threads: int) -> tuple[list[dict], str]:
 
 
 def take_turns(contenders: Mapping[str, Measure], rounds: int) -> Results:
-    """Measure every contender once a round, in alternating order.
-
-    The first one runs once before, so that files are in memory.
-    """
+    """Measure every contender once a round, in alternating order, after one run to warm up."""
     results: Results = {name: {} for name in contenders}
     names = list(contenders)
     contenders[names[0]]()

@@ -212,10 +212,7 @@ def timed_round(number: int) -> dict:
 
 
 def relative_times() -> dict[str, float]:
-    """Training times on SST-5 by row, relative to plain's: the median over the rounds.
-
-    The sample's time is scaled up to all sentences, and continued pre-training is added.
-    """
+    """Median training times on SST-5 relative to plain's, continued pre-training included."""
     ratios: dict[str, list[float]] = {}
     for number in range(N_ROUNDS):
         timed = timed_round(number)
