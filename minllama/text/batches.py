@@ -55,7 +55,7 @@ def make_loader(
     shuffle: bool = False,
     with_lengths: bool = False,
 ) -> DataLoader:
-    """Batches as in the assignment; for a causal model of similar lengths, which they then have."""
+    """Batches as in the assignment; for a causal model, of similar lengths and `with_lengths`."""
     collate_fn = functools.partial(collate, pad_id=pad_id, with_lengths=causal or with_lengths)
     data = cast("Dataset[Example]", examples)  # all that a loader needs are length and items
     if not causal:

@@ -85,10 +85,10 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, To
 
 
 def encode_chunk(tokenizer: Tokenizer, chunk: Chunk) -> list[int]:
-    """The ids of a chunk, after BOS if it begins a document, whose ids they join to."""
+    """The ids of a chunk, after BOS if it begins a document."""
     if chunk.begins:
         return tokenizer.encode(chunk.text, bos=True, eos=False)
-    # After a line break, which is never part of a longer piece, it gets no space in front.
+    # The line break is never part of a longer piece, and keeps the tokenizer from adding a space.
     n_before = len(tokenizer.encode("\n", bos=False, eos=False))
     return tokenizer.encode(f"\n{chunk.text}", bos=False, eos=False)[n_before:]
 

@@ -121,7 +121,7 @@ def training_batches(
 
 
 def check_lengths(seqlen: int, grad_accum: int, context: int, n_tokens: int) -> None:
-    """Check that a model's `context` and a training split of `n_tokens` are long enough."""
+    """Check that a model's context and a training split are long enough for `seqlen`."""
     if seqlen > context:
         raise InputError(f"--max_seq_len {seqlen}: the context of the checkpoint is {context}")
     if n_tokens <= seqlen or grad_accum > n_tokens // seqlen:

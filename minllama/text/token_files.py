@@ -128,10 +128,10 @@ def open_token_files(
 
 
 def measure(text: TokenizedText) -> TokenizedText:
-    """Count the bytes and the unknown characters, which have a byte each, in a sample of the ids.
+    """Count the bytes of text in a sample of the ids. Each unknown character counts as one byte.
 
-    The sample is all ids, or of more than `N_BLOCKS * BLOCK` so many in evenly spaced blocks. The
-    first id is left out, since it is not predicted.
+    The sample is all ids, or of more than `N_BLOCKS * BLOCK` this many, in evenly spaced blocks. It
+    leaves out the first id, which is not predicted.
     """
     tokenizer, model = text.tokenizer, text.tokenizer.sp_model
     starts, size = [0], len(text) - 1
@@ -147,6 +147,6 @@ def measure(text: TokenizedText) -> TokenizedText:
         ends = np.flatnonzero(np.isin(ids, (tokenizer.bos_id, tokenizer.eos_id)))
         decoded = model.decode([part.tolist() for part in np.split(ids, ends)])
         n_bytes += sum(len(part.encode()) for part in decoded)
-        n_bytes -= len(model.decode(ids[:1].tolist()).encode())
+        n_bytes -= len(model.decode(ids[:1].tolist()).encode())  # not a target of this block
     n_bytes -= n_unknown * (len(model.decode([model.unk_id()]).encode()) - 1)
     return replace(text, n_bytes=n_bytes, n_unknown=n_unknown, n_sampled=n_sampled)

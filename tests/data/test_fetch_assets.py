@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -92,91 +92,66 @@ def test_an_absent_folder_or_server_is_one_line(clone, fetch_all, tmp_path):
         assert not [path for path in clone.rglob("*") if path.is_file()]
 
 
+@contextlib.contextmanager
+def serving(handler) -> Iterator[str]:
+    """Serve from this machine; yields the host and port."""
+    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"localhost:{server.server_port}"
+        server.shutdown()
+
+
 def test_fetches_from_a_base_url(mirror, clone, fetch_all):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=mirror)
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        err = fetch_all(f"http://localhost:{server.server_port}")
-        server.shutdown()
-    assert "stories42M.pt (localhost" in err and "says 404" in err
+    with serving(handler) as host:
+        assert f"stories42M.pt ({host} says 404)" in fetch_all(f"http://{host}")
     name = "data/cfimdb-dev.txt"
     assert (clone / name).read_bytes() == (mirror / name).read_bytes()
 
 
-@pytest.fixture
-def served(clone, monkeypatch):
-    """Lets a server on this machine answer as a function says; returns its host and port."""
-    with contextlib.ExitStack() as stack:
-
-        def serve(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> str:
-            class Handler(http.server.BaseHTTPRequestHandler):
-                def do_GET(self):
-                    with contextlib.suppress(OSError):  # the client is gone
-                        answer(self)
-
-                def log_message(self, *_args):
-                    pass
-
-            server = stack.enter_context(http.server.ThreadingHTTPServer(("localhost", 0), Handler))
-            server.daemon_threads = True
-            server.block_on_close = False
-            thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-            thread.start()
-            stack.callback(server.shutdown)
-            monkeypatch.setenv("MINLLAMA_ASSETS", f"http://localhost:{server.server_port}")
-            return f"localhost:{server.server_port}"
-
-        yield serve
-
-
-def test_a_silent_server_is_asked_once(clone, served, monkeypatch):
+def test_a_silent_server_is_asked_once(clone, fetch_all, monkeypatch):
     monkeypatch.setattr(fetch_assets, "TIMEOUT", 0.2)
-    n_requests, unreachable = 0, {}
+    requests = []
 
-    def answer(_handler):
-        nonlocal n_requests
-        n_requests += 1
-        time.sleep(1)
+    class Silent(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            time.sleep(1)
 
-    host = served(answer)
-    for name in ("tokenizer.model", "data/sst-dev.txt"):
-        assert fetch_assets.fetch(name, unreachable) == f"{host}: timed out"
-    assert n_requests == 1
+    with serving(Silent) as host:
+        assert fetch_all(f"http://{host}").count(f"{host}: timed out") == 1
+    assert requests == ["/tokenizer.model"]
     assert not [path for path in clone.rglob("*") if path.is_file()]
 
 
-def test_a_redirect_in_circles_is_one_short_reason(served):
-    def answer(handler):
-        handler.send_response(302)
-        handler.send_header("Location", handler.path)
-        handler.end_headers()
+class Endless(http.server.BaseHTTPRequestHandler):
+    """Sends a file without end."""
 
-    host = served(answer)
-    assert fetch_assets.fetch("tokenizer.model", {}) == f"{host} says 302"
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client is gone
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.05)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Unix's signals")
-def test_no_partial_file_stays_when_it_is_stopped(clone, served):
-    def send_without_end(handler):
-        handler.send_response(200)
-        handler.end_headers()
-        while True:
-            handler.wfile.write(b"x")
-            time.sleep(0.05)
-
-    served(send_without_end)
-    for number in (signal.SIGKILL, signal.SIGINT):  # the second run removes the first one's file
-        process = subprocess.Popen(
-            [sys.executable, "-m", "data.fetch_assets"],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-        )
-        part = clone / f".tokenizer.model.{process.pid}.tmp"
-        while not part.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(number)
-        process.communicate()
+def test_no_partial_file_stays_when_it_is_stopped(clone):
+    """A killed run leaves one; the next run removes it."""
+    with serving(Endless) as host:
+        for number in (signal.SIGKILL, signal.SIGINT):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "data.fetch_assets"],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "MINLLAMA_ASSETS": f"http://{host}"},
+                stderr=subprocess.PIPE,
+            )
+            while not (clone / f".tokenizer.model.{process.pid}.tmp").exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(number)
+            process.communicate()
     assert process.returncode == 130
     assert list(clone.iterdir()) == []
 

@@ -100,9 +100,8 @@ def test_of_many_ids_evenly_spaced_blocks_are_measured(tmp_path, tokenizer, smal
             piece = tokenizer.sp_model.id_to_piece(int(ids[i]))
             n_tokens += ids[i] != 1
             n_unknown += ids[i] == 0
-            if ids[i] == 0:
-                n_bytes += 1
-            elif ids[i] > 2:
+            n_bytes += ids[i] == 0
+            if ids[i] > 2:
                 n_bytes += len(piece.replace("▁", " ").encode())
                 n_bytes -= piece.startswith("▁") and ids[i - 1] in (1, 2)
     assert (files.n_sampled, files.n_bytes, files.n_unknown) == (n_tokens, n_bytes, n_unknown)
