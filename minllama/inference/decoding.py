@@ -72,7 +72,7 @@ def decode(
 
 @torch.inference_mode()
 def decode_unmasked(
-    llama: Llama,
+    llama: Llama | Batch1Llama,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,

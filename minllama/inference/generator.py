@@ -175,14 +175,16 @@ def prepared(llama: Llama, dtype: str, device: torch.device, compile: bool) -> L
         InputError: Numba is not installed, which compiling needs.
     """
     accelerate(llama)
-    if llama.config.causal and device.type == "cpu":
-        return compiled(llama, dtype) if compile else Batch1Llama(llama, dtype)
+    is_batch1 = llama.config.causal and device.type == "cpu"
+    if compile and is_batch1:
+        return compiled(llama, dtype)
     if compile:
         where = f"on {device.type}" if llama.config.causal else "without a causal mask"
         warnings.warn(f"compiled decoding is not available {where}", stacklevel=3)
-    if llama.config.causal or dtype != "float32":
-        return prepare_for_decoding(llama, dtype)
-    return llama.float()
+    if not llama.config.causal and dtype == "float32":
+        return llama.float()
+    prepare_for_decoding(llama, dtype)
+    return Batch1Llama(llama) if is_batch1 else llama
 
 
 def compiled(llama: Llama, dtype: str) -> Batch1Llama:

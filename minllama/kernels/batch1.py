@@ -1,72 +1,117 @@
-"""The step of decoding one row on a CPU, in as few operations as PyTorch needs.
+"""Batch-1 decoding on a CPU, in as few operations as PyTorch needs.
 
-A step is a few hundred operations, and most of them take longer to start than to compute. So one
-token is taken through the layers as a vector: without a batch, with one rotation for query, key and
+A step is a few hundred operations, and most of them take longer to start than to compute. So the
+token goes through the layers as a vector: without a batch, with one rotation of query, key and
 value, one write to the cache, and the norm's factor as a number.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from llama import Llama
 from minllama.inference.cache import KVCache
-from minllama.kernels.quantize import PackedLlama, PackedNorm, prepare_for_decoding
 from rope import rotary_table
 
-if TYPE_CHECKING:
-    from llama import Llama
+Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Batch1Llama(PackedLlama):
-    """A causal model on a CPU, packed, with a shorter step for one row.
+class Batch1Layer(NamedTuple):
+    """The weights of a layer's norms and its linear functions.
 
-    Prompts and several rows go through the packed modules.
-
-    Args:
-        llama: is packed in place.
-        dtype: of the weights, as for `prepare_for_decoding`.
+    These are the modules' `forward`, because `nn.Module.__call__` takes a microsecond each time.
     """
 
-    def __init__(self, llama: Llama, dtype: str):
-        super().__init__(prepare_for_decoding(llama, dtype))
+    attention_norm: torch.Tensor
+    query_key_value: Linear
+    output: Linear
+    ffn_norm: torch.Tensor
+    w1_w3: Linear
+    w2: Linear
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Batch1Layer:
+        """The parts of a layer of a prepared model."""
+        return cls(
+            layer.get_parameter("attention_norm.weight"),
+            layer.get_submodule("attention.query_key_value").forward,
+            layer.get_submodule("attention.output").forward,
+            layer.get_parameter("ffn_norm.weight"),
+            layer.get_submodule("feed_forward.w1_w3").forward,
+            layer.get_submodule("feed_forward.w2").forward,
+        )
+
+
+class Batch1Llama(nn.Module):
+    """A causal model on a CPU with a faster step for a single row.
+
+    Prompts and batches go through the model's own modules.
+
+    Args:
+        llama: after `prepare_for_decoding`.
+    """
+
+    def __init__(self, llama: Llama):
+        super().__init__()
+        self.llama, self.config = llama, llama.config
+        self.tok_embeddings, self.output = llama.tok_embeddings, llama.output
         config = self.config
         self.n_kv_heads = config.n_kv_heads or config.n_heads
         self.head_dim = config.dim // config.n_heads
-        self.rotations = rotary_table(
-            self.head_dim, config.max_seq_len, config.rope_theta, llama.tok_embeddings.weight.device
-        )
+        device = llama.tok_embeddings.weight.device
+        self.rotations = rotary_table(self.head_dim, config.max_seq_len, config.rope_theta, device)
         self.no_rotation = torch.ones(self.n_kv_heads, self.head_dim // 2, dtype=torch.complex64)
+        self.layers = [Batch1Layer.of(layer) for layer in llama.layers]
+
+    def hidden_states(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """As `Llama.hidden_states`."""
+        return self.llama.hidden_states(tokens, positions, cache)
 
     def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """As `Llama.next_logits`."""
         if tokens.numel() > 1:
-            return super().next_logits(tokens, cache)
-        position = cache.lengths[0]
+            return self.llama.next_logits(tokens, cache)
+        logits = self.step(int(tokens), cache.lengths[0], cache.data[:, :, 0])
+        cache.end(1)
+        return logits
+
+    def step(self, token: int, position: int, keys_values: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of the token after the newest one, `(1, vocab_size)`.
+
+        Args:
+            token, position: of the newest token.
+            keys_values: `(n_layers, 2, n_kv_heads, max_len, head_dim)`, where its own are written.
+        """
+        eps = self.config.layer_norm_eps
         rotation = self.rotations[position].expand(self.config.n_heads + self.n_kv_heads, -1)
         rotation = torch.cat((rotation, self.no_rotation))  # of all heads: (n, head_dim / 2)
-        seen = cache.data[:, :, 0, :, : position + 1]
-        x = self.llama.tok_embeddings.weight[tokens[0, 0]].float()  # (dim,)
-        for layer, keys_values in zip(self.llama.layers, seen.unbind(0), strict=True):
-            attention, feed_forward = layer.attention, layer.feed_forward
-            heads = attention.query_key_value(norm(layer.attention_norm, x)).float()
-            attended = self._attend(heads, keys_values, rotation)
-            x = x + attention.output(attended)
-            gate, up = feed_forward.w1_w3(norm(layer.ffn_norm, x)).chunk(2)
-            x = x + feed_forward.w2(F.silu(gate) * up)
-        cache.end(1)
-        return self.llama.output(norm(self.llama.norm, x)[None])
+        seen = keys_values[:, :, :, : position + 1].unbind(0)
+        x = self.tok_embeddings.weight[token].float()  # (dim,)
+        for layer, seen_by_layer in zip(self.layers, seen, strict=True):
+            heads = layer.query_key_value(norm(x, layer.attention_norm, eps)).float()
+            x = x + layer.output(self.attend(heads, seen_by_layer, rotation))
+            gate, up = layer.w1_w3(norm(x, layer.ffn_norm, eps)).chunk(2)
+            x = x + layer.w2(F.silu(gate) * up)
+        return self.output(norm(x, self.llama.norm.weight, eps)[None])
 
-    def _attend(
+    def attend(
         self, heads: torch.Tensor, keys_values: torch.Tensor, rotation: torch.Tensor
     ) -> torch.Tensor:
         """Attention of the newest token to all so far.
 
         Args:
             heads: query, key and value of the token, `((n_heads + 2 · n_kv_heads) · head_dim,)`.
-            keys_values: `(2, n_kv_heads, n_seen, head_dim)`, whose last are written.
+            keys_values: `(2, n_kv_heads, n_seen, head_dim)`, the last of which are written.
             rotation: of every head, `(n_heads + 2 · n_kv_heads, head_dim / 2)`.
 
         Returns:
@@ -83,7 +128,7 @@ class Batch1Llama(PackedLlama):
         return output.view(-1)
 
 
-def norm(module: PackedNorm, x: torch.Tensor) -> torch.Tensor:
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm of a vector `(dim,)`: x · weight / √(mean(x²) + eps)."""
     mean = float(torch.dot(x, x)) / len(x)
-    return x * module.weight * (mean + module.eps) ** -0.5
+    return x * weight * (mean + eps) ** -0.5

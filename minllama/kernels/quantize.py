@@ -1,124 +1,116 @@
-"""A model for decoding: weights laid out for their kernels, and if wanted in lower precision.
+"""Prepare a model for decoding: weights in a layout that is read fast, and in fewer bits.
 
-Decoding one token reads every weight once and does little else, so its speed is that of reading
-memory. `prepare_for_decoding` replaces the sub-layers and the output head of a model by forms that
-read faster, or read less. The embedding stays where it is. A packed weight takes the place of the
-original, one layer after the other, so that at no time both are in memory as a whole. On a CPU
-small weights are kept twice, in the order that is best for one row and in that for several.
+Decoding a token reads every weight once and does little else, so its speed is that of memory.
+`prepare_for_decoding` replaces the layers of a model by modules that read faster, or read less.
+It goes layer by layer, so that the model is never in memory twice. On a CPU small weights are kept
+in two layouts, one for batch-1 decoding and one for batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from base_llama import replace
+from llama import Attention, Llama, LlamaLayer
 from minllama.inference.cache import KVCache
-from minllama.kernels.cpu import FastAttention
+from minllama.kernels.cpu import FastAttention, FastNorm
 from rope import apply_rotary_emb
 
-if TYPE_CHECKING:
-    from llama import Attention, FeedForward, Llama, RMSNorm
-
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a number
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # per weight
 DTYPES = tuple(BYTES)
-Product = Callable[[torch.Tensor], torch.Tensor]  # x `(…, in)` to x Wᵀ `(…, out)`
-Pack = Callable[[torch.Tensor], Product]  # W `(out, in)` to its product
+BLOCK_ROWS = 1024  # rows that are quantized at a time, so that no float32 copy of all exists
+MAX_NUMEL_TWICE = 1 << 21  # larger weights are kept in one layout, as fast for any batch
+MAX_INT8_ROWS = 32  # for larger batches a bfloat16 copy of an int8 weight pays
+N_BLOCKS = 8  # of a batch-1 product, to keep as many threads busy
 
 
-def prepare_for_decoding(llama: Llama, dtype: str = "float32", packed: Pack | None = None) -> Llama:
+def prepare_for_decoding(llama: Llama, dtype: str = "float32") -> Llama:
     """Convert a model for inference, in place, on the device where it will run.
 
-    It can be neither trained nor saved nor moved afterwards. Products that read the same input
-    (query, key and value; w1 and w3) become one. In lower precision logits are bfloat16 numbers, or
-    come from products in it, so that the likeliest tokens can tie.
+    Afterwards it can be neither trained nor saved nor moved. Products that read the same input
+    (query, key and value; w1 and w3) become one. In lower precision logits are bfloat16, or come
+    from bfloat16 products, so that the most likely tokens can tie.
 
     Args:
-        dtype: of the weights, one of `DTYPES`. int8 has a scale per output channel.
-        packed: what makes a product of a weight, in place of this module's own ways. It gets those
-            of each layer in the order query, key and value; output; w1 and w3; w2; then the head.
+        dtype: of the weights, one of `DTYPES`. int8 has a scale for each output channel. Norms are
+            float32, and the embedding stays as it is.
     """
-    ways = {"float32": packed_float32, "bfloat16": packed_bfloat16, "int8": packed_int8}
-    packed = packed or ways[dtype]
     with torch.no_grad():
-        for layer in llama.layers:
-            replace(layer, "attention", PackedAttention(layer.attention, packed))
-            replace(layer, "feed_forward", PackedFeedForward(layer.feed_forward, packed))
-            for name in ("attention_norm", "ffn_norm"):
-                replace(layer, name, PackedNorm(layer.get_submodule(name)))
-        replace(llama, "tok_embeddings", PackedEmbedding(llama.tok_embeddings))
-        replace(llama, "norm", PackedNorm(llama.norm))
-        replace(llama, "output", PackedLinear(llama.output, packed))
+        for layer in layers_of(llama):
+            replace_layer(layer, [make_linear(weight, dtype) for weight in fused_weights(layer)])
+        replace_ends(llama, make_linear(llama.output.weight, dtype))
     return llama
 
 
-class PackedLlama(nn.Module):
-    """A packed model for `decode`, whose step may be another than that of its modules."""
-
-    def __init__(self, llama: Llama):
-        super().__init__()
-        self.llama, self.config = llama, llama.config
-
-    @property
-    def tok_embeddings(self) -> nn.Module:
-        return self.llama.tok_embeddings
-
-    def hidden_states(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As `Llama.hidden_states`."""
-        return self.llama.hidden_states(*args, **kwargs)
-
-    def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As `Llama.output`."""
-        return self.llama.output(hidden)
-
-    def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """As `Llama.next_logits`."""
-        return self.llama.next_logits(tokens, cache)
+def layers_of(llama: Llama) -> list[LlamaLayer]:
+    """The layers with their type, which `nn.ModuleList` does not know."""
+    return cast("list[LlamaLayer]", list(llama.layers))
 
 
-class PackedAttention(FastAttention):
+def fused_weights(layer: LlamaLayer) -> Iterator[torch.Tensor]:
+    """The weights of query, key and value; of the output; of w1 and w3; and of w2, in turn."""
+    attention, feed_forward = layer.attention, layer.feed_forward
+    heads = (attention.compute_query, attention.compute_key, attention.compute_value)
+    yield torch.cat([linear.weight for linear in heads])
+    yield attention.compute_output.weight
+    yield torch.cat((feed_forward.w1.weight, feed_forward.w3.weight))
+    yield feed_forward.w2.weight
+
+
+def replace_layer(layer: LlamaLayer, linears: Sequence[nn.Module]) -> None:
+    """Make a layer use linear modules of its `fused_weights`."""
+    query_key_value, output, w1_w3, w2 = linears
+    attention = DecodingAttention(layer.attention, query_key_value, output)
+    replace(layer, "attention", attention)
+    replace(layer, "feed_forward", DecodingFeedForward(w1_w3, w2))
+    replace(layer, "attention_norm", FastNorm(layer.attention_norm.float()))
+    replace(layer, "ffn_norm", FastNorm(layer.ffn_norm.float()))
+
+
+def replace_ends(llama: Llama, head: nn.Module) -> None:
+    """Replace embedding, last norm and output head."""
+    embedding = DecodingEmbedding.from_pretrained(llama.tok_embeddings.weight)
+    replace(llama, "tok_embeddings", embedding)
+    replace(llama, "norm", FastNorm(llama.norm.float()))
+    replace(llama, "output", head)
+
+
+class DecodingAttention(FastAttention):
     """`Attention` for inference, with query, key and value from one product."""
 
-    def __init__(self, attention: Attention, packed: Pack):
+    def __init__(self, attention: Attention, query_key_value: nn.Module, output: nn.Module):
         super().__init__(attention)
-        parts = (attention.compute_query, attention.compute_key, attention.compute_value)
-        self.n_heads = [part.out_features // self.head_dim for part in parts]
-        self.query_key_value = packed(torch.cat([part.weight for part in parts]))
-        self.output = packed(attention.compute_output.weight)
         del self.compute_query, self.compute_key, self.compute_value, self.compute_output
+        self.query_key_value, self.output = query_key_value, output
+        self.n_heads = [self.n_local_heads, self.n_local_kv_heads, self.n_local_kv_heads]
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(batch, seqlen, dim)` to the same shape."""
         heads = self.query_key_value(x).view(*x.shape[:-1], -1, self.head_dim)
-        query, key, value = torch.split_with_sizes(heads, self.n_heads, dim=2)
-        query, key = apply_rotary_emb(
-            query,
-            key,
-            self.head_dim,
-            self.config.max_seq_len,
-            self.config.rope_theta,
-            start=0 if cache is None else cache.start,
-        )
+        query, key, value = heads.split(self.n_heads, dim=2)  # (batch, seqlen, n, head_dim)
+        start = 0 if cache is None else cache.start
+        max_seq_len, theta = self.config.max_seq_len, self.config.rope_theta
+        query, key = apply_rotary_emb(query, key, self.head_dim, max_seq_len, theta, start)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         mask = None
         if cache is not None:
             key, value = cache.update(self.layer_id, key, value)
             query, mask = query.type_as(key), cache.mask
         output = self.compute_query_key_value_scores(query, key, value, mask)
-        return self.output(output.transpose(1, 2).reshape(x.shape))
+        return self.output(output.transpose(1, 2).flatten(2))
 
 
-class PackedFeedForward(nn.Module):
+class DecodingFeedForward(nn.Module):
     """`FeedForward` for inference, with w1 and w3 in one product."""
 
-    def __init__(self, feed_forward: FeedForward, packed: Pack):
+    def __init__(self, w1_w3: nn.Module, w2: nn.Module):
         super().__init__()
-        self.w1_w3 = packed(torch.cat((feed_forward.w1.weight, feed_forward.w3.weight)))
-        self.w2 = packed(feed_forward.w2.weight)
+        self.w1_w3, self.w2 = w1_w3, w2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, dim)` to the same shape."""
@@ -126,196 +118,133 @@ class PackedFeedForward(nn.Module):
         return self.w2(F.silu(gate) * up)
 
 
-class PackedEmbedding(nn.Module):
-    """`nn.Embedding` whose rows become float32 when they are looked up."""
-
-    def __init__(self, embedding: nn.Embedding):
-        super().__init__()
-        self.weight = embedding.weight
+class DecodingEmbedding(nn.Embedding):
+    """An embedding in any precision that returns float32."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Ids `(batch, seqlen)` to `(batch, seqlen, dim)`."""
-        return F.embedding(tokens, self.weight).float()
+        return super().forward(tokens).float()
 
 
-class PackedNorm(nn.Module):
-    """`RMSNorm` of float32 in one operation."""
-
-    def __init__(self, norm: RMSNorm):
-        super().__init__()
-        self.weight = nn.Parameter(norm.weight.float())
-        self.eps, self.shape = norm.eps, norm.weight.shape
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(…, dim)` to the same shape."""
-        return torch.rms_norm(x.float(), self.shape, self.weight, self.eps)
-
-
-class PackedLinear(nn.Module):
-    """`nn.Linear` without a bias, for inference."""
-
-    def __init__(self, linear: nn.Linear, packed: Pack):
-        super().__init__()
-        self.product = packed(linear.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(…, in_features)` to `(…, out_features)`."""
-        return self.product(x)
+def make_linear(weight: torch.Tensor, dtype: str) -> nn.Module:
+    """The fastest linear module for a weight `(out, in)`, in a precision and on its device."""
+    linear: FloatLinear | Int8Linear
+    scale = None
+    if dtype == "int8":
+        weight, scale = quantize(weight)
+        linear = Int8Linear(weight, scale)
+    else:
+        weight = weight.float() if dtype == "float32" else weight.bfloat16()
+        linear = FloatLinear(weight)
+    can_be_cut = weight.device.type == "cpu" and len(weight) % N_BLOCKS == 0
+    is_slow = isinstance(linear, Int8Linear) and not linear.has_kernel
+    if can_be_cut and (is_slow or weight.numel() <= MAX_NUMEL_TWICE):
+        return Batch1Linear(weight, scale, linear)
+    return linear
 
 
-def packed_float32(weight: torch.Tensor) -> Product:
-    """The product with a weight `(out, in)` in float32."""
-    return packed_float(weight.float())
-
-
-def packed_float(weight: torch.Tensor) -> Product:
-    """The product with a weight `(out, in)` in its own precision, float32 or bfloat16."""
-    several_rows = FloatProduct(weight.detach())
-    if not is_small(weight) or not takes_one_row(weight):
-        return several_rows
-    return OneRowProduct(weight, None, several_rows)
-
-
-def packed_bfloat16(weight: torch.Tensor) -> Product:
-    """The product with a weight `(out, in)`, rounded to bfloat16."""
-    return packed_float(weight.bfloat16())
-
-
-def packed_int8(weight: torch.Tensor) -> Product:
-    """The product with a weight `(out, in)`, rounded to 127 steps of its row's magnitude."""
-    numbers, scale = quantized(weight)
-    several_rows = Int8Product(numbers, scale)
-    if not takes_one_row(weight) or (several_rows.has_kernel and not is_small(weight)):
-        return several_rows
-    return OneRowProduct(numbers, scale, several_rows)
-
-
-def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight `(out, in)` as int8 numbers and the scale of each row, `(out,)`."""
+def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a weight `(out, in)` to int8 numbers times a scale `(out,)` for each output channel."""
     scale = weight.abs().amax(dim=1).float().clamp(min=1e-12) / 127
     numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    for start in range(0, len(weight), BLOCK_ROWS):  # no float32 copy of the whole
-        part = slice(start, start + BLOCK_ROWS)
-        numbers[part] = (weight[part].float() / scale[part, None]).round().to(torch.int8)
+    for start in range(0, len(weight), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        numbers[rows] = (weight[rows].float() / scale[rows, None]).round().to(torch.int8)
     return numbers, scale
 
 
-class FloatProduct:
-    """x Wᵀ in the weight's own precision, `(…, in)` to `(…, out)`.
-
-    On a CPU oneDNN lays the weight out, once, as its product wants to read it.
+class FloatLinear(nn.Module):
+    """x Wᵀ in the weight's own precision.
 
     Args:
         weight: `(out, in)`, float32 or bfloat16.
+        reorder: copy the weight, on a CPU, into the layout that oneDNN's product reads.
     """
 
-    def __init__(self, weight: torch.Tensor):
-        self.dtype = weight.dtype
-        self.is_packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if self.dtype == torch.bfloat16:  # oneDNN has it on recent processors only
-            self.is_packed = self.is_packed and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        if self.is_packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        self.weight = weight
+    def __init__(self, weight: torch.Tensor, *, reorder: bool = True):
+        super().__init__()
+        self.weight, self.dtype = weight.detach(), weight.dtype
+        has_onednn = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if has_onednn and self.dtype == torch.bfloat16:  # which needs a recent processor
+            has_onednn = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self.is_reordered = reorder and has_onednn
+        if self.is_reordered:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, in)` to `(…, out)`."""
         x = x.to(self.dtype)
-        if self.is_packed:
+        if self.is_reordered:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
         return F.linear(x, self.weight)
 
 
-class Int8Product:
-    """x Wᵀ with W = diag(scale) Q, `(…, in)` to `(…, out)`; products in bfloat16.
+class Int8Linear(nn.Module):
+    """x Wᵀ with W = diag(scale) · weight, in bfloat16.
 
     Args:
-        quantized: Q, int8 `(out, in)`.
+        weight: int8 `(out, in)`.
         scale: `(out,)`.
     """
 
-    MAX_ROWS = 32  # for more, a bfloat16 copy of the weight pays
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor):
+        super().__init__()
+        self.weight, self.scale = weight, scale.bfloat16()
+        # PyTorch's int8 kernel reads past the end of rows that do not fill its vectors.
+        self.has_kernel = weight.device.type == "cpu" and weight.shape[1] % 32 == 0
 
-    def __init__(self, quantized: torch.Tensor, scale: torch.Tensor):
-        self.quantized = quantized
-        self.scale = scale.bfloat16()
-        # PyTorch's int8 kernel reads past the end of rows that are no multiple of its vectors.
-        self.has_kernel = quantized.device.type == "cpu" and quantized.shape[1] % 32 == 0
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, in)` to `(…, out)`."""
         rows = x.bfloat16().reshape(-1, x.shape[-1])
-        if self.has_kernel and len(rows) <= self.MAX_ROWS:
-            y = torch._weight_int8pack_mm(rows, self.quantized, self.scale)
+        if self.has_kernel and len(rows) <= MAX_INT8_ROWS:
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
-            y = F.linear(rows, self.quantized.bfloat16()) * self.scale
+            y = F.linear(rows, self.weight.bfloat16()) * self.scale
         return y.view(*x.shape[:-1], -1)
 
 
-SMALL = 1 << 21  # numbers; for larger weights the products of several rows are as fast for one
-BLOCK_ROWS = 1024  # that are quantized at a time
-
-
-def is_small(weight: torch.Tensor) -> bool:
-    """Whether a weight may be in memory twice."""
-    return weight.numel() <= SMALL
-
-
-N_BLOCKS = 8  # that a product of one row is cut into, to keep as many threads busy
-
-
-def takes_one_row(weight: torch.Tensor) -> bool:
-    """Whether `OneRowProduct` takes a weight: it is on the CPU and can be cut into blocks."""
-    return weight.device.type == "cpu" and len(weight) % N_BLOCKS == 0
-
-
-class OneRowProduct:
-    """x Wᵀ for a single row x on a CPU, where reading W is what takes the time.
+class Batch1Linear(nn.Module):
+    """x Wᵀ for a single row x on a CPU, where the time goes into reading W.
 
     The product is the sum of Wᵀ's rows weighted by the elements of x: an embedding bag. Its kernel
-    (FBGEMM) streams through the rows, vectorized and prefetching, and spreads bags over threads. So
-    Wᵀ is stored in column blocks, one under the other, with one bag for each.
+    (FBGEMM) streams through the rows, vectorized and prefetching, and gives each thread bags of its
+    own. So the column blocks of Wᵀ are stored one below the other, with a bag for each.
 
     Args:
-        weight: `(out, in)`, float32 or bfloat16, or int8 that stands for weight · scale.
+        weight: `(out, in)`, float32 or bfloat16, or int8 with a scale.
         scale: `(out,)` for int8, else None.
-        several_rows: the product that takes over where x has more than one row.
+        batch_linear: takes over if x has more than one row.
     """
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor | None, several_rows: Product):
-        self.several_rows = several_rows
-        self.scale = scale
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor | None, batch_linear: nn.Module):
+        super().__init__()
+        self.scale, self.batch_linear = scale, batch_linear
         self.in_features = weight.shape[1]
-        self.dtype = torch.float32 if scale is not None else weight.dtype
+        self.dtype = weight.dtype if scale is None else torch.float32
         blocks = weight.detach().view(N_BLOCKS, -1, self.in_features).transpose(1, 2)
         self.table = blocks.reshape(N_BLOCKS * self.in_features, -1)
         if scale is not None:
-            # The kernel reads each row as scale · uint8 + bias, with these two behind the row.
+            # The kernel reads a row as scale · uint8 + bias, with both after the row.
             shifted = (self.table.to(torch.int16) + 128).to(torch.uint8)
             scale_and_bias = torch.tensor([1.0, -128.0]).view(torch.uint8)
             self.table = torch.cat((shifted, scale_and_bias.expand(len(shifted), 8)), dim=1)
         self.indices = torch.arange(len(self.table))
         self.offsets = torch.arange(0, len(self.table) + 1, self.in_features)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(…, in)` to `(…, out)`."""
         if x.numel() != self.in_features:
-            return self.several_rows(x)
+            return self.batch_linear(x)
         row = x.view(-1) if x.dtype == self.dtype else x.view(-1).to(self.dtype)
         factors = torch.cat((row,) * N_BLOCKS)
+        bags = (self.table, self.indices, self.offsets)
         if self.scale is None:
             y, *_ = torch.embedding_bag(
-                self.table,
-                self.indices,
-                self.offsets,
-                mode=0,  # the sum
-                per_sample_weights=factors,
-                include_last_offset=True,
-            )
+                *bags, mode=0, per_sample_weights=factors, include_last_offset=True
+            )  # mode 0 is the sum
         else:
             y = torch.ops.quantized.embedding_bag_byte_rowwise_offsets.default(
-                self.table,
-                self.indices,
-                self.offsets,
-                per_sample_weights=factors,
-                include_last_offset=True,
+                *bags, per_sample_weights=factors, include_last_offset=True
             )
             y = y.view(-1).mul_(self.scale)
         return y.view(*x.shape[:-1], -1)

@@ -1,26 +1,37 @@
-"""The steps for one row, in few operations and compiled, against the plain model."""
+"""Batch-1 decoding, in few operations and compiled, against the plain model."""
 
-import itertools
+import functools
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, make_llama
 
 from llama import Llama, load_pretrained
 from minllama.inference.cache import KVCache
 from minllama.inference.decoding import decode
 from minllama.inference.sampling import Sampling
-from minllama.kernels import quantize as packing
+from minllama.kernels import quantize
 from minllama.kernels.batch1 import Batch1Llama
-from minllama.kernels.quantize import DTYPES, PackedLlama, prepare_for_decoding
+from minllama.kernels.cpu import accelerate
+from minllama.kernels.quantize import DTYPES, prepare_for_decoding
 from tokenizer import Tokenizer
+
+GREEDY = Sampling(0.0)
+
+
+def make_batch1(llama: Llama, dtype: str) -> Batch1Llama:
+    return Batch1Llama(prepare_for_decoding(llama, dtype))
 
 
 @pytest.fixture(params=["few operations", "compiled"])
-def one_row(request) -> type[PackedLlama]:
+def form(request) -> Callable[[Llama, str], Batch1Llama]:
+    """Converts a model for batch-1 decoding in some precision."""
     if request.param == "few operations":
-        return Batch1Llama
+        return make_batch1
     return pytest.importorskip("minllama.kernels.compiled", exc_type=ImportError).CompiledLlama
 
 
@@ -38,9 +49,9 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_are_the_plain_ones_at_every_position(one_row, shape):
+def test_logits_are_the_plain_ones_at_every_position(form, shape):
     plain = make_llama(causal=True, max_seq_len=40, **shape)
-    fast = one_row(make_llama(causal=True, max_seq_len=40, **shape), "float32")
+    fast = form(make_llama(causal=True, max_seq_len=40, **shape), "float32")
     ids = torch.randint(4, 300, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, _ = plain(ids, targets=ids)
@@ -53,14 +64,14 @@ def test_logits_are_the_plain_ones_at_every_position(one_row, shape):
         assert cache.lengths == [40]
 
 
-@pytest.mark.parametrize("small", [packing.SMALL, 0], ids=["small", "large"])
+@pytest.mark.parametrize("max_numel", [quantize.MAX_NUMEL_TWICE, 0], ids=["small", "large"])
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.03)]
 )
-def test_all_precisions_and_kernels_are_near(one_row, dtype, bound, small, monkeypatch):
-    monkeypatch.setattr(packing, "SMALL", small)
+def test_all_precisions_and_kernels_are_near(form, dtype, bound, max_numel, monkeypatch):
+    monkeypatch.setattr(quantize, "MAX_NUMEL_TWICE", max_numel)
     plain = make_llama(causal=True)
-    fast = one_row(make_llama(causal=True), dtype)
+    fast = form(make_llama(causal=True), dtype)
     ids = torch.randint(4, 300, (1, 30), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, _ = plain(ids, targets=ids)
@@ -71,22 +82,22 @@ def test_all_precisions_and_kernels_are_near(one_row, dtype, bound, small, monke
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_prompts_and_rows_that_end_are_as_without_it(one_row, dtype):
-    """Three rows, of which one goes on alone at the end."""
+def test_rows_of_a_batch_decode_as_alone(form, dtype):
+    """Three prompts, of which one goes on alone at the end."""
     prompts = [[1, 5, 9], [1], [1, 7, 7, 7, 7, 7, 7]]
-    fast = one_row(make_llama(causal=True), dtype)
-    stops = {(0, 3 + 3), (2, 7 + 5)}
-    steps = list(
-        decode(fast, prompts, 12, Sampling(0.0), (), lambda row, ids: (row, len(ids)) in stops)
-    )
-    assert [row is None for row in steps[-1]] == [True, False, True]
-    if dtype == "float32":
-        alone = decode(prepare_for_decoding(make_llama(causal=True)), [[1]], 12, Sampling(0.0), ())
-        assert [row[1] for row in steps] == [row for (row,) in alone]
+    fast = form(make_llama(causal=True), dtype)
+    stops = {(0, 3 + 3), (2, 7 + 5)}  # row and length
+    steps = list(decode(fast, prompts, 12, GREEDY, (), lambda row, ids: (row, len(ids)) in stops))
+    assert [sum(ids[row] is not None for ids in steps) for row in range(3)] == [3, 12, 5]
+    for row, prompt in enumerate(prompts):
+        together = [ids[row] for ids in steps if ids[row] is not None]
+        alone = [token for (token,) in decode(fast, [prompt], 12, GREEDY, ())]
+        n = len(together) if dtype == "float32" else 1  # rounding may change a later token
+        assert together[:n] == alone[:n]
 
 
 @pytest.fixture(params=["stories260K", "demo"])
-def trained(request) -> tuple[str, str]:
+def trained(request) -> tuple[Path, Path]:
     """The paths of a checkpoint and its tokenizer."""
     if request.param == "demo":
         return ROOT / "data/demo/model.pt", ROOT / "data/demo/tokenizer.model"
@@ -94,41 +105,65 @@ def trained(request) -> tuple[str, str]:
     return folder / "stories260K.pt", folder / "tok512.model"
 
 
-def load(path: str) -> Llama:
+def load(path: Path) -> Llama:
     return load_pretrained(path, causal=True, init_weights=False).eval()
 
 
-def test_1000_tokens_are_those_of_the_packed_modules(one_row, trained):
-    texts = []
-    for llama in (prepare_for_decoding(load(trained[0])), one_row(load(trained[0]), "float32")):
-        n = llama.config.max_seq_len - 1
-        ids = []
-        for prompt in ([1], [1, 300]):  # 1000 tokens together
-            ids += [token for (token,) in decode(llama, [prompt], n - 1, Sampling(0.0), ())]
-        texts.append(ids)
-    assert len(texts[0]) >= 1000 and texts[0] == texts[1]
+def write_1000_tokens(llama: Llama | Batch1Llama) -> list[int]:
+    ids = []
+    for prompt in ([1], [1, 300]):
+        steps = decode(llama, [prompt], llama.config.max_seq_len - 2, GREEDY, ())
+        ids += [token for (token,) in steps]
+    return ids
 
 
-@torch.inference_mode()
-def bits_per_byte(llama: PackedLlama, tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Of texts that are read token by token, as they are decoded."""
-    nats = 0.0
-    for text in texts:
-        ids = tokenizer.encode(text, bos=True, eos=False)
-        cache = KVCache(llama.config, 1, len(ids))
-        for token, target in itertools.pairwise(ids):
-            logits = llama.next_logits(torch.tensor([[token]]), cache)
-            nats -= logits[0].float().log_softmax(0)[target].item()
+@functools.cache
+def plain_tokens(checkpoint: Path) -> list[int]:
+    llama = load(checkpoint)
+    accelerate(llama)
+    return write_1000_tokens(llama)
+
+
+def test_1000_tokens_are_those_of_the_plain_model(form, trained):
+    checkpoint, _ = trained
+    assert len(plain_tokens(checkpoint)) >= 1000
+    assert write_1000_tokens(form(load(checkpoint), "float32")) == plain_tokens(checkpoint)
+
+
+def bits_per_byte(logits: list[torch.Tensor], ids: list[list[int]], texts: list[str]) -> float:
+    nats = sum(
+        F.cross_entropy(scores.float(), torch.tensor(row[1:]), reduction="sum").item()
+        for scores, row in zip(logits, ids, strict=True)
+    )
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
-def test_bits_per_byte_in_lower_precision(one_row, trained, real_assets):
+@torch.inference_mode()
+def read_by_token(llama: Batch1Llama, ids: list[int]) -> torch.Tensor:
+    cache = KVCache(llama.config, 1, len(ids))
+    return torch.cat([llama.next_logits(torch.tensor([[i]]), cache).clone() for i in ids[:-1]])
+
+
+@torch.inference_mode()
+def test_bits_per_byte_in_lower_precision(form, trained, real_assets):
+    checkpoint, tokenizer_path = trained
     stories = (real_assets("tinystories") / "dev.txt").read_text().split("<|endoftext|>")
     texts = [story.strip()[:600] for story in stories[:12]]
-    tokenizer = Tokenizer(tokenizer_model=trained[1])
-    plain, bfloat16, int8 = (
-        bits_per_byte(one_row(load(trained[0]), dtype), tokenizer, texts) for dtype in DTYPES
-    )
-    assert abs(bfloat16 - plain) < 0.001
-    assert abs(int8 - plain) < 0.005
-    assert 0.3 < plain < 1.2
+    tokenizer = Tokenizer(tokenizer_model=tokenizer_path)
+    ids = [tokenizer.encode(text, bos=True, eos=False) for text in texts]
+    plain = load(checkpoint)
+    logits = [plain(torch.tensor([row[:-1]]), targets=True)[0][0] for row in ids]
+    expected = bits_per_byte(logits, ids, texts)
+    assert 0.3 < expected < 1.2
+    for dtype, bound in (("bfloat16", 0.001), ("int8", 0.005)):
+        llama = form(load(checkpoint), dtype)
+        logits = [read_by_token(llama, row) for row in ids]
+        assert abs(bits_per_byte(logits, ids, texts) - expected) < bound
+
+
+def test_int8_tells_the_story_of_the_model(form, real_assets):
+    folder = real_assets("stories260K")
+    llama = form(load(folder / "stories260K.pt"), "int8")
+    tokenizer = Tokenizer(tokenizer_model=folder / "tok512.model")
+    ids = [token for (token,) in decode(llama, [[tokenizer.bos_id]], 300, GREEDY)]
+    assert tokenizer.decode(ids).startswith("Once upon a time, there was a little girl named Lily.")

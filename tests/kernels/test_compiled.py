@@ -1,4 +1,4 @@
-"""The compiled step's cache on the disk. What it computes is tested in `test_one_row.py`."""
+"""The compiled step's cache on the disk. What it computes is tested in `test_batch1.py`."""
 
 import os
 import subprocess
