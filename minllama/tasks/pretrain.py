@@ -283,6 +283,7 @@ def train_steps(
                 with mixed_precision(device, dtype):
                     logits, _ = llama(tokens, targets)  # (batch, seqlen, vocab_size)
                 nats, batch_counts = next_token_loss(logits, targets, bos_id)
+                del logits  # the backward pass does not need them, and they are large
                 loss = nats / n_targets * is_real / settings.grad_accum
                 loss.backward()
                 step_loss += loss.detach()
