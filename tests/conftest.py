@@ -12,8 +12,8 @@ import shutil
 import signal
 import sys
 
-for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")  # the models are so small that threads only cost
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that threads only cost
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 # isort: split
 from collections.abc import Callable, Iterator

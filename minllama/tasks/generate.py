@@ -39,6 +39,7 @@ class GenerateSettings(TaskSettings):
 
     title = "generate"
 
+    compile: bool = flag(False, "compile the decoding step of a causal model (Numba)")
     prefix: str = flag(PREFIX, "the text to continue", metavar="TEXT")
     max_new_tokens: int = flag(75, "number of tokens to generate")
     temperature: float | None = flag(
@@ -55,7 +56,6 @@ class GenerateSettings(TaskSettings):
         None, "end a text before the first of these that it adds", nargs="+", metavar="TEXT"
     )
     num_samples: int | None = flag(None, "number of texts, generated as one batch", low=1)
-    compile: bool = flag(False, "compile the decoding step of a causal model (Numba)")
     interactive: bool = flag(False, "continue each line of standard input; writes no file")
 
     def resolved(self) -> Self:
