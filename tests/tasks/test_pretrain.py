@@ -382,7 +382,7 @@ def test_a_longer_run_continues_one_with_a_constant_rate(folder, run_cli):
     assert run_cli(*flags, "--steps", "20", "--output_dir", "decay")[0] == 0
     before = contents("decay")
     code, _, err = run_cli(*flags, "--steps", "40", "--output_dir", "decay")
-    assert code == 2 and "only where its rate is constant: --min_lr as --lr" in err
+    assert code == 2 and "only at a constant rate: --min_lr equal to --lr" in err
     assert contents("decay") == before
 
 
@@ -484,7 +484,7 @@ def test_settings_of_something_else_are_one_line(folder, run_cli, content):
     Path("out/pretrain.json").write_text(content)
     code, _, err = run_cli(*SMALL)
     assert code == 2
-    assert err == "error: out/pretrain.json: no settings of a run; name another --output_dir\n"
+    assert err == "error: out/pretrain.json: not the settings of a run; name another --output_dir\n"
 
 
 def test_a_mistake_before_the_first_report_can_be_corrected(folder, run_cli):
