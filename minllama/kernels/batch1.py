@@ -5,10 +5,8 @@ token goes through the layers as a vector: without a batch, with one rotation of
 value, one write to the cache, and the norm's factor as a number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +33,7 @@ class Batch1Layer(NamedTuple):
     w2: Linear
 
     @classmethod
-    def of(cls, layer: nn.Module) -> Batch1Layer:
+    def of(cls, layer: nn.Module) -> Self:
         """The parts of a layer of a prepared model."""
         return cls(
             layer.get_parameter("attention_norm.weight"),

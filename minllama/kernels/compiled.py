@@ -5,8 +5,6 @@ the processor. Here they are plain loops that read like the equations. They are 
 some seconds, and then loaded from a cache on the disk.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -6,8 +6,6 @@ It goes layer by layer, so that the model is never in memory twice. On a CPU sma
 in two layouts, one for batch-1 decoding and one for batches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import cast
 

@@ -1,4 +1,4 @@
-"""How tokens are chosen, against the definitions."""
+"""Temperature, filters and penalty, against their definitions."""
 
 import pytest
 import torch
@@ -9,9 +9,10 @@ from minllama.inference.sampling import Sampling, nucleus
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0], [0.0, 3.0, -1.0, 2.9, 1.0]])
 
 
-def chosen(sampling: Sampling, n: int = 400, rows=((), ())) -> list[set[int]]:
+def candidates(sampling: Sampling) -> list[set[int]]:
+    """The tokens that each row draws in 400 draws."""
     torch.manual_seed(0)
-    ids = torch.cat([sampling(LOGITS, rows) for _ in range(n)], dim=1)
+    ids = torch.cat([sampling(LOGITS, ((), ())) for _ in range(400)], dim=1)
     return [set(row) for row in ids.tolist()]
 
 
@@ -30,7 +31,7 @@ def test_draws_follow_the_softmax_of_logits_over_temperature():
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
 def test_top_k_leaves_the_k_likeliest(k):
     order = [[0, 1, 2, 3, 4], [1, 3, 4, 0, 2]]
-    assert chosen(Sampling(5.0, top_k=k)) == [set(row[:k]) for row in order]
+    assert candidates(Sampling(5.0, top_k=k)) == [set(row[:k]) for row in order]
 
 
 def test_top_p_leaves_the_least_likeliest_that_reach_it():
