@@ -15,7 +15,6 @@ from minllama.common.errors import InputError
 from minllama.common.flags import (
     ASSIGNMENT_FLAGS,
     ClassifySettings,
-    ShapeSettings,
     TaskSettings,
     TrainSettings,
 )
@@ -32,7 +31,6 @@ from minllama.tasks.pretrain import PretrainSettings, pretrain
 from minllama.tasks.prompt import PromptSettings, ZeroShotSettings, prompt, test_with_prompting
 from minllama.text.labelled import LlamaDataset, create_data
 from minllama.training import distributed
-from minllama.training.schedule import ScheduleSettings
 from utils import seed_everything
 
 __all__ = [
@@ -58,7 +56,6 @@ OPTIONS: dict[str, tuple[type[TaskSettings], Callable[[Any], None]]] = {
     "predict": (PredictSettings, predict),
 }
 SHARED = (TaskSettings, ClassifySettings, ZeroShotSettings, TrainSettings)
-PRETRAIN = (PretrainSettings, ShapeSettings, ScheduleSettings)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,8 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
         description="Generate text, classify by prompting, fine-tune a classifier, or pre-train.",
         epilog="Methods of fine-tuning are off unless one of their flags is given.",
     )
-    options = [settings for settings, _ in OPTIONS.values() if settings is not PretrainSettings]
-    add_flags(parser, [*SHARED, *options, *PRETRAIN, *methods.flag_classes()])
+    options = [settings for settings, _ in OPTIONS.values()]
+    add_flags(parser, [*SHARED, *options, *methods.flag_classes()])
     return parser
 
 

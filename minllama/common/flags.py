@@ -164,7 +164,6 @@ class ClassifySettings(TaskSettings):
     """The flags that prompting and fine-tuning share."""
 
     title = "prompt and finetune"
-    description = ""
 
     metrics_out: str | None = flag(
         None, "append accuracies, F1 and speeds as JSON lines", metavar="FILE.jsonl"
@@ -226,7 +225,6 @@ class TrainSettings(TaskSettings):
     """The flags that fine-tuning and pre-training share."""
 
     title = "finetune and pretrain"
-    description = ""
 
     grad_accum: int = flag(1, "batches per optimizer step", low=1)
     activation_checkpointing: bool = flag(
@@ -242,8 +240,6 @@ class TrainSettings(TaskSettings):
 @dataclass(frozen=True, kw_only=True)
 class ShapeSettings(Settings):
     """The flags that describe a new model."""
-
-    title = "pretrain: the shape of a new model"
 
     dim: int = flag(256, "width of the residual stream", low=1)
     n_layers: int = flag(6, "number of layers", low=1)

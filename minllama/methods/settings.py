@@ -48,7 +48,6 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
     """
 
     title = "finetune"
-    description = ""
 
     skip_train_eval: bool = flag(False, "do not evaluate the training set after every epoch")
     load: str | None = flag(

@@ -37,8 +37,6 @@ def learning_rate(
 class ScheduleSettings(Settings):
     """The flags of pre-training's optimizer and learning-rate schedule."""
 
-    title = "pretrain: optimization"
-
     lr: float = flag(1e-3, "peak learning rate")
     steps: int = flag(1000, "optimizer steps", low=1)
     warmup_steps: int | None = flag(
