@@ -7,6 +7,7 @@
 import contextlib
 import functools
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from types import SimpleNamespace
 import pytest
 import sentencepiece
 import torch
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import run_llama
@@ -189,19 +191,38 @@ def copy_finetuned(tmp_path, monkeypatch, finetuned) -> Callable[..., str]:
 
 
 @contextlib.contextmanager
-def interrupted_at(step: int) -> Iterator[None]:
-    """Raise KeyboardInterrupt, as Ctrl-C does, before the so-manieth step of any optimizer."""
+def before_step(step: int, act: Callable[[Optimizer], None]) -> Iterator[None]:
+    """Call a function before a step, counted from 1, of any optimizer."""
     steps = itertools.count(1)
 
-    def interrupt(*_) -> None:
+    def hook(optimizer: Optimizer, *_) -> None:
         if next(steps) == step:
-            raise KeyboardInterrupt
+            act(optimizer)
 
-    hook = register_optimizer_step_pre_hook(interrupt)
+    handle = register_optimizer_step_pre_hook(hook)
     try:
         yield
     finally:
-        hook.remove()
+        handle.remove()
+
+
+def interrupted_at(step: int) -> contextlib.AbstractContextManager:
+    """Raise KeyboardInterrupt, as Ctrl-C does, before a step of an optimizer."""
+
+    def interrupt(_) -> None:
+        raise KeyboardInterrupt
+
+    return before_step(step, interrupt)
+
+
+def diverging_at(step: int) -> contextlib.AbstractContextManager:
+    """Let a step of an optimizer make weights NaN."""
+
+    def poison(optimizer: Optimizer) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad.fill_(math.nan)
+
+    return before_step(step, poison)
 
 
 @pytest.fixture

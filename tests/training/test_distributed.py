@@ -108,8 +108,6 @@ def test_pretraining_does_not_depend_on_the_number_of_processes(runs, n):
     one, many = runs.folders[1] / "out", runs.folders[n] / "out"
     assert len(reports(one)) == 2 * 2 + 1
     assert reports(many) == pytest.approx(reports(one), abs=1e-5)
-    # Each step rounds otherwise, and Adam makes much of tiny gradients.
-    assert (weights(many / "model.pt") - weights(one / "model.pt")).abs().max() < 1e-3
     assert {p.name for p in many.iterdir()} == {p.name for p in one.iterdir()}
     varying = re.compile(r"\| [\d,]+ tokens/s.*|args:.*|.*parameters on.*")
     ours, theirs = (varying.sub("", runs.printed[n]) for n in (n, 1))
