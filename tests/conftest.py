@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -240,3 +241,11 @@ def run_cli(monkeypatch, capsys) -> Callable:
         return code, out, err
 
     return run
+
+
+def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
+    """Check that `run_cli` gave exit code 2 and one line of error with these parts."""
+    code, _, err = result
+    assert code == 2 and re.fullmatch(r"error: .+\n", err), (code, err)
+    for part in parts:
+        assert part in err

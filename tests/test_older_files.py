@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_refused
 
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.evaluation.classification import forward_inputs
@@ -125,8 +126,7 @@ def test_a_damaged_state_is_one_line(folder, run_cli, file):
     path = Path("pretrained-in-two/state-20", file)
     path.write_bytes(path.read_bytes()[:100])
     flags = [*PRETRAIN, "--steps", "40", "--eval_every", "10", "--output_dir", "pretrained-in-two"]
-    code, _, err = run_cli(*flags)
-    assert code == 2 and err.count("\n") == 1 and "state-20" in err
+    assert_refused(run_cli(*flags), "state-20")
 
 
 def test_the_index_of_a_state_runs_no_code(folder, run_cli):
@@ -136,6 +136,5 @@ def test_the_index_of_a_state_runs_no_code(folder, run_cli):
 
     Path("pretrained-in-two/state-20/.metadata").write_bytes(pickle.dumps(Hostile()))
     flags = [*PRETRAIN, "--steps", "40", "--eval_every", "10", "--output_dir", "pretrained-in-two"]
-    code, _, err = run_cli(*flags)
-    assert code == 2 and err.count("\n") == 1
+    assert_refused(run_cli(*flags))
     assert not Path("made").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SENTENCES, diverging_at, make_llama, save_llama
+from conftest import ROOT, SENTENCES, assert_refused, diverging_at, make_llama, save_llama
 from sklearn.metrics import confusion_matrix, f1_score
 
 import minllama.common.flags
@@ -143,7 +143,7 @@ def test_metrics_and_report(project, run_cli):
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    ("path", "named"),
     [
         ("model.pt", "would overwrite the input model.pt"),
         ("tokenizer.model", "would overwrite the input tokenizer.model"),
@@ -154,12 +154,12 @@ def test_metrics_and_report(project, run_cli):
         ("absent/m.jsonl", "there is no folder"),
     ],
 )
-def test_metrics_go_to_a_file_of_their_own(project, run_cli, path, message):
+def test_metrics_go_to_a_file_of_their_own(project, run_cli, path, named):
     (project.path / "notes.md").write_text("hello\n")
     (project.path / "cut.jsonl").write_text('{"option": "prompt"}\n{"opt')
     before = {p: p.read_bytes() for p in project.path.iterdir() if p.is_file()}
-    code, _, err = run_cli("--option", "finetune", *project.flags, "--metrics_out", path)
-    assert code == 2 and err.startswith("error: ") and message in err
+    result = run_cli("--option", "finetune", *project.flags, "--metrics_out", path)
+    assert_refused(result, named)
     assert {p: p.read_bytes() for p in project.path.iterdir() if p.is_file()} == before
 
 
@@ -310,20 +310,23 @@ def test_out_files_are_named_for_data_and_option_unless_given(project, run_cli):
 
 def test_out_file_names_are_checked_before_any_work(project, run_cli):
     for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
-        code, out, err = run_cli("--option", option, *project.flags, "--dev_out", "dev.txt")
-        assert code == 2 and out.count("\n") == 1  # the args alone
-        assert f"must end in dev-{kind}-output.txt" in err
-        code, out, err = run_cli(
-            *["--option", option, *project.flags],
-            *["--dev_out", f"absent/x-dev-{kind}-output.txt"],
-            *["--test_out", f"x-test-{kind}-output.txt"],
-        )
-        assert code == 2 and out.count("\n") == 1 and "there is no folder" in err
-    code, out, err = run_cli(
-        "--pretrained-model-path", "model.pt", "--generated_sentence_high_temp_out", "absent/x"
-    )
-    assert code == 2 and "there is no folder" in err
-    assert not (project.path / "generated-sentence-temp-0.txt").exists()
+        flags = ["--option", option, *project.flags]
+        names = [
+            "--dev_out",
+            f"no/x-dev-{kind}-output.txt",
+            "--test_out",
+            f"x-test-{kind}-output.txt",
+        ]
+        for more, named in (
+            (["--dev_out", "dev.txt"], f"dev-{kind}-output.txt"),
+            (names, "folder"),
+        ):
+            result = run_cli(*flags, *more)
+            assert_refused(result, named)
+            assert result[1].count("\n") == 1  # the args alone
+    flags = ["--pretrained-model-path", "model.pt", "--generated_sentence_high_temp_out", "no/x"]
+    assert_refused(run_cli(*flags), "folder")
+    assert not Path("generated-sentence-temp-0.txt").exists()
 
 
 BAD_FLAGS = [
@@ -356,9 +359,7 @@ BAD_FLAGS = [
 @pytest.mark.parametrize(("flags", "named"), BAD_FLAGS)
 def test_bad_flags_are_one_line(project, run_cli, flags, named):
     before = sorted(os.listdir(project.path))
-    code, _, err = run_cli(*project.flags, *flags)
-    assert code == 2
-    assert err.startswith("error: ") and err.count("\n") == 1 and named in err
+    assert_refused(run_cli(*project.flags, *flags), named)
     assert sorted(os.listdir(project.path)) == before
 
 
@@ -367,13 +368,10 @@ def test_bad_flags_are_one_line(project, run_cli, flags, named):
 def test_bad_data_is_found_before_any_work(project, run_cli, option, split):
     path = project.path / f"data/toy-{split}.txt"
     path.write_text(path.read_text() + "3 ||| a label too many\n")
-    code, out, err = run_cli("--option", option, *project.flags)
+    result = run_cli("--option", option, *project.flags)
     n_lines = 13 if split == "train" else 7
-    assert code == 2 and out.count("\n") == 1
-    assert err == (
-        f"error: data/toy-{split}.txt, line {n_lines}: expected a label from 0 to 2 "
-        "(data/toy-label-mapping.json has 3 labels), found 3\n"
-    )
+    assert_refused(result, f"data/toy-{split}.txt, line {n_lines}:", "0 to 2", "3")
+    assert result[1].count("\n") == 1
 
 
 @pytest.mark.parametrize("has_mapping", [True, False])
@@ -392,9 +390,7 @@ def test_the_labels_are_those_of_a_mapping_or_else_of_train(project, run_cli, ha
 def test_another_models_tokenizer_is_refused(project, run_cli):
     save_llama(make_llama(vocab_size=100), project.path / "model.pt")
     for option in ("generate", "prompt", "finetune"):
-        code, _, err = run_cli("--option", option, *project.flags)
-        assert code == 2
-        assert "its 320 pieces do not match the vocabulary of 100 in model.pt" in err
+        assert_refused(run_cli("--option", option, *project.flags), "320", "100", "model.pt")
 
 
 def test_the_tokenizer_beside_the_checkpoint_comes_first(project, run_cli):
@@ -446,8 +442,7 @@ def test_sentences_longer_than_the_context_are_truncated_with_one_warning(
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_best(project, run_cli):
     flags = ["--option", "finetune", *project.flags, "--epochs", "2"]
     with diverging_at(4):
-        code, _, err = run_cli(*flags)
-    assert (code, err) == (2, "error: the loss is nan in epoch 1, step 1; lower --lr\n")
+        assert_refused(run_cli(*flags), "nan", "epoch 1")
     saved = read_checkpoint("finetune-2-2e-05.pt")["model"]
     assert all(tensor.isfinite().all() for tensor in saved.values())
     assert run_cli(*flags)[0] == 0  # resumes
@@ -455,24 +450,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_best(project, run_cl
 
 def test_scores_that_are_not_finite_stop(project, run_cli):
     with diverging_at(3):  # the last step
-        code, _, err = run_cli("--option", "finetune", *project.flags)
-    assert code == 2 and err.count("\n") == 1 and "lower --lr" in err
+        assert_refused(run_cli("--option", "finetune", *project.flags), "--lr")
 
 
 def test_the_best_weights_do_not_overwrite_the_pretrained_ones(project, run_cli):
     (project.path / "model.pt").rename(project.path / "finetune-1-2e-05.pt")
     before = (project.path / "finetune-1-2e-05.pt").read_bytes()
     flags = [*project.flags, "--pretrained-model-path", "finetune-1-2e-05.pt"]
-    code, _, err = run_cli("--option", "finetune", *flags)
-    assert code == 2 and "would overwrite the input finetune-1-2e-05.pt" in err
+    assert_refused(run_cli("--option", "finetune", *flags), "input finetune-1-2e-05.pt")
     assert (project.path / "finetune-1-2e-05.pt").read_bytes() == before
 
 
 def test_absent_default_weights_say_what_to_run(project, run_cli, monkeypatch):
     monkeypatch.setattr(minllama.common.flags, "DEMO", project.path / "absent")
-    code, _, err = run_cli()
-    assert code == 2
-    assert err.startswith("error: stories42M.pt: no such file") and "bash setup.sh" in err
+    assert_refused(run_cli(), "stories42M.pt", "bash setup.sh")
 
 
 @pytest.fixture
@@ -494,7 +485,7 @@ def demo_folder(project, monkeypatch):
 def test_the_demo_stands_in_for_absent_defaults(project, run_cli, demo_folder):
     code, out, err = run_cli("--max_new_tokens", "3")
     assert code == 0 and out.count("load model from demo/model.pt") == 2
-    assert err.startswith("stories42M.pt: not found; using the demo's files demo/m")
+    assert "stories42M.pt" in err and "demo/model.pt" in err
     for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
         code, out, err = run_cli("--option", option, "--epochs", "1")
         assert code == 0 and "load 6 data from demo/reviews-test.txt" in out
@@ -505,10 +496,9 @@ def test_the_demo_stands_in_for_absent_defaults(project, run_cli, demo_folder):
 def test_what_is_there_or_was_asked_for_is_not_replaced(project, run_cli, demo_folder):
     shutil.copy(demo_folder / "model.pt", "stories42M.pt")
     shutil.copy(demo_folder / "tokenizer.model", "tokenizer.model")
-    assert run_cli("--max_new_tokens", "3")[2].count("not here") == 0
+    assert "demo" not in run_cli("--max_new_tokens", "3")[2]
     Path("stories42M.pt").unlink()
-    code, _, err = run_cli("--pretrained-model-path", "stories42M.pt")
-    assert code == 2 and err.startswith("error: stories42M.pt: no such file")
+    assert_refused(run_cli("--pretrained-model-path", "stories42M.pt"), "stories42M.pt")
     code, _, err = run_cli("--option", "prompt", "--dev", "data/toy-dev.txt")
     assert code == 2 and "error: data/cfimdb-" in err and "reviews-" not in err
     # Data that are there are not replaced by others because one of their files is absent.

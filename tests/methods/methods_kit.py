@@ -1,6 +1,5 @@
 """What the tests of several methods share: a batch, and training in a few lines."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -80,8 +79,3 @@ def dev_loss(model: nn.Module) -> float:
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def is_one_line(err: str) -> bool:
-    """Whether standard error is a user's error, and nothing else."""
-    return re.fullmatch(r"error: .+\n", err) is not None

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_llama, save_llama
-from methods_kit import is_one_line
+from conftest import assert_refused, make_llama, save_llama
 
 import run_llama
 from minllama.checkpoints.pt import read_checkpoint
@@ -58,13 +57,13 @@ def test_what_a_method_saved_loads_and_predicts_the_same(copy_finetuned, run_cli
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--max_sentence_len", "8"], "trained with max_sentence_len 9"),
-        (["--causal"], "trained with causal False"),
-        (["--tune", "adapter"], "trained with tune lora"),
-        (["--lora_rank", "4"], "trained with lora_rank 8"),
+        (["--max_sentence_len", "8"], "max_sentence_len 9"),
+        (["--causal"], "causal False"),
+        (["--tune", "adapter"], "tune lora"),
+        (["--lora_rank", "4"], "lora_rank 8"),
         (["--grad_accum", "2"], "--grad_accum"),
         (["--label-names", "two.json"], "two.json"),
-        (["--pretrained-model-path", "other.pt"], "trained on other weights than other.pt"),
+        (["--pretrained-model-path", "other.pt"], "other.pt"),
         (["--dev", "more-labels.txt"], "more-labels.txt"),
     ],
 )
@@ -72,8 +71,7 @@ def test_a_saved_run_takes_no_other_settings(saved_run, run_cli, flags, named):
     save_llama(make_llama(seed=1), Path("other.pt"))
     Path("more-labels.txt").write_text("7 ||| a film\n")
     Path("two.json").write_text('["bad", "good"]')
-    code, _, err = run_cli(*LOAD, saved_run, *flags)
-    assert code == 2 and is_one_line(err) and named in err
+    assert_refused(run_cli(*LOAD, saved_run, *flags), named)
 
 
 def test_a_saved_run_takes_its_own_settings_and_other_data(saved_run, run_cli):
@@ -103,8 +101,7 @@ def test_flags_that_an_older_saved_run_does_not_know_are_off(saved_run, run_cli)
     }
     edit(saved_run, **parts)
     assert run_cli(*LOAD, saved_run)[0] == 0
-    code, _, err = run_cli(*LOAD, saved_run, "--pooling", "mean")
-    assert code == 2 and "trained with pooling None" in err
+    assert_refused(run_cli(*LOAD, saved_run, "--pooling", "mean"), "pooling None")
 
 
 def test_a_saved_run_is_evaluated_as_it_was_trained(project, run_cli):
@@ -144,16 +141,14 @@ def test_a_saved_run_from_own_weights_keeps_its_advanced_names(project, run_cli)
 )
 def test_a_wrong_value_in_a_saved_run_is_one_line(saved_run, run_cli, part, name, value):
     edit(saved_run, **{part: read_checkpoint(saved_run)[part] | {name: value}})
-    code, _, err = run_cli(*LOAD, saved_run)
-    assert code == 2 and is_one_line(err) and saved_run in err
+    assert_refused(run_cli(*LOAD, saved_run), saved_run)
 
 
 @pytest.mark.parametrize("part", ["model", "args", "model_config"])
 def test_a_malformed_saved_run_is_one_line(saved_run, run_cli, part):
     for broken in ({}, [1], None):
         edit(saved_run, **{part: broken})
-        code, _, err = run_cli(*LOAD, saved_run)
-        assert code == 2 and is_one_line(err), (broken, err)
+        assert_refused(run_cli(*LOAD, saved_run))
 
 
 def test_settings_from_code_need_not_be_of_the_very_type(project):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from conftest import ROOT, diverging_at, interrupted_at, make_llama, save_llama
+from conftest import ROOT, assert_refused, diverging_at, interrupted_at, make_llama, save_llama
 from filelock import FileLock
 
 import minllama.tasks.pretrain
@@ -231,8 +231,9 @@ def test_a_checkpoint_is_trained_further(folder, run_cli, tokenizer_path, monkey
     assert last["test"]["loss"] < first["train"]["loss"] - 1
     args = read_checkpoint("b/model.pt")["model_args"]
     assert (args["max_seq_len"], args["causal"]) == (128, True)
-    code, _, err = run_cli(*flags, "--max_seq_len", "129", "--output_dir", "c")
-    assert code == 2 and "--max_seq_len 129" in err
+    assert_refused(
+        run_cli(*flags, "--max_seq_len", "129", "--output_dir", "c"), "--max_seq_len 129"
+    )
 
 
 def test_labelled_sentences_are_a_text(project, run_cli):
@@ -282,30 +283,27 @@ def test_files_of_ids_are_trained_on_and_resumed(folder, run_cli, token_files):
     assert f"train: {round(n_ids * 0.7):,} tokens" in out
     assert reports()[-1]["test"]["bits_per_byte"] < 8
     np.fromfile("part2.bin", "<u2")[::-1].tofile("part2.bin")
-    code, _, err = run_cli(*flags)
-    assert (code, "files was" in err) == (2, True)
+    assert_refused(run_cli(*flags), "files")
 
 
 @pytest.mark.parametrize(
-    ("flags", "complaint"),
+    ("flags", "named"),
     [
         (["--text", "part0.bin", "text.txt"], "token ids"),
-        (["--text", "empty.bin"], "empty.bin: no ids"),
-        (["--text", "odd.bin"], "odd.bin: no ids of 2 bytes"),
-        (["--text", "absent.bin"], "absent.bin: no such file"),
-        (["--text", "bos.bin"], "bos.bin: 100 ids leave no text for train"),
-        (["--text", "large.bin"], "large.bin: id 400, but"),
-        (["--split", "1", "0.0001", "0"], "ids leave no text for validation"),
+        (["--text", "empty.bin"], "empty.bin"),
+        (["--text", "odd.bin"], "odd.bin"),
+        (["--text", "absent.bin"], "absent.bin"),
+        (["--text", "bos.bin"], "bos.bin"),
+        (["--text", "large.bin"], "large.bin"),
+        (["--split", "1", "0.0001", "0"], "validation"),
     ],
 )
-def test_bad_files_of_ids_are_one_line(folder, run_cli, token_files, flags, complaint):
+def test_bad_files_of_ids_are_one_line(folder, run_cli, token_files, flags, named):
     Path("empty.bin").write_bytes(b"")
     Path("odd.bin").write_bytes(b"\1" * 11)
     Path("bos.bin").write_bytes(b"\1\0" * 100)
     np.array([1, 9, 9, 9, 9, 400, *[9] * 500], "<u2").tofile("large.bin")
-    code, _, err = run_cli(*with_tokens(token_files), *flags)
-    assert (code, err.count("\n")) == (2, 1)
-    assert complaint in err
+    assert_refused(run_cli(*with_tokens(token_files), *flags), named)
     assert not Path("out").exists()
 
 
@@ -315,16 +313,13 @@ def test_ids_of_a_run_are_not_lost_to_it(trained, run_cli):
         Path("out", name).unlink()
     before = Path("out/tokens/train.bin").read_bytes()
     flags = [*with_tokens(["out/tokens/train.bin"]), "--tokenizer-path", "out/tokenizer.model"]
-    code, _, err = run_cli(*flags)
-    assert (code, "a file of the run in out; name another --output_dir" in err) == (2, True)
+    assert_refused(run_cli(*flags), "out/tokens/train.bin", "--output_dir")
     assert Path("out/tokens/train.bin").read_bytes() == before
     assert run_cli(*flags, "--output_dir", "b")[0] == 0
 
 
 def test_files_of_ids_need_their_tokenizer(folder, run_cli, token_files):
-    code, _, err = run_cli(*SMALL, "--text", *token_files)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "--tokenizer-path" in err
+    assert_refused(run_cli(*SMALL, "--text", *token_files), "--tokenizer-path")
 
 
 # Resuming
@@ -376,21 +371,17 @@ def test_a_longer_run_continues_one_with_a_constant_rate(folder, run_cli):
     code, out, err = run_cli(*constant, "--steps", "40")
     assert (code, err) == (0, "") and "step 20/" not in out
     assert same(weights("out/model.pt"), weights("whole/model.pt"))
-    code, _, err = run_cli(*constant, "--steps", "30")  # less is another run
-    assert code == 2 and "steps was 40, is 30" in err
+    assert_refused(run_cli(*constant, "--steps", "30"), "steps")  # less is another run
     assert run_cli(*flags, "--steps", "20", "--output_dir", "decay")[0] == 0
     before = contents("decay")
-    code, _, err = run_cli(*flags, "--steps", "40", "--output_dir", "decay")
-    assert code == 2 and "only at a constant rate: --min_lr equal to --lr" in err
+    assert_refused(run_cli(*flags, "--steps", "40", "--output_dir", "decay"), "--min_lr")
     assert contents("decay") == before
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_report(trained, run_cli):
     flags = [*SMALL, "--output_dir", "b"]
     with diverging_at(24):
-        code, _, err = run_cli(*flags)
-    assert code == 2 and err.count("\n") == 1
-    assert "the loss is nan in step 25" in err
+        assert_refused(run_cli(*flags), "nan", "step 25")
     assert read_checkpoint("b/model.pt")["iter_num"] == 20
     assert run_cli(*flags)[0] == 0
     assert same(weights("b/model.pt"), weights("out/model.pt"))
@@ -398,8 +389,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_report(trained, run_
 
 def test_a_validation_loss_that_is_not_finite_stops(folder, run_cli):
     with diverging_at(1):
-        code, _, err = run_cli(*SMALL, "--steps", "1")
-    assert (code, err) == (2, "error: the validation loss is not finite at step 1; lower --lr\n")
+        assert_refused(run_cli(*SMALL, "--steps", "1"), "validation loss", "step 1")
     assert run_cli(*SMALL, "--steps", "2")[0] == 0  # nothing was kept of it
 
 
@@ -414,8 +404,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(trained, run_cli):
 
     command = [sys.executable, ROOT / "run_llama.py", *flags]
     result = subprocess.run(command, preexec_fn=limit_files, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr == f"error: {trained}/b/state.pt: File too large\n"
+    assert_refused((result.returncode, "", result.stderr), "b/state.pt: File too large")
     assert load_pretrained("b/model.pt").config.causal
     assert read_checkpoint("b/state.pt")["step"] == 0
     assert list(Path("b").rglob(".*")) == []
@@ -436,17 +425,15 @@ def test_a_line_that_was_cut_off_is_dropped(trained, run_cli):
 
 def test_another_run_is_not_overwritten(trained, run_cli):
     before = contents()
-    code, _, err = run_cli(*SMALL, "--lr", "0.5")
-    assert code == 2 and "lr was 0.001, is 0.5" in err
+    assert_refused(run_cli(*SMALL, "--lr", "0.5"), "lr", "0.001", "0.5")
     assert contents() == before
     text = Path("text.txt").read_text()
     Path("text.txt").write_text("another text " * 500)
-    code, _, err = run_cli(*SMALL)
-    assert code == 2 and "files was" in err
+    assert_refused(run_cli(*SMALL), "files")
     assert contents() == before
     Path("text.txt").write_text(text)
     Path("out/model.pt").unlink()  # its state is as precious
-    assert run_cli(*SMALL, "--lr", "1e-4")[0] == 2
+    assert_refused(run_cli(*SMALL, "--lr", "1e-4"), "lr")
     assert contents() == {name: x for name, x in before.items() if name != "model.pt"}
 
 
@@ -454,48 +441,40 @@ def test_a_model_without_its_state_is_left_alone(trained, run_cli):
     Path("out/state.pt").unlink()
     before = contents()
     for flags in ([], ["--lr", "0.5"]):
-        code, _, err = run_cli(*SMALL, *flags)
-        assert code == 2 and err.count("\n") == 1
+        assert_refused(run_cli(*SMALL, *flags), "out")
         assert contents() == before
 
 
 def test_a_folder_of_something_else_is_left_alone(folder, run_cli):
     Path("tokenizer.model").write_text("precious")
-    code, _, err = run_cli(*SMALL, "--output_dir", ".")
-    assert code == 2 and "holds other files" in err
+    assert_refused(run_cli(*SMALL, "--output_dir", "."), "--output_dir")
     assert Path("tokenizer.model").read_text() == "precious"
-    code, _, err = run_cli(*SMALL, "--output_dir", "text.txt")
-    assert (code, "not a folder" in err) == (2, True)
+    assert_refused(run_cli(*SMALL, "--output_dir", "text.txt"), "text.txt")
 
 
 @pytest.mark.parametrize("content", ["[]", "{", ""])
 def test_settings_of_something_else_are_one_line(folder, run_cli, content):
     Path("out").mkdir()
     Path("out/pretrain.json").write_text(content)
-    code, _, err = run_cli(*SMALL)
-    assert code == 2
-    assert err == "error: out/pretrain.json: not the settings of a run; name another --output_dir\n"
+    assert_refused(run_cli(*SMALL), "out/pretrain.json")
 
 
 def test_a_mistake_before_the_first_report_can_be_corrected(folder, run_cli):
     with interrupted_at(5):
         assert run_cli(*SMALL)[0] == 130
-    code, _, err = run_cli(*SMALL, "--vocab_size", "9000")
-    assert (code, "at most" in err) == (2, True)
+    assert_refused(run_cli(*SMALL, "--vocab_size", "9000"), "9000")
     assert run_cli(*SMALL, "--vocab_size", "310", "--steps", "2")[0] == 0
 
 
 def test_only_one_process_trains_in_a_folder(trained, run_cli):
     with FileLock("out/.lock"):
-        code, _, err = run_cli(*SMALL)
-    assert (code, err) == (2, "error: out: another process is training there\n")
+        assert_refused(run_cli(*SMALL), "out: another process")
 
 
 def test_a_state_of_another_run_is_refused(trained, run_cli):
     saved = read_checkpoint("out/state.pt")
     torch.save(saved | {"run": saved["run"] | {"seed": 5}}, "out/state.pt")
-    code, _, err = run_cli(*SMALL)
-    assert (code, "out/state.pt: not this run's" in err) == (2, True)
+    assert_refused(run_cli(*SMALL), "out/state.pt")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="makes links")
@@ -509,8 +488,7 @@ def test_what_is_no_file_in_a_run_empties_nothing(trained, run_cli, kind, name):
     make = {"dangling": lambda p: p.symlink_to("nowhere"), "folder": os.mkdir, "fifo": os.mkfifo}
     make[kind](path)
     before = contents()
-    code, _, err = run_cli(*SMALL)
-    assert code == 2 and err.count("\n") == 1 and f"out/{name}: not a file of a run" in err
+    assert_refused(run_cli(*SMALL), f"out/{name}")
     assert contents() == before
 
 
@@ -528,10 +506,10 @@ def test_hidden_files_of_others_stay(trained, run_cli):
 
 
 @pytest.mark.parametrize(
-    ("flags", "complaint"),
+    ("flags", "named"),
     [
-        (["--text"], "expected at least one argument"),
-        (["--text", "absent.txt"], "absent.txt: no such file"),
+        (["--text"], "--text"),
+        (["--text", "absent.txt"], "absent.txt"),
         (["--text", "short.txt"], "error: "),
         (["--dim", "15"], "dim 15"),
         (["--n_layers", "2147483647"], "n_layers is 2147483647"),
@@ -541,34 +519,29 @@ def test_hidden_files_of_others_stay(trained, run_cli):
         (["--steps=--"], "--steps"),
         (["--n_kv_heads", "3"], "n_kv_heads 3"),
         (["--max_seq_len", "50000"], "50000"),
-        (["--vocab_size", "9000"], "the text allows at most"),
-        (["--vocab_size", "3"], "the text needs at least"),
+        (["--vocab_size", "9000"], "9000"),
+        (["--vocab_size", "3"], "3"),
         (["--no-causal"], "--no-causal"),
         (["--dtype", "int8"], "--dtype int8"),
         (["--split", "0", "1", "1"], "--split"),
         (["--split", "1", "nan", "0"], "nan"),
-        (["--dropout", "1"], "dropout is 1.0"),
-        (["--pretrained-model-path", "absent.pt"], "absent.pt: no such file; `bash setup.sh`"),
-        (["--pretrained-model-path", "text.txt", "--tokenizer-path", "text.txt"], "leave"),
-        (["--tokenizer-path", "absent.model"], "absent.model: no such file; `bash setup.sh`"),
+        (["--dropout", "1"], "dropout"),
+        (["--pretrained-model-path", "absent.pt"], "bash setup.sh"),
+        (["--pretrained-model-path", "text.txt", "--tokenizer-path", "text.txt"], "--vocab_size"),
+        (["--tokenizer-path", "absent.model"], "bash setup.sh"),
         (["--tokenizer-path", "text.txt"], "--vocab_size"),
     ],
 )
-def test_bad_input_is_one_line(folder, run_cli, flags, complaint):
+def test_bad_input_is_one_line(folder, run_cli, flags, named):
     Path("short.txt").write_text("too little\n")
-    code, _, err = run_cli(*SMALL, *flags)
-    assert code == 2
-    assert err.count("\n") == 1
-    assert complaint in err
+    assert_refused(run_cli(*SMALL, *flags), named)
     assert not Path("out").exists()
 
 
 def test_pretraining_needs_a_text_and_a_tokenizer_with_bos(folder, run_cli):
-    code, _, err = run_cli("--option", "pretrain")
-    assert (code, "--text: pre-training needs a text" in err) == (2, True)
+    assert_refused(run_cli("--option", "pretrain"), "--text")
     sentencepiece.SentencePieceTrainer.train(
         input="text.txt", model_prefix="bare", vocab_size=30, bos_id=-1, minloglevel=2
     )
     flags = [*without(SMALL, "--vocab_size"), "--tokenizer-path", "bare.model"]
-    code, _, err = run_cli(*flags)
-    assert (code, err) == (2, "error: bare.model: a tokenizer without BOS is no Llama's\n")
+    assert_refused(run_cli(*flags), "bare.model", "BOS")
