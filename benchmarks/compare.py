@@ -3,13 +3,13 @@
 import json
 import os
 import tempfile
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
 from experiments.runs import ROOT, run_command
-from minllama.common.program import ArgumentParser
+from minllama.common.program import ArgumentParser, script_parser
 from minllama.common.progress import Bar
 
 OTHER = " (other)"  # ends the names of another checkout's contenders
@@ -19,7 +19,7 @@ Results = dict[str, dict[str, list[float]]]  # by contender and quantity, one va
 
 def make_parser(description: str | None) -> ArgumentParser:
     """A parser with the flags that these benchmarks share."""
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(description)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of one process")
     help = "another checkout, which takes turns too"

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from benchmarks.startup import seconds_to_first_token
 from benchmarks.training_memory import SHAPES
 from experiments.runs import ROOT, run_llama
 from minllama.checkpoints import hf
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.kernels.quantize import BYTES
 
 
@@ -59,7 +58,7 @@ def memory_rate() -> float:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, help="for the models")
     parser.add_argument("--shape", choices=("1.1b", "7b"), default="1.1b")
     parser.add_argument("--dtype", nargs="+", choices=BYTES, default=["bfloat16", "int8"])

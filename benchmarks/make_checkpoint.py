@@ -5,15 +5,13 @@
 Use it to measure speed and memory only.
 """
 
-from argparse import RawDescriptionHelpFormatter
-
 import torch
 
 from benchmarks.training_memory import SHAPES
 from config import LlamaConfig
 from minllama.checkpoints import pt
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 
 
 def random_checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
@@ -34,7 +32,7 @@ def random_checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Checkpo
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("path")
     parser.add_argument("--shape", choices=SHAPES, default="42m")
     flags = parser.parse_args()

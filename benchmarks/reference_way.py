@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import rope
 from llama import Attention, load_pretrained
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.text.labelled import LabelledSentence, load_label_names, read_labelled
 from minllama.text.prompts import TEMPLATE, frame
 from optimizer import AdamW
@@ -106,9 +106,7 @@ def evaluate(model: nn.Module, loader: DataLoader) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--option", choices=("finetune", "prompt"), default="finetune")
     for name in ("pretrained-model-path", "train", "dev", "test", "label-names"):
         parser.add_argument(f"--{name}", required=True, metavar="FILE")

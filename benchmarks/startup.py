@@ -15,11 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import RawDescriptionHelpFormatter
 from statistics import median
 
 from experiments.runs import DEMO, run_llama
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.tasks.generate import PREFIX
 
 COMMANDS = {  # with their exit codes
@@ -78,7 +77,7 @@ def seconds_to_first_token(command: list[str], folder: str) -> float:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     times: dict[str, list[float]] = {name: [] for name in [*COMMANDS, "the first token"]}

@@ -9,12 +9,11 @@ Writes files of 240 MB and 1 kB with `atomic_write` in the working folder, in tu
 import os
 import tempfile
 import time
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from unittest import mock
 
 from minllama.common.files import atomic_write
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 
 SIZES = {"240 MB": 240_000_000, "1 kB": 1_000}
 
@@ -27,7 +26,7 @@ def seconds_to_write(path: Path, content: bytes) -> float:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(dir=".") as folder:

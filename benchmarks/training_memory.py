@@ -8,11 +8,10 @@ kernels of `minllama/kernels/cpu.py`. PyTorch and fragmentation come on top: lea
 them. --on_cpu is for processes on a CPU.
 """
 
-from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, replace
 
 from minllama.common.errors import InputError
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 
 FLOAT32, BFLOAT16 = 4, 2
 BYTES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
@@ -119,7 +118,7 @@ def traffic(t: Training) -> int:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="42m", help="changed by the other flags")
     for name, value in vars(SHAPES["42m"]).items():
         if isinstance(value, bool):

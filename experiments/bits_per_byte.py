@@ -9,14 +9,13 @@ tokenizer. Several files get a line each, causal in float32.
 """
 
 import math
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from llama import Llama, load_pretrained
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.kernels.cpu import accelerate
 from minllama.kernels.quantize import DTYPES, prepare_for_decoding
 from tokenizer import Tokenizer
@@ -47,7 +46,7 @@ def load(path: str, causal: bool) -> Llama:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--pretrained-model-path", required=True)
     parser.add_argument("--tokenizer-path", required=True)
     parser.add_argument("--text", required=True, nargs="+")

@@ -26,7 +26,6 @@ import lzma
 import math
 import random
 import re
-from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from typing import TypeVar
 
 from minllama.common.errors import InputError, missing_file
 from minllama.common.files import atomic_write
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.text.documents import DOCUMENT_SEPARATOR
 
 T = TypeVar("T")
@@ -278,7 +277,7 @@ def parse_repeat(text: str) -> tuple[str, float]:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("corpora", type=Path)
     parser.add_argument("output", type=Path)
     help = "another mixture; 0 leaves a source out"

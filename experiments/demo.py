@@ -10,14 +10,13 @@ The bags count words of two letters or more in lower case; C is the best of 0.1,
 import random
 import shutil
 import tempfile
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from experiments.runs import classify
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.text.labelled import read_labelled
 
 
@@ -34,7 +33,7 @@ def bag_of_words(data: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", default="data/demo/reviews", help="path up to -train.txt")
     parser.add_argument("--n_train", type=int)
     parser.add_argument("--lr", type=float, default=2e-5)

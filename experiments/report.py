@@ -16,7 +16,6 @@ domain-adapted models, prompt-based, are in the table.
 """
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator
 from statistics import median_low
 
@@ -36,7 +35,7 @@ from experiments.rows import BASELINES, CURVE, METHODS, PROMPTED, REFERENCE, ROW
 from experiments.runs import RESULTS, accuracies, describe
 from experiments.task_text import CFIMDB, SST
 from minllama.common.errors import InputError
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.evaluation.metrics import check_metrics_file
 
 HEADER = ["", "value, or best of", "SST-5 dev", "SST-5 test", "CFIMDB dev"]
@@ -145,7 +144,7 @@ def draw_curve() -> None:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     help = f"only the table of these rows, without times; of {', '.join(TABLE)}"
     parser.add_argument("--rows", metavar="NAME", nargs="+", choices=TABLE, help=help)
     names = parser.parse_args().rows

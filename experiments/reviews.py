@@ -25,7 +25,6 @@ import random
 import re
 import tarfile
 import zlib
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from experiments.corpus import joined, read_documents, runs_of, words_of
 from experiments.task_text import CFIMDB, SST
 from minllama.common.errors import InputError, missing_file
 from minllama.common.files import atomic_write, check_outputs
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.text.labelled import read_labelled
 
 RUN = 10  # words in a row that a review may not share with dev and test
@@ -132,7 +131,7 @@ def make_text(documents: list[str], megabytes: float | None, seed: int = 0) -> l
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("corpora", type=Path, nargs="+", help="archives or texts of reviews")
     parser.add_argument("--megabytes", type=float, help="about so much of them; by default all")
     parser.add_argument("--out", type=Path, required=True)

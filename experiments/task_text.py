@@ -9,10 +9,9 @@ sentences, each with its review's label.
 import random
 import re
 import sys
-from argparse import RawDescriptionHelpFormatter
 
 from experiments.runs import ROOT
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.text.labelled import SEPARATOR, LabelledSentence, load_label_names, read_labelled
 
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
@@ -49,7 +48,7 @@ def task_text(labelled: bool) -> list[str]:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--labelled", action="store_true", help="append the labels, in words")
     sys.stdout.writelines(task_text(parser.parse_args().labelled))
 

@@ -9,7 +9,6 @@ count, nor does a last word that the 75 tokens cut. The demo model is the defaul
 """
 
 import re
-from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from experiments.corpus import OffensiveWords, read_documents, words_of
 from experiments.runs import DEMO
 from minllama.common.errors import InputError
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.inference.generator import GenerationBatch, TextGenerator
 from minllama.inference.sampling import Sampling
 
@@ -66,7 +65,7 @@ def count(texts: Iterable[str], words: Collection[str]) -> tuple[int, Counter[st
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--sources", type=Path, required=True, help="all source texts in one")
     parser.add_argument("--pretrained-model-path", default=str(DEMO))
     parser.add_argument("--tokenizer-path", help="by default the one beside the model")

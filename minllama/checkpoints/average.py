@@ -7,7 +7,6 @@ often predicts better than each of them (arXiv 1803.05407, 2203.05482).
 """
 
 import math
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from minllama.checkpoints.formats import load, tokenizer_beside
 from minllama.checkpoints.layout import HEAD, Checkpoint
 from minllama.common.errors import InputError
 from minllama.common.files import check_outputs
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 
 
 def average(checkpoints: Sequence[Checkpoint], weights: Sequence[float]) -> Checkpoint:
@@ -47,7 +46,7 @@ def settings_of(config: LlamaConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("sources", nargs="+", metavar="CHECKPOINT", help="in any format")
     parser.add_argument("--out", required=True, metavar="FILE", help="the checkpoint to write")
     parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="by default equal")

@@ -6,7 +6,6 @@ IN is a file or a folder in any format. OUT takes its name once it is complete. 
 IN goes with it: into the folder for hf, beside OUT for pt, and for llama2c as `tokenizer.bin`.
 """
 
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from minllama.checkpoints.formats import load, tokenizer_beside
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, check_outputs, identity
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from tokenizer import TOKENIZER_MODEL, Tokenizer
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -96,7 +95,7 @@ def in_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("source", metavar="IN", help="a file or a folder in any format")
     parser.add_argument("target", metavar="OUT", help="the file to write, or the folder for hf")
     parser.add_argument("--to", choices=tuple(DTYPES), required=True, help="format of OUT")

@@ -33,6 +33,13 @@ class ArgumentParser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)  # argparse would ignore a closed stream
 
 
+def script_parser(docstring: str | None) -> ArgumentParser:
+    """A parser whose help begins with the docstring of a script, line breaks included."""
+    return ArgumentParser(
+        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Call `main` and end the program as its outcome requires.
 

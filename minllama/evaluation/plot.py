@@ -6,7 +6,6 @@ Reads the `metrics.jsonl` of pre-training, or a file that fine-tuning wrote with
 Needs matplotlib, and no display.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, check_outputs
-from minllama.common.program import ArgumentParser, run_script
+from minllama.common.program import run_script, script_parser
 from minllama.evaluation.metrics import Records, read_metrics
 
 if TYPE_CHECKING:
@@ -171,9 +170,7 @@ def draw_confusion(axes: "Axes", labels: Sequence[str], matrix: Sequence[Sequenc
 
 
 def main() -> None:
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("metrics", nargs="+", metavar="METRICS.jsonl")
     parser.add_argument("--out", required=True, metavar="FILE", help="an SVG or PNG file")
     args = parser.parse_args()
