@@ -10,7 +10,7 @@ from statistics import median
 
 from experiments.runs import ROOT, run_command
 from minllama.common.program import ArgumentParser, script_parser
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 
 OTHER = " (other)"  # ends the names of another checkout's contenders
 Measure = Callable[[], dict[str, float]]  # measures some quantities once
@@ -54,7 +54,7 @@ def take_turns(contenders: Mapping[str, Measure], rounds: int) -> Results:
     names = list(contenders)
     contenders[names[0]]()
     for number in range(rounds):
-        for name in Bar(names, desc=f"round {number + 1} of {rounds}", unit=" runs"):
+        for name in progress_bar(names, desc=f"round {number + 1} of {rounds}", unit=" runs"):
             for quantity, value in contenders[name]().items():
                 results[name].setdefault(quantity, []).append(value)
         names.reverse()

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # the imports below take seconds
 import hashlib
 import http.client
 import os
-import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -26,7 +25,7 @@ from minllama.checkpoints import pt
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, remove_leftovers
 from minllama.common.program import ArgumentParser, run_script
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 
 WEIGHTS = "stories42M.pt"
 WEIGHTS_URLS = [
@@ -153,8 +152,10 @@ def download(url: str, name: str) -> None:
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_write(name, "wb") as file:
         size = answer.headers.get("Content-Length")
-        with Bar.wrapattr(answer, "read", total=size and int(size), desc=name) as stream:
-            shutil.copyfileobj(stream, file)
+        with progress_bar(total=size and int(size), desc=name, unit="B", unit_scale=True) as bar:
+            while block := answer.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
         file.flush()
         try:
             check(Path(file.name), name)

@@ -18,7 +18,7 @@ from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError, is_out_of_memory
 from minllama.common.files import atomic_write
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -234,7 +234,9 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> 
     config, tensors, _ = checkpoint
     half = config.dim // config.n_heads // 2
     theirs = {}
-    for name, ours in Bar(tensor_names(config).items(), desc="write", unit=" tensors", delay=1):
+    for name, ours in progress_bar(
+        tensor_names(config).items(), desc="write", unit=" tensors", delay=1
+    ):
         tensor = swap_rows(tensors[ours], half, 2) if ours.endswith(ROTATED) else tensors[ours]
         theirs[name] = tensor.contiguous()
     if config.tie_embeddings:

@@ -16,7 +16,7 @@ import torch
 from torch.storage import _dtype_to_storage_type_map as storage_names
 
 from minllama.common.errors import InputError, is_out_of_memory
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 
 LARGE = 10**9  # bytes; the checksums of larger files are compared only with `verify`
 MAX_PICKLE = 4 * 2**20  # bytes; enough for a model of 1000 layers and its optimizer
@@ -64,7 +64,7 @@ def read_zip(file: IO[bytes], with_checksums: bool) -> Any:
     check_layout(records, archive.start_dir)
     pickles = [record for record in records if record.filename.endswith("/data.pkl")]
     compared = records if with_checksums else pickles
-    for record in Bar(compared, desc="verify", unit=" records", delay=1):
+    for record in progress_bar(compared, desc="verify", unit=" records", delay=1):
         with archive.open(record) as content:
             while content.read(1 << 20):  # at the end zipfile compares the CRC-32
                 pass

@@ -9,7 +9,7 @@ import torch
 
 from config import LlamaConfig
 from minllama.common.errors import InputError
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
 
@@ -66,7 +66,7 @@ def checked(
     """
     shapes = shapes_of(config)
     errors = []
-    for name, value in Bar(tensors.items(), desc="check", unit=" tensors", delay=1):
+    for name, value in progress_bar(tensors.items(), desc="check", unit=" tensors", delay=1):
         errors += tensor_errors(name, value, shapes.get(name))
     missing = shapes.keys() - tensors.keys()
     if tied is not False and len(missing & {EMBEDDING, HEAD}) == 1:

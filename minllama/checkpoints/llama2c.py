@@ -16,7 +16,7 @@ from config import LlamaConfig
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, shapes_of
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 
 MAGIC = struct.pack("<I", 0x616B3432)  # "ak42", which versions 1 and 2 begin with
 HEADER_SIZES = (28, 256, 256)  # bytes, by version
@@ -147,7 +147,7 @@ def save(checkpoint: Checkpoint, path: str | Path, version: int) -> None:
     shapes = tensors_of(Header(version, config, group))
     with atomic_write(path, "wb") as file:
         file.write(start.ljust(HEADER_SIZES[version], b"\0"))
-        for name, shape in Bar(shapes.items(), desc="write", unit=" tensors"):
+        for name, shape in progress_bar(shapes.items(), desc="write", unit=" tensors"):
             if name == ROTARY_TABLES:
                 file.write(rotary_tables(config))
             elif version == 2 and len(shape) == 2:

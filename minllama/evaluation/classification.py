@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write
 from minllama.common.flags import ClassifySettings
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 from minllama.evaluation.metrics import Records, append_metrics
 from minllama.text.batches import Batch, SortedBatchSampler
 from minllama.training import distributed
@@ -45,7 +45,7 @@ def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device) -
     my_predictions: list[list[int]] = []
     labels: list[int] = []
     sentences: list[str] = []
-    for batches, batch, is_counted in distributed.rounds(Bar(dataloader, desc="eval")):
+    for batches, batch, is_counted in distributed.rounds(progress_bar(dataloader, desc="eval")):
         scores = model(*forward_inputs(as_batch(batch), device))  # (batch, num_labels)
         if scores.isnan().any():
             raise InputError(

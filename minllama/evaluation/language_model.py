@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 from minllama.text.sequences import IGNORED, EvaluationSequences
 from minllama.training import distributed
 from minllama.training.precision import mixed_precision
@@ -88,7 +88,9 @@ def evaluate(
     device = next(llama.parameters()).device
     loader = DataLoader(sequences, batch_size, generator=torch.Generator())
     counts = []
-    for _, (tokens, targets), is_counted in distributed.rounds(Bar(loader, desc="evaluate")):
+    for _, (tokens, targets), is_counted in distributed.rounds(
+        progress_bar(loader, desc="evaluate")
+    ):
         tokens, targets = to_device(tokens, device), to_device(targets, device)
         with mixed_precision(device, dtype):
             logits, _ = llama(tokens, targets)  # (batch, seqlen, vocab_size)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from minllama.common.errors import explain_out_of_memory
 from minllama.common.flags import LESS_TRAINING_MEMORY, dataset_name
 from minllama.common.program import outliving_output
-from minllama.common.progress import Bar, Pace
+from minllama.common.progress import progress_bar
 from minllama.evaluation.classification import report_results
 from minllama.evaluation.plot import draw
 from minllama.kernels.cpu import keep_freed_memory
@@ -137,7 +137,6 @@ def train_epochs(
     optimizer = training.optimizer
     if fingerprint is not None:
         training.start_or_resume(fingerprint)
-    pace = Pace(training.n_steps - training.step, settings.epochs - training.epoch)
 
     for epoch in range(training.epoch, settings.epochs):
         reasons = [method.reason_to_stop(epoch - 1, training.best_epoch) for method in active]
@@ -146,7 +145,7 @@ def train_epochs(
             break
         start = time.perf_counter() - training.seconds
         model.train()
-        bar = Bar(train_loader, desc=f"train-{epoch}")
+        bar = progress_bar(train_loader, desc=f"train-{epoch}")
         batches = training.remaining_batches(bar)
         for step in range(training.step, (epoch + 1) * training.steps_per_epoch):
             step_batches = list(itertools.islice(batches, settings.grad_accum))
@@ -173,8 +172,8 @@ def train_epochs(
             training.losses.append(step_loss)
             for method in active:
                 method.after_step(training, step + 1)
-            pace.record("step")
-            bar.report(step_loss.item() if device.type == "cpu" else None, pace.seconds_left)
+            if device.type == "cpu":
+                bar.set_postfix(loss=f"{step_loss.item():.3f}", refresh=False)
             if settings.save_every and len(training.losses) % settings.save_every == 0:
                 training.seconds = time.perf_counter() - start
                 training.save()
@@ -205,7 +204,6 @@ def train_epochs(
             train_sentences_per_second=len(train_inputs) / train_seconds,
             seconds=time.perf_counter() - start,
         )
-        pace.record("pause")
     training.finish()
     return training.records
 

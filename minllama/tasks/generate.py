@@ -17,7 +17,7 @@ from minllama.checkpoints.formats import find_tokenizer
 from minllama.common.errors import InputError, explain_out_of_memory, in_gibibytes, print_error
 from minllama.common.files import atomic_write, check_outputs
 from minllama.common.flags import DEMO_MODEL, TaskSettings
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 from minllama.common.settings import flag
 from minllama.inference.generator import GenerationBatch, TextGenerator
 from minllama.inference.sampling import Sampling
@@ -209,7 +209,9 @@ def show(batch: GenerationBatch, *, is_live: bool, desc: str | None = None) -> b
     n_shown, was_interrupted = 0, False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        steps = Bar(batch, total=batch.max_new_tokens, desc=desc, disable=is_live or desc is None)
+        steps = progress_bar(
+            batch, total=batch.max_new_tokens, desc=desc, disable=is_live or desc is None
+        )
         try:
             for _ in steps:
                 if is_live:

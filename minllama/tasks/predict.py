@@ -18,7 +18,7 @@ from minllama.checkpoints.formats import find_tokenizer
 from minllama.common.errors import InputError, explain_out_of_memory, missing_file
 from minllama.common.files import atomic_write, check_outputs
 from minllama.common.flags import DEMO_LABELS, DEMO_MODEL, LESS_MEMORY
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 from minllama.common.settings import flag
 from minllama.evaluation.classification import forward_inputs
 from minllama.kernels.cpu import keep_freed_memory
@@ -110,7 +110,9 @@ def predict(settings: PredictSettings) -> None:
         target: IO[str] = sys.stdout
         if settings.output is not None:
             target = stack.enter_context(atomic_write(settings.output))
-        bar = stack.enter_context(Bar(desc="predict", unit=" lines", disable=target is sys.stdout))
+        bar = stack.enter_context(
+            progress_bar(desc="predict", unit=" lines", disable=target is sys.stdout)
+        )
         write = make_writer(settings.format, target)
         # Without a mask a label depends on the others of its batch, so batches have to be full.
         full_batches = not classifier.model.llama.config.causal and not source.isatty()

@@ -20,7 +20,7 @@ from minllama.common.errors import InputError, explain_out_of_memory, missing_fi
 from minllama.common.files import LARGE, SAMPLE, check_outputs, file_fingerprint
 from minllama.common.flags import LESS_TRAINING_MEMORY, SHAPE, ShapeSettings, TrainSettings
 from minllama.common.program import outliving_output
-from minllama.common.progress import Bar, Pace
+from minllama.common.progress import progress_bar
 from minllama.common.settings import flag
 from minllama.evaluation.language_model import (
     evaluate,
@@ -262,9 +262,7 @@ def train_steps(
     n_skipped = first_step * settings.grad_accum
     batches = training_batches(text, seqlen, settings.batch_size, settings.seed, n_skipped)
     eval_every = settings.eval_every or max(1, settings.steps // 20)
-    n_steps = settings.steps - first_step
-    pace = Pace(n_steps, math.ceil(n_steps / eval_every))
-    bar = Bar(desc="train", total=settings.steps, initial=first_step)
+    bar = progress_bar(desc="train", total=settings.steps, initial=first_step)
     losses: list[torch.Tensor] = []
     counts: list[torch.Tensor] = []
     start = time.perf_counter()
@@ -298,8 +296,8 @@ def train_steps(
             step_loss = torch.where(torch.isfinite(norm), step_loss, torch.nan)
         optimizer.step()
         losses.append(step_loss)
-        pace.record("step")
-        bar.report(step_loss.item() if device.type == "cpu" else None, pace.seconds_left)
+        if device.type == "cpu":
+            bar.set_postfix(loss=f"{step_loss.item():.3f}", refresh=False)
         bar.update()
 
         if (step + 1) % eval_every == 0 or step + 1 == settings.steps:
@@ -323,9 +321,8 @@ def train_steps(
                 folder.save_model(llama, settings.save_dtype, step + 1, best_loss)
             record["seconds"] = seconds
             record["tokens_per_second"] = int(total[0]) / train_seconds
-            report(record, folder, settings.steps, pace.seconds_left)
+            report(record, folder, settings.steps)
             folder.save_state(llama, optimizer, step + 1, best_loss, seconds)
-            pace.record("pause")
             losses, counts = [], []
             start = time.perf_counter()
 
@@ -339,12 +336,12 @@ def train_steps(
         print(f"test: {format_scores(scores)}")
 
 
-def report(record: dict[str, Any], folder: RunFolder, n_steps: int, seconds_left: float) -> None:
+def report(record: dict[str, Any], folder: RunFolder, n_steps: int) -> None:
     """Print the scores of a step, and append them to the metrics."""
     distributed.on_rank0(lambda: append_metrics(folder.metrics, **record))
     scores = [f"{name} {format_scores(record[name])}" for name in SPLITS if name in record]
     tqdm.write(
         f"step {record['step']}/{n_steps}: {' | '.join(scores)} | "
-        f"{record['tokens_per_second']:,.0f} tokens/s, {tqdm.format_interval(seconds_left)} left"
+        f"{record['tokens_per_second']:,.0f} tokens/s"
     )
     sys.stdout.flush()

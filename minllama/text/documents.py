@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from minllama.common.errors import InputError, missing_file
-from minllama.common.progress import Bar
+from minllama.common.progress import progress_bar
 from minllama.text.labelled import read_labelled
 
 SPLITS = ("train", "validation", "test")
@@ -114,7 +115,7 @@ class Corpus:
         """The chunks of the training split."""
         return (chunk.text for split, chunk in self.split_chunks() if split == "train")
 
-    def progress_bar(self, description: str) -> Bar:
+    def progress_bar(self, description: str) -> tqdm:
         """A progress bar over the bytes of the texts."""
         total = sum(Path(path).stat().st_size for path in self.paths if Path(path).is_file())
-        return Bar(desc=description, total=total, unit="B", unit_scale=True)
+        return progress_bar(desc=description, total=total, unit="B", unit_scale=True)
