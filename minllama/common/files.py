@@ -7,7 +7,8 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Container, Iterable, Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,12 +37,12 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     After an error the old file remains. Text is UTF-8. A device such as `/dev/null` is written to
     directly.
     """
-    path = Path(os.path.realpath(path))
     encoding = None if "b" in mode else "utf-8"
-    if path.exists() and not path.is_file():
-        with path.open(mode, encoding=encoding) as file:
+    if is_device(path):
+        with open(path, mode, encoding=encoding) as file:
             yield file
         return
+    path = Path(os.path.realpath(path))
     temporary = temporary_path(path)
     try:
         with name_file_in_errors(path):
@@ -58,35 +59,33 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+def is_device(path: str | Path) -> bool:
+    """Whether a path is neither a file nor a folder, as `/dev/null` and pipes are."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def temporary_path(path: Path) -> Path:
-    """The file that `atomic_write` writes in this process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """The file that `atomic_write` writes in this process; its name has machine and process."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's list of names to the disk, where the system can (not on Windows)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some file systems cannot
-        pass
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def remove_leftovers(path: str | Path, kept: Container[Any] = ()) -> None:
-    """Remove the temporary files of processes that were killed during `atomic_write`.
-
-    Args:
-        kept: the `identity` of files that stay.
-    """
+def remove_leftovers(path: str | Path) -> None:
+    """Remove temporary files of processes of this machine that were killed while they wrote."""
     path = Path(os.path.realpath(path))
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
-        is_leftover = pid.isdecimal() and leftover.is_file() and not is_alive(int(pid))
-        if is_leftover and identity(leftover) not in kept:
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        pid = leftover.name.removeprefix(prefix).removesuffix(".tmp")
+        if pid.isdecimal() and not is_alive(int(pid)):
             with contextlib.suppress(OSError):
                 leftover.unlink()
 
@@ -113,22 +112,20 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
     Raises:
         InputError: an output cannot be written, or would overwrite something.
     """
-    taken = {identity(path): f"the input {path}" for path in inputs}
-    folders = {path: text for path, text in taken.items() if isinstance(path, Path)}
-    for folder in filter(Path.is_dir, folders):  # its files may be links, as in caches
-        taken |= {identity(path): f"the input {folder / path.name}" for path in folder.iterdir()}
+    taken = {}
+    for path in map(Path, inputs):
+        files = [path, *path.iterdir()] if path.is_dir() else [path]
+        taken |= {identity(file): f"the input {file}" for file in files}
     for output in outputs:
+        if is_device(output):
+            continue
         path = Path(os.path.realpath(output))
         check_writable(output, path)
-        if path.exists() and not path.is_file():
-            continue  # a device
-        overwritten = taken.get(identity(path))
-        for folder, text in folders.items():
-            if path.exists() and path.is_relative_to(folder):
-                overwritten = overwritten or text
-        if overwritten is not None:
-            raise InputError(f"{output}: would overwrite {overwritten}; name another file")
-        remove_leftovers(path, kept=taken)
+        remove_leftovers(path)
+        if identity(path) in taken:
+            raise InputError(
+                f"{output}: would overwrite {taken[identity(path)]}; name another file"
+            )
         taken[identity(path)] = f"the output {output}"
 
 
@@ -142,18 +139,8 @@ def check_writable(output: str | Path, path: Path) -> None:
         raise InputError(f"{output}: a folder; give the name of a file to write")
     if not path.parent.is_dir():
         raise InputError(f"{output}: there is no folder {path.parent} to write it in")
-    if path.is_fifo():
-        raise InputError(f"{output}: a pipe, which may never be read; name a file")
-    if path.exists() and not path.is_file():
-        return  # a device
-    if Path(output).parts[:2] in (("/", "dev"), ("/", "proc"), ("/", "sys")):
-        raise InputError(f"{output}: stands for the file {path}; name another one")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{output}: the folder {path.parent} is not writable")
     if path.exists() and not os.access(path, os.W_OK):
         raise InputError(f"{output}: read-only; name another file, or make it writable")
-    if path.is_symlink():
-        raise InputError(f"{output}: a link that leads to itself; name another file")
     try:
         temporary_path(path).touch()
         temporary_path(path).unlink()

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -89,11 +88,14 @@ class PredictSettings(ZeroShotSettings):
             raise missing_file(self.input)
         if self.output is None:
             return
-        reads = [self.input, self.load, self.pretrained_model_path, self.label_names]
+        reads = [
+            self.input or "/dev/stdin",
+            self.load,
+            self.pretrained_model_path,
+            self.label_names,
+        ]
         reads.append(self.tokenizer_path or TOKENIZER_MODEL)
         check_outputs([self.output], [path for path in reads if path is not None])
-        if self.input is None and is_standard_input(self.output):
-            raise InputError(f"{self.output}: would overwrite the input; name another file")
 
 
 def predict(settings: PredictSettings) -> None:
@@ -167,11 +169,6 @@ def open_input(path: str | None) -> FileIO:
     if path is not None:
         return open(path, "rb", buffering=0)
     return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
-
-
-def is_standard_input(path: str) -> bool:
-    """Whether standard input comes from this file."""
-    return os.path.exists(path) and os.path.samestat(os.fstat(sys.stdin.fileno()), os.stat(path))
 
 
 def read_lines(source: RawIOBase) -> Iterator[list[bytes]]:
