@@ -4,15 +4,12 @@ python prepare_submit.py DIR ID         write ID.zip from the folder DIR, then c
 python prepare_submit.py FILE.zip ID    only check
 """
 
-import lzma
 import os
 import re
 import stat
-import struct
-import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minllama.common.errors import InputError
@@ -47,12 +44,11 @@ EXCLUDED_SUFFIXES = {
 }
 EXCLUDED_FOLDERS = {"__pycache__", "venv", "env", "node_modules"}
 STATE_SUFFIX = ".state"  # of the folder of an interrupted fine-tuning run
-MARKERS = ("pyvenv.cfg", "pretrain.json")  # files of a virtual environment and a run folder
+# In the folder of a virtual environment, of a conda environment, and of a pre-training run.
+MARKERS = ("pyvenv.cfg", "conda-meta", "pretrain.json")
 MAX_BYTES = 2 * 10**8  # of all files together
-DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
-    *(RuntimeError, NotImplementedError, ValueError),  # encrypted, unknown, not UTF-8
-)
+# Of zipfile; RuntimeError for encrypted files, UnicodeError for names.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, UnicodeError)
 
 
 def collect(folder: Path) -> Iterator[Path]:
@@ -91,14 +87,70 @@ def make_zip(folder: Path, aid: str) -> Path:
     if target.is_symlink() or (target.exists() and not target.is_file()):
         raise AssertionError(f"{target} is a link, a folder or a device; move it away")
     files = {f"{aid}/{path.relative_to(folder).as_posix()}": path for path in collect(folder)}
-    check_names(list(files), aid, folder)
-    with atomic_write(target, "wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-            for name, path in files.items():
-                archive.write(path, name)
-        file.flush()
-        check_file(file.name, aid, source=folder)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    check_submission(sizes, lambda name: files[name].read_bytes(), aid, folder)
+    with (
+        atomic_write(target, "wb") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive,
+    ):
+        for name, path in files.items():
+            archive.write(path, name)
     return target
+
+
+def check_file(file: str | Path, aid: str) -> None:
+    """Check that a zip file is undamaged, complete and safe to unpack as a submission.
+
+    Raises:
+        AssertionError: it is not; the message names what is wrong.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [member for member in archive.infolist() if not is_of_macos(member.filename)]
+            for member in members:
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise AssertionError(f"{file} holds the link {member.filename!r}; pack files")
+            sizes = {member.filename: member.file_size for member in members}
+            check_submission(sizes, archive.read, aid, file)
+            damaged = archive.testzip()
+            if damaged:
+                raise AssertionError(f"{file} is damaged: {damaged} cannot be read")
+    except DAMAGE as error:
+        raise AssertionError(f"{file} is damaged, encrypted or no zip file: {error}") from error
+
+
+def is_of_macos(name: str) -> bool:
+    """Whether a member is one that macOS' Finder adds by itself."""
+    return name.startswith("__MACOSX/") or name.rpartition("/")[2] == ".DS_Store"
+
+
+def check_submission(
+    sizes: dict[str, int], read: Callable[[str], bytes], aid: str, source: str | Path
+) -> None:
+    """Check that a submission is complete, and that its predictions are of the right data.
+
+    Args:
+        sizes: bytes of its files, by their names in the zip file.
+        read: gives the content of one of them.
+        source: the zip file or folder, for the message.
+
+    Raises:
+        AssertionError: something is wrong; the message names it.
+    """
+    check_names(list(sizes), aid, source)
+    total = sum(sizes.values())
+    if total > MAX_BYTES:
+        largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
+        names = ", ".join(f"{name} ({sizes[name]:,})" for name in largest)
+        raise AssertionError(
+            f"{source} holds {total:,} bytes, more than {MAX_BYTES:,}; the largest are {names}; "
+            "keep elsewhere what is not handed in"
+        )
+    for name in REQUIRED + ADVANCED:
+        if sizes.get(f"{aid}/{name}") == 0:
+            raise AssertionError(f"{source} has an empty {name}")
+        if name.endswith("-output.txt") and f"{aid}/{name}" in sizes:
+            check_predictions(read(f"{aid}/{name}"), name, source)
 
 
 def check_names(names: list[str], aid: str, source: str | Path) -> None:
@@ -111,17 +163,16 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
     Raises:
         AssertionError: it is not; the message names what is wrong.
     """
+    taken: dict[str, str] = {}  # by name as Windows and macOS compare them
     for name in names:
-        if (
-            not name.isprintable()  # also if it was not UTF-8
-            or any(sign in name for sign in "\\:")
-            or not {"", ".", ".."}.isdisjoint(name.removesuffix("/").split("/"))
-        ):
+        is_odd = not name.isprintable() or "\\" in name or ":" in name  # also if it was not UTF-8
+        if is_odd or not {"", ".", ".."}.isdisjoint(name.removesuffix("/").split("/")):
             raise AssertionError(f"{source} holds the unsafe path {name!r}")
-    outside = [name for name in names if not name.startswith(f"{aid}/")]
-    if outside:
-        raise AssertionError(f"{source} must hold one folder {aid}; outside it is {outside[0]!r}")
-    check_collisions(names, source)
+        if not name.startswith(f"{aid}/"):
+            raise AssertionError(f"{source} must hold one folder {aid}; outside it is {name!r}")
+        other = taken.setdefault(name.removesuffix("/").casefold(), name)
+        if other is not name:
+            raise AssertionError(f"{source} holds {name!r} besides {other!r}; keep one")
     present = {name.removeprefix(f"{aid}/") for name in names}
     missing = [name for name in REQUIRED if name not in present]
     if missing:
@@ -133,115 +184,31 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
         )
 
 
-def check_collisions(names: Iterable[str], source: str | Path) -> None:
-    """Check that no two members would be unpacked to one path, on any system.
-
-    Raises:
-        AssertionError: two would.
-    """
-    taken: dict[str, str] = {}  # by path as a system without upper case reads it
-    for name in names:
-        parts = name.removesuffix("/").split("/")
-        path = "/".join(unicodedata.normalize("NFC", part).rstrip(". ") for part in parts)
-        path = path.casefold()
-        if path in taken:
-            raise AssertionError(f"{source} holds {name!r} besides {taken[path]!r}; keep one")
-        taken[path] = name
-    for path, name in taken.items():
-        folder = taken.get(path.rpartition("/")[0], "/")
-        if not folder.endswith("/"):
-            raise AssertionError(f"{source} holds {name!r}, but {folder!r} is a file")
-
-
-def check_file(file: str | Path, aid: str, source: str | Path | None = None) -> None:
-    """Check that a zip file is undamaged, complete and safe to unpack as a submission.
-
-    Args:
-        source: the name in messages; by default the file.
-
-    Raises:
-        AssertionError: it is not; the message names what is wrong.
-    """
-    source = file if source is None else source
-    members, contents = read_zip(file, aid, source)
-    for member in members:
-        check_member(member, source)
-    check_names([member.filename for member in members], aid, source)
-    for name, content in contents.items():
-        if not content:
-            raise AssertionError(f"{source} has an empty {name}")
-    for dataset, split in N_LINES:
-        for kind in ("prompting", "finetuning", "advanced"):
-            name = f"{dataset}-{split}-{kind}-output.txt"
-            if name in contents:
-                check_predictions(contents[name], dataset, split, f"{source} has a {name}")
-
-
-def read_zip(
-    file: str | Path, aid: str, source: str | Path
-) -> tuple[list[zipfile.ZipInfo], dict[str, bytes]]:
-    """Read the members of a zip file, and the contents of those that the assignment names.
-
-    Raises:
-        AssertionError: it is damaged, encrypted or too large.
-    """
-    if not zipfile.is_zipfile(file):
-        raise AssertionError(f"{source} is not a zip file")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            size = sum(member.file_size for member in members)
-            if size > MAX_BYTES:
-                raise AssertionError(f"{source} holds {size:,} bytes, more than {MAX_BYTES:,}")
-            damaged = archive.testzip()
-            if damaged:
-                raise AssertionError(f"{source} is damaged: {damaged} cannot be read")
-            present = set(archive.namelist())
-            names = [name for name in REQUIRED + ADVANCED if f"{aid}/{name}" in present]
-            return members, {name: archive.read(f"{aid}/{name}") for name in names}
-    except DAMAGE as error:
-        raise AssertionError(f"{source} is damaged or encrypted: {error}") from error
-
-
-def check_member(member: zipfile.ZipInfo, source: str | Path) -> None:
-    """Check that a member of a zip file is a plain file or a folder.
-
-    Raises:
-        AssertionError: it is a link, a pipe, or a folder with the name of a file.
-    """
-    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if the system has no such kinds
-    marked_folder = bool(member.external_attr & 0x10)  # as Windows marks one
-    expected = stat.S_IFDIR if member.is_dir() else stat.S_IFREG
-    if kind not in (0, expected) or (marked_folder and not member.is_dir()):
-        raise AssertionError(f"{source} holds {member.filename!r}, which is no plain file")
-
-
-def check_predictions(content: bytes, dataset: str, split: str, file: str) -> None:
+def check_predictions(content: bytes, name: str, source: str | Path) -> None:
     """Check that a file has a line `prediction ||| sentence` for each line of its data.
 
     The data are `data/DATASET-SPLIT.txt`; if that is absent, the assignment's.
 
-    Args:
-        file: the beginning of the message.
-
     Raises:
         AssertionError: it has not.
     """
+    dataset, split = name.split("-")[:2]
     data, expected = Path("data", f"{dataset}-{split}.txt"), N_LINES[dataset, split]
     if data.is_file():
         expected = len(data.read_bytes().splitlines())
     lines = content.splitlines()
     if len(lines) != expected:
         raise AssertionError(
-            f"{file} of {len(lines)} lines, but {data.as_posix()} has {expected}; write it anew"
+            f"{source} has a {name} of {len(lines)} lines, but {data.as_posix()} has {expected}; "
+            "write it anew"
         )
     labels = {str(label).encode() for label in range(N_LABELS[dataset])}
     for number, line in enumerate(lines, start=1):
         label, separator, _ = line.partition(b"|||")
         if not separator or label.strip() not in labels:
             raise AssertionError(
-                f"{file} whose line {number} is not 'prediction ||| sentence' with a prediction "
-                f"from 0 to {len(labels) - 1}; write it anew"
+                f"{source} has a {name} whose line {number} is not 'prediction ||| sentence' with "
+                f"a prediction from 0 to {len(labels) - 1}; write it anew"
             )
 
 

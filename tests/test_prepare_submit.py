@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import prepare_submit
 from minllama.training.run import state_folder
 from minllama.training.run_folder import SETTINGS
-from prepare_submit import ADVANCED, MAX_BYTES, REQUIRED, check_file, main
+from prepare_submit import ADVANCED, REQUIRED, check_file, main
 
 SIZES = {"sst-dev": 1101, "sst-test": 2210, "cfimdb-dev": 245, "cfimdb-test": 488}
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Unix's links and names")
@@ -40,7 +41,7 @@ def members(path):
         return {info.filename for info in archive.infolist()}
 
 
-def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys):
+def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys, monkeypatch):
     kept = ["alice-report.pdf", "data/sst-train.txt", "structure.md", "tokenizer.model"]
     left_out = [
         "stories42M.pt",
@@ -51,6 +52,8 @@ def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys):
         ".git/config",
         "myenv/pyvenv.cfg",
         "myenv/lib/x.py",
+        "conda/conda-meta/history",
+        "conda/lib/libpython3.so",
         "__pycache__/llama.cpython-311.pyc",
         "tests/__pycache__/a.pyc",
         ".pytest_cache/README.md",
@@ -68,14 +71,10 @@ def test_complete_folder_becomes_a_checked_zip(folder, tmp_path, capsys):
     assert members(tmp_path / "alice.zip") == expected
     assert "alice.zip is a complete submission for alice." in capsys.readouterr().out
     main("alice.zip", "alice")
-    check_file("alice.zip", "alice")
-
-
-def test_the_working_folder_itself_can_be_packed_twice(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    main(".", "alice")
-    main(".", "alice")
-    assert members("alice.zip") == {f"alice/{name}" for name in REQUIRED}
+    for _ in range(2):  # the folder itself, the second time with its zip file
+        main(".", "alice")
+        assert members("alice.zip") == expected
 
 
 @pytest.mark.parametrize("absent", ["rope.py", "sst-dev-prompting-output.txt"])
@@ -143,23 +142,14 @@ def test_a_zip_takes_its_name_only_after_it_was_checked(folder):
 
 @unix
 @pytest.mark.parametrize("target", ["/etc/hostname", "absent", "/etc"])
-@pytest.mark.parametrize("name", ["notes.txt", "rope.py"])
-def test_links_are_not_followed(folder, name, target):
-    (folder / name).unlink(missing_ok=True)
-    (folder / name).symlink_to(target)
-    with pytest.raises(AssertionError, match=f"{name} is a link"):
-        main(folder, "alice")
-    assert os.listdir() == ["work"]
-
-
-@unix
-def test_links_to_excluded_files_do_no_harm(folder, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/pyvenv.cfg").touch()
-    for name in ("stories42M.pt", "myenv", ".cache"):
-        (folder / name).symlink_to(tmp_path / "elsewhere")
+def test_links_are_not_followed(folder, target):
+    (folder / "stories42M.pt").symlink_to("/etc/hostname")  # left out, so it does no harm
     main(folder, "alice")
     assert members("alice.zip") == {f"alice/{name}" for name in REQUIRED}
+    (folder / "notes.txt").symlink_to(target)
+    with pytest.raises(AssertionError, match=r"notes\.txt is a link"):
+        main(folder, "bob")
+    assert not Path("bob.zip").exists()
 
 
 @unix
@@ -203,11 +193,8 @@ def write_zip(path, names, compression=zipfile.ZIP_STORED):
         ("other/", "outside it is 'other/'"),
         ("alice//llama.py", "unsafe path"),
         ("alice/./llama.py", "unsafe path"),
-        ("alice/llama.py", "'alice/llama.py' besides 'alice/llama.py'"),
         ("alice/LLAMA.py", "'alice/LLAMA.py' besides 'alice/llama.py'"),
-        ("alice/llama.py.", "'alice/llama.py.' besides 'alice/llama.py'"),
         ("alice/llama.py/", "'alice/llama.py/' besides 'alice/llama.py'"),
-        ("alice/llama.py/x", "'alice/llama.py' is a file"),
     ],
 )
 def test_unsafe_and_stray_members_are_refused(tmp_path, extra, message):
@@ -217,42 +204,45 @@ def test_unsafe_and_stray_members_are_refused(tmp_path, extra, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFDIR])
-def test_members_that_are_no_plain_files_are_refused(tmp_path, kind):
+def test_a_link_in_a_zip_is_refused(tmp_path):
     write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED[1:]])
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
         member = zipfile.ZipInfo(f"alice/{REQUIRED[0]}")
-        member.external_attr = (kind | 0o644) << 16
+        member.external_attr = (stat.S_IFLNK | 0o644) << 16
         archive.writestr(member, "/etc/passwd")
-    with pytest.raises(AssertionError, match=f"{REQUIRED[0]}', which is no plain file"):
+    with pytest.raises(AssertionError, match=f"the link 'alice/{REQUIRED[0]}'"):
         check_file(tmp_path / "a.zip", "alice")
 
 
-def test_a_zip_bomb_is_refused(tmp_path):
-    write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED])
-    with zipfile.ZipFile(tmp_path / "a.zip", "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("alice/zeros", bytes(MAX_BYTES))
-    with pytest.raises(AssertionError, match="bytes, more than 200,000,000"):
-        check_file(tmp_path / "a.zip", "alice")
+def test_what_macos_adds_is_not_counted(tmp_path):
+    added = ["__MACOSX/alice/._llama.py", "__MACOSX/._alice", "alice/.DS_Store"]
+    write_zip(tmp_path / "a.zip", [f"alice/{name}" for name in REQUIRED] + added)
+    check_file(tmp_path / "a.zip", "alice")
+
+
+def test_too_many_bytes_are_refused_before_they_are_packed(folder, monkeypatch):
+    main(folder, "bob")
+    monkeypatch.setattr(prepare_submit, "MAX_BYTES", 3_000_000)
+    sizes = {"data/a.csv": 2_000_000, "b.npy": 1_500_000, "c.pkl": 1_000_000, "d.txt": 100_000}
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(bytes(size))
+    with zipfile.ZipFile("bob.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        for name in sizes:
+            archive.write(folder / name, f"bob/{name}")
+    largest = r"[^,;]*/data/a.csv \(2,000,000\), [^,]*b.npy [^ ]*, [^,]*c.pkl \(1,000,000\);"
+    for path, aid in ((folder, "alice"), ("bob.zip", "bob")):
+        with pytest.raises(AssertionError, match=f"bytes, more than 3,000,000; .* {largest}"):
+            main(path, aid)
+    assert not Path("alice.zip").exists()
 
 
 def test_damaged_zips_are_refused(tmp_path):
     path = tmp_path / "a.zip"
     path.write_bytes(b"no zip")
-    with pytest.raises(AssertionError, match="not a zip file"):
+    with pytest.raises(AssertionError, match="no zip file"):
         check_file(path, "alice")
-    write_zip(path, [f"alice/{name}" for name in REQUIRED])
-    content = bytearray(path.read_bytes())
-    content[30 + len(f"alice/{REQUIRED[0]}")] ^= 1  # the first member's first byte
-    path.write_bytes(content)
-    with pytest.raises(AssertionError, match="damaged"):
-        check_file(path, "alice")
-
-
-@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_damage_anywhere_is_reported(tmp_path, compression):
-    path = tmp_path / "a.zip"
-    write_zip(path, [f"alice/{name}" for name in REQUIRED], compression)
+    write_zip(path, [f"alice/{name}" for name in REQUIRED], zipfile.ZIP_DEFLATED)
     whole = path.read_bytes()
     first = 30 + len(f"alice/{REQUIRED[0]}")  # where the first member's content begins
     last = len(whole) - 22  # where the list of members ends
