@@ -4,9 +4,20 @@ import inspect
 import math
 from typing import Any
 
-MAX_CONTEXT = 2**20  # tokens; the rotary table has a row for each
-MAX_LAYERS = 10_000
-MAX_FLOAT = 1e30  # for epsilon and theta, which are used in float32
+MAX_COUNTS = {
+    **dict.fromkeys(("vocab_size", "dim", "n_heads", "n_kv_heads"), 2**31 - 1),
+    **dict.fromkeys(("hidden_dim", "multiple_of"), 2**31 - 1),
+    "max_seq_len": 2**20,  # tokens; the rotary table has a row for each
+    "n_layers": 10_000,
+}
+RANGES = {  # from, and to below
+    "dropout": (0, 1),
+    "attention_dropout": (0, 1),
+    "layer_norm_eps": (0, 1e30),  # used in float32, as theta
+    "rope_theta": (1, 1e30),
+    "ffn_dim_multiplier": (1e-9, 2**31),
+}
+OPTIONAL = ("n_kv_heads", "hidden_dim", "ffn_dim_multiplier")
 
 
 def feed_forward_dim(dim: int, multiple_of: int, multiplier: float | None = None) -> int:
@@ -93,46 +104,26 @@ class LlamaConfig:
         Raises:
             ValueError: it cannot; the message says why.
         """
-        self._validate_counts()
-        self._validate_numbers()
+        for name, value in vars(self).items():
+            if value is None and name in OPTIONAL:
+                continue
+            if name in MAX_COUNTS and not (type(value) is int and 1 <= value <= MAX_COUNTS[name]):
+                highest = MAX_COUNTS[name]
+                raise ValueError(f"{name} is {value!r}, expected an integer from 1 to {highest}")
+            if name in RANGES:
+                low, high = RANGES[name]
+                if type(value) not in (int, float) or not low <= value < high:
+                    expected = f"expected a number from {low} to below {high}"
+                    raise ValueError(f"{name} is {value!r}, {expected}")
+            if name in ("causal", "tie_embeddings") and type(value) is not bool:
+                raise ValueError(f"{name} is {value!r}, expected True or False")
         n_kv_heads = self.n_kv_heads or self.n_heads
         if self.dim % self.n_heads:
             raise ValueError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
         if self.n_heads % n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {n_kv_heads}")
         if self.dim // self.n_heads % 2:
-            raise ValueError(
-                f"dim / n_heads is {self.dim // self.n_heads}, expected an even number"
-            )
-
-    def _validate_counts(self) -> None:
-        names = ["vocab_size", "dim", "n_layers", "n_heads", "max_seq_len", "multiple_of"]
-        names += [name for name in ("n_kv_heads", "hidden_dim") if getattr(self, name) is not None]
-        for name in names:
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value < 2**31:
-                raise ValueError(f"{name} is {value!r}, expected a positive integer below 2**31")
-        for name, highest in (("max_seq_len", MAX_CONTEXT), ("n_layers", MAX_LAYERS)):
-            if getattr(self, name) > highest:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at most {highest}")
-
-    def _validate_numbers(self) -> None:
-        for name in ("dropout", "attention_dropout"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value < 1:
-                raise ValueError(f"{name} is {value!r}, expected a number from 0 to below 1")
-        for name, lowest in (("layer_norm_eps", 0), ("rope_theta", 1)):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not lowest <= value < MAX_FLOAT:
-                raise ValueError(f"{name} is {value!r}, expected a number of at least {lowest}")
-        for name in ("causal", "tie_embeddings"):
-            value = getattr(self, name)
-            if type(value) is not bool:
-                raise ValueError(f"{name} is {value!r}, expected True or False")
-        multiplier = self.ffn_dim_multiplier
-        is_number = type(multiplier) in (int, float)
-        if multiplier is not None and not (is_number and 0 < multiplier < 2**31):
-            raise ValueError(f"ffn_dim_multiplier is {multiplier!r}, expected a positive number")
+            raise ValueError(f"dim / n_heads is {self.dim // self.n_heads}, expected an even one")
 
     @classmethod
     def from_model_args(cls, model_args: dict[str, Any]) -> "LlamaConfig":
