@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from minllama import methods
-from minllama.checkpoints import formats
 from minllama.common.errors import InputError
 from minllama.common.flags import (
     ASSIGNMENT_FLAGS,
@@ -122,24 +121,10 @@ def required_flags(name: str, owners: list[type[Method]]) -> str:
     return " or ".join(needed + [switch for switch in switches if switch is not None])
 
 
-def verify_checkpoints(settings: TaskSettings) -> None:
-    """Compare the checkpoints that are read with their checksums.
-
-    Raises:
-        InputError: one is damaged, or none is read.
-    """
-    if not settings.checkpoints:
-        raise InputError("--verify: no checkpoint is read; leave it out")
-    for path in settings.checkpoints:
-        formats.verify(path)
-
-
 def main() -> None:
     with distributed.process_group():
         settings = get_args()
         distributed.assert_same_on_all_ranks(settings.to_dict())
-        if settings.verify:
-            verify_checkpoints(settings)
         seed_everything(settings.seed)
         _, run_option = OPTIONS[settings.option]
         run_option(settings)

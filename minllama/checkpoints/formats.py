@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minllama.checkpoints import hf, integrity, llama2c, meta, pt
+from minllama.checkpoints import hf, llama2c, meta, pt
 from minllama.checkpoints.layout import Checkpoint
 from minllama.common.errors import InputError, missing_file
 
@@ -24,21 +24,6 @@ def load(path: str | Path) -> Checkpoint:
     raise InputError(
         f"{path}: a folder without config.json or params.json; name a file or folder of weights"
     )
-
-
-def verify(path: str | Path) -> None:
-    """Compare a checkpoint of any size with its checksums; `load` does so up to 1 GB.
-
-    Raises what `load` raises, and an `InputError` for formats without checksums.
-    """
-    if not Path(path).exists():
-        raise missing_file(path)
-    files = hf.weight_files(path) or meta.shards_of(path) or [Path(path)]
-    zips = [file for file in files if file.is_file() and integrity.is_zip(file)]
-    if not zips:
-        raise InputError(f"--verify: {path} carries no checksums; leave it out")
-    for file in zips:
-        integrity.check(file, verify=True)
 
 
 def tokenizer_beside(path: str | Path) -> Path | None:

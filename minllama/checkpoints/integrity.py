@@ -12,13 +12,12 @@ import torch
 from minllama.common.errors import InputError
 from minllama.common.progress import progress_bar
 
-LARGE = 10**9  # bytes; the checksums of larger files are compared only with `verify`
 MAX_PICKLE = 4 * 2**20  # bytes; enough for a model of 1000 layers and its optimizer
 MAX_VALUES, MAX_DEPTH = 1_000_000, 100
 ZIP_MAGIC, ZIP_HEADER, ENCRYPTED = b"PK\x03\x04", 30, 1  # the header's bytes, and a flag in it
 
 
-def check(path: str | Path, *, verify: bool = False) -> None:
+def check(path: str | Path) -> None:
     """Check, before PyTorch reads it, that a file is whole and its records are as they were saved.
 
     Raises:
@@ -28,7 +27,7 @@ def check(path: str | Path, *, verify: bool = False) -> None:
     try:
         with path.open("rb") as file:
             if is_zip(path):
-                check_records(file, verify or path.stat().st_size <= LARGE)
+                check_records(file)
             else:
                 check_start(file.read(512).lstrip())
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # all of zipfile
@@ -49,7 +48,7 @@ def check_start(start: bytes) -> None:
         raise zipfile.BadZipFile("a web page, not a checkpoint" if start else "an empty file")
 
 
-def check_records(file: IO[bytes], with_checksums: bool) -> None:
+def check_records(file: IO[bytes]) -> None:
     """Check the records of a file of PyTorch 1.6 or later."""
     if not zipfile.is_zipfile(file):
         raise zipfile.BadZipFile("its end is missing")
@@ -59,8 +58,7 @@ def check_records(file: IO[bytes], with_checksums: bool) -> None:
     pickles = [record for record in records if record.filename.endswith("/data.pkl")]
     if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
         raise zipfile.BadZipFile("it is a zip, but not one of torch.save")
-    compared = records if with_checksums else pickles
-    for record in progress_bar(compared, desc="verify", unit=" records", delay=1):
+    for record in progress_bar(records, desc="verify", unit=" records", delay=1):
         with archive.open(record) as content:
             while content.read(1 << 20):  # at the end zipfile compares the CRC-32
                 pass

@@ -86,7 +86,6 @@ class TaskSettings(Settings):
     )
     max_sentence_len: int | None = flag(None, "truncate sentences to this many tokens", low=1)
     seed: int = flag(1337, "random seed", high=2**32 - 1)
-    verify: bool = flag(False, "verify the checksums of checkpoints over 1 GB too")
     use_gpu: bool = flag(False, "run on CUDA if available, otherwise on MPS")
     train: str = flag("data/cfimdb-train.txt", "labelled sentences to train on")
     dev: str = flag("data/cfimdb-dev.txt", "labelled sentences used to select the best epoch")
@@ -124,11 +123,6 @@ class TaskSettings(Settings):
     def resolved(self) -> Self:
         """Fill in settings that depend on others, and on the files that are there."""
         return self
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """The checkpoints that the option reads."""
-        return [self.pretrained_model_path]
 
     def with_demo(self, *groups: dict[str, str]) -> Self:
         """Replace default paths whose files are absent by files of the demo, and report it.

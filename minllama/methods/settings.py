@@ -131,10 +131,6 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
     def advanced(self) -> dict[str, Any]:
         return methods.changed_values(self.methods)
 
-    @property
-    def checkpoints(self) -> list[str]:
-        return [self.pretrained_model_path, *([] if self.load is None else [self.load])]
-
     def check(self) -> None:
         """Check, before any work, that the flags describe a run whose results can be written.
 

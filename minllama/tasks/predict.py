@@ -78,10 +78,6 @@ class PredictSettings(ZeroShotSettings):
         path = settings.tokenizer_path or find_tokenizer(settings.pretrained_model_path)
         return settings.replace(tokenizer_path=path)
 
-    @property
-    def checkpoints(self) -> list[str]:
-        return [self.pretrained_model_path, *([] if self.load is None else [self.load])]
-
     def check(self) -> None:
         """Check, before any work, that the input exists and the output overwrites nothing."""
         if self.input is not None and not Path(self.input).is_file():
