@@ -54,10 +54,9 @@ def user_message(error: Exception) -> str | None:
 
 def print_error(message: str) -> None:
     """Print an error on one line of standard error. A long message loses its middle."""
-    line = " ".join(message[: 2 * MAX_MESSAGE].split())
-    if len(message) > MAX_MESSAGE:
-        end = " ".join(message[-MAX_MESSAGE:].split())
-        line = f"{line[: MAX_MESSAGE * 3 // 4]} … {end[-MAX_MESSAGE // 4 :]}"
+    line = " ".join(message.split())
+    if len(line) > MAX_MESSAGE:
+        line = f"{line[: MAX_MESSAGE * 3 // 4]} … {line[-MAX_MESSAGE // 4 :]}"
     print(f"error: {line}", file=sys.stderr)
 
 

@@ -112,7 +112,7 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
     Raises:
         InputError: an output cannot be written, or would overwrite something.
     """
-    taken = {}
+    taken: dict[Any, str] = {}
     for path in map(Path, inputs):
         files = [path, *path.iterdir()] if path.is_dir() else [path]
         taken |= {identity(file): f"the input {file}" for file in files}

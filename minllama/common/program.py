@@ -22,16 +22,6 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; --help lists all flags")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        for argument in sys.argv[1:] if args is None else args:
-            flag, _, value = argument.partition("=")
-            if flag.startswith("--") and value == "--":  # argparse would drop it
-                self.error(f"argument {flag}: expected a value, not --")
-        return super().parse_known_args(args, namespace)
-
-    def print_help(self, file: Any = None) -> None:
-        print(self.format_help(), end="", file=file)  # argparse would ignore a closed stream
-
 
 def script_parser(docstring: str | None) -> ArgumentParser:
     """A parser whose help begins with the docstring of a script, line breaks included."""
@@ -107,15 +97,9 @@ class Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        self._attempt(self._stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._attempt(self._stream.flush)
-
-    def _attempt(self, do: Callable[..., Any], *args: str) -> None:
         try:
-            do(*args)
+            self._stream.write(text)
+            self._stream.flush()
         except OSError as error:
             # The rest of the buffer would fail again at the end of the program.
             with contextlib.suppress(OSError), open(os.devnull, "wb") as devnull:
@@ -124,6 +108,7 @@ class Stream:
             self.failure = self.failure or error
             if self._raises:
                 raise
+        return len(text)
 
 
 @contextlib.contextmanager
@@ -132,8 +117,7 @@ def standard_streams() -> Iterator[None]:
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115, stays open as in `Stream`
     stdout: Any = Stream(sys.stdout, STDOUT, raises=True)
-    # Print whatever the terminal can show, and give a log each line at once.
-    stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    stdout.reconfigure(errors="backslashreplace")  # print whatever the terminal can show
     stderr: Any = Stream(sys.stderr, STDERR, raises=False)
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         yield
@@ -149,7 +133,6 @@ def outliving_output() -> Iterator[None]:
     stdout: Any = Stream(sys.stdout, STDOUT, raises=False)
     with contextlib.redirect_stdout(stdout):
         yield
-        stdout.flush()
     if stdout.failure is not None and not isinstance(stdout.failure, BrokenPipeError):
         raise InputError(
             f"{STDOUT}: {stdout.failure.strerror}; the rest was not printed, but all files are "

@@ -35,11 +35,6 @@ def trains():
 def fails():
     raise InputError("what; what to do")
 
-def helps():
-    parser = ArgumentParser()
-    parser.add_argument("--flag", help="long " * 999)
-    parser.parse_args(["--help"])
-
 def sleeps():
     print("ready", flush=True)
     time.sleep(0.5)
@@ -77,8 +72,6 @@ def shell(line: str, folder: Path, **environment: str) -> tuple[int, str, str]:
         ("prints", "<&- >&- 2>&-", 0, ""),
         ("prints", NO_READER, 141, ""),
         ("prints", "> /dev/full", 2, f"{FULL}\n"),
-        ("helps", NO_READER, 141, ""),
-        ("helps", "> /dev/full", 2, f"{FULL}\n"),
         ("fails", "2>&-", 2, ""),
         ("fails", NO_READER, 2, "error: what; what to do\n"),
         ("trains", ">&- 2>&-", 0, ""),
