@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.optim import Optimizer
@@ -15,11 +15,13 @@ from llama import Llama
 from minllama.checkpoints.pt import model_args_of, read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, remove_leftovers
+from minllama.text import corpus
 from minllama.training import distributed, run
 
 MODEL, METRICS, SETTINGS = "model.pt", "metrics.jsonl", "pretrain.json"
 TOKENIZER, TOKENS, LOCK = "tokenizer.model", "tokens", ".lock"
-FILES = (MODEL, METRICS, SETTINGS, TOKENIZER, run.STATE)
+FILES = [MODEL, METRICS, SETTINGS, TOKENIZER, run.STATE]
+FILES += [f"{TOKENS}/{name}" for name in (corpus.INDEX, *corpus.FILES)]
 
 
 class RunFolder:
@@ -78,12 +80,19 @@ class RunFolder:
 
     def _prepare(self, inputs: Iterable[str | Path]) -> None:
         """Check that this run may use the folder, clear it of another one, save the settings."""
-        self._remove_leftovers()
-        before = self._settings_before()
-        is_same = before is None or before == self.fingerprint or self.is_continuation(before)
-        has_metrics = self.metrics.is_file() and self.metrics.stat().st_size > 0
-        if has_metrics or self.model.is_file():
-            self._check_resumable(before or {}, is_same)
+        for name in FILES:
+            remove_leftovers(self.path / name)
+        before = self._fingerprint_before()
+        is_same = before in (None, self.fingerprint) or self.is_continuation(before)
+        has_reports = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        has_results = has_reports or self.model.is_file()
+        if has_results and not self.has_state():
+            raise InputError(
+                f"{self.path}: holds a trained model or reports, but no {run.STATE} to continue "
+                "from; name another --output_dir"
+            )
+        if has_results and not is_same:
+            self._refuse(before)
         if not is_same or not self.has_state():
             for path in inputs:
                 if Path(path).resolve().is_relative_to(self.path.resolve()):
@@ -99,16 +108,8 @@ class RunFolder:
         """Whether the run has saved a state."""
         return run.newest_state(self.path) is not None
 
-    def _settings_before(self) -> dict[str, Any] | None:
-        """The fingerprint of the run in the folder, which has to have files of a run only."""
-        paths = [self.path / name for name in FILES]
-        if self.tokens.is_dir():
-            paths += self.tokens.iterdir()
-        for path in paths:
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                raise InputError(
-                    f"{path}: not a file of a run; move it away, or name another folder"
-                )
+    def _fingerprint_before(self) -> Any:
+        """The fingerprint of the run in the folder, or None if the folder is empty."""
         settings = self.path / SETTINGS
         if not settings.exists():
             if any(path.name != LOCK for path in self.path.iterdir()):
@@ -124,37 +125,20 @@ class RunFolder:
             raise InputError(f"{settings}: not the settings of a run; name another --output_dir")
         return before
 
-    def _check_resumable(self, before: dict[str, Any], is_same: bool) -> None:
-        """Check that a run with a model or reports has a state and these settings."""
-        if not self.has_state():
-            raise InputError(
-                f"{self.path}: holds a trained model or reports, but no {run.STATE} to continue "
-                "from; name another --output_dir"
-            )
-        if is_same:
-            return
+    def _refuse(self, before: dict[str, Any]) -> NoReturn:
+        """Refuse to continue a run with other settings, naming them."""
         changes = [
             f"{name} was {before[name]}, is {value}"
             for name, value in self.fingerprint.items()
             if before[name] != value
         ]
         hint = ""
-        if len(changes) == 1 and self.fingerprint.get("steps") != before.get("steps"):
+        if len(changes) == 1 and self.fingerprint["steps"] != before["steps"]:
             hint = " (--steps can be raised only at a constant rate: --min_lr equal to --lr)"
         raise InputError(
             f"{self.path}: holds a run with other settings ({'; '.join(changes)}); "
             f"give the same ones to continue it, or another --output_dir{hint}"
         )
-
-    def _remove_leftovers(self) -> None:
-        """Remove temporary files of a run that was killed while it wrote them."""
-        for name in FILES:
-            remove_leftovers(self.path / name)
-        if self.tokens.is_dir() and not self.tokens.is_symlink():
-            for leftover in self.tokens.glob(".*.tmp"):
-                name, _, _ = leftover.name[1:].removesuffix(".tmp").rpartition(".")
-                if name.endswith((".bin", ".json")):
-                    remove_leftovers(self.tokens / name)
 
     def _clear(self) -> None:
         for name in (SETTINGS, METRICS, TOKENIZER):

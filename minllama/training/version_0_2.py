@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from minllama.common.errors import InputError
 
@@ -29,15 +30,12 @@ def find_folders(folder: Path) -> dict[Path, int]:
     return {path: int(path.name[6:]) for path in paths}
 
 
-def read_folder(path: Path, model: nn.Module, order: list[nn.Parameter]) -> dict[str, Any]:
-    """Read a state as `state.pt` has it, without running code from it.
-
-    Args:
-        order: the parameters in the optimizer's order.
-    """
+def read_folder(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Read a state as `state.pt` has it, without running code from it."""
     from torch.distributed import checkpoint
 
     names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     saved = json.loads((path / "values.json").read_bytes())
     with (path / ".metadata").open("rb") as file:
         metadata = IndexUnpickler(file).load()
@@ -65,9 +63,9 @@ def read_folder(path: Path, model: nn.Module, order: list[nn.Parameter]) -> dict
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter.requires_grad
     }
-    optimizer = {"state": moments, "param_groups": saved["groups"]}
+    saved_optimizer = {"state": moments, "param_groups": saved["groups"]}
     others = {name: x for name, x in tensors.items() if not name.startswith("model.")}
-    return {"model": weights, "optimizer": optimizer, **saved["values"], **others}
+    return {"model": weights, "optimizer": saved_optimizer, **saved["values"], **others}
 
 
 def safe_reader(path: Path, metadata: Any) -> Any:

@@ -477,31 +477,6 @@ def test_a_state_of_another_run_is_refused(trained, run_cli):
     assert_refused(run_cli(*SMALL), "out/state.pt")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="makes links")
-@pytest.mark.parametrize("kind", ["dangling", "folder", "fifo"])
-@pytest.mark.parametrize(
-    "name", ["state.pt", "metrics.jsonl", "model.pt", "tokens/index.json", "tokens/train.bin"]
-)
-def test_what_is_no_file_in_a_run_empties_nothing(trained, run_cli, kind, name):
-    path = trained / "out" / name
-    path.unlink()
-    make = {"dangling": lambda p: p.symlink_to("nowhere"), "folder": os.mkdir, "fifo": os.mkfifo}
-    make[kind](path)
-    before = contents()
-    assert_refused(run_cli(*SMALL), f"out/{name}")
-    assert contents() == before
-
-
-def test_hidden_files_of_others_stay(trained, run_cli):
-    for name in (".mine.tmp", ".model.pt.notes.tmp", "tokens/.draft.tmp"):
-        Path("out", name).touch()
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    Path(f"out/.state.pt.{int(dead.stdout)}.tmp").touch()
-    assert run_cli(*SMALL)[0] == 0
-    left = {str(path.relative_to("out")) for path in Path("out").rglob(".*.tmp")}
-    assert left == {".mine.tmp", ".model.pt.notes.tmp", "tokens/.draft.tmp"}
-
-
 # Bad input
 
 
