@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Methods of fine-tuning are off unless one of their flags is given.",
     )
     options = [settings for settings, _ in OPTIONS.values()]
-    add_flags(parser, [*SHARED, *options, *methods.flag_classes()])
+    add_flags(parser, [*SHARED, *options, *methods.METHODS])
     return parser
 
 
@@ -101,7 +101,7 @@ def reject_unused_flags(settings: TaskSettings) -> None:
         if name in settings.defaults():
             continue
         owners = [cls for cls in methods.METHODS if name in cls.defaults()]
-        is_on = name in methods.Tuning.defaults() or any(cls.is_on(values) for cls in owners)
+        is_on = any(cls.is_on(values) for cls in owners)
         if not (isinstance(settings, FinetuneSettings) and is_on):
             raise InputError(
                 f"--{name} acts only with {required_flags(name, owners)}; leave it out"
@@ -111,11 +111,10 @@ def reject_unused_flags(settings: TaskSettings) -> None:
 def required_flags(name: str, owners: list[type[Method]]) -> str:
     """The flags that make a flag act, such as "--option prompt or --prompt_based"."""
     switches = [cls.required_flag(name) for cls in owners]
-    is_method_flag = name in methods.Tuning.defaults() or None in switches
     options = [
         option
         for option, (settings_class, _) in OPTIONS.items()
-        if name in settings_class.defaults() or (is_method_flag and option == "finetune")
+        if name in settings_class.defaults() or (None in switches and option == "finetune")
     ]
     needed = [f"--option {' or '.join(options)}"] if options else []
     return " or ".join(needed + [switch for switch in switches if switch is not None])

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 import rope
 from llama import Attention, load_pretrained
 from minllama.common.program import run_script, script_parser
-from minllama.text.labelled import LabelledSentence, load_label_names, read_labelled
+from minllama.text.batches import Example
+from minllama.text.labelled import load_label_names, read_labelled
 from minllama.text.prompts import TEMPLATE, frame
 from optimizer import AdamW
 from tokenizer import Tokenizer
@@ -69,13 +70,13 @@ def make_loader(
     """Batches of ids and labels; `prompt` stands before and after each sentence."""
     tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
 
-    def collate(sentences: Sequence[LabelledSentence]) -> tuple[torch.Tensor, torch.Tensor]:
-        texts = [f"{prompt[0]}{sentence}{prompt[1]}" for _, sentence in sentences]
+    def collate(sentences: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        texts = [f"{prompt[0]}{sentence}{prompt[1]}" for sentence, *_ in sentences]
         ids = [tokenizer.encode(text, bos=True, eos=False)[:max_len] for text in texts]
         padded = pad_sequence(list(map(torch.tensor, ids)), True, tokenizer.pad_id)
-        return padded, torch.tensor([label for label, _ in sentences])
+        return padded, torch.tensor([example.label for example in sentences])
 
-    data = cast("Dataset[LabelledSentence]", read_labelled(filename))
+    data = cast("Dataset[Example]", read_labelled(filename))
     return DataLoader(data, args.batch_size, shuffle, collate_fn=collate)
 
 

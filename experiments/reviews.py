@@ -81,7 +81,7 @@ def without_evaluated(reviews: Iterable[str]) -> list[str]:
     """The reviews that share no `RUN` words in a row with dev or test of SST-5 and CFIMDB."""
     evaluated: set[int] = set()
     for name in (f"{data}-{split}.txt" for data in (SST, CFIMDB) for split in ("dev", "test")):
-        for _, sentence in read_labelled(name):
+        for sentence, *_ in read_labelled(name):
             evaluated.update(runs_of(plain_words(sentence), RUN))
     return [text for text in reviews if evaluated.isdisjoint(runs_of(plain_words(text), RUN))]
 

@@ -96,7 +96,7 @@ def write_sample(data: str, folder: str, n_lines: dict[str, int], min_words: int
         sentences = read_labelled(f"{data}-{split}.txt")
         longest = max(sentences, key=lambda example: len(example.sentence))
         with open(f"{sample}-{split}.txt", "w", encoding="utf-8") as file:
-            for label, sentence in [longest, *evenly(sentences, n - 1)]:
+            for sentence, label, _ in [longest, *evenly(sentences, n - 1)]:
                 repeats = max(1, math.ceil(min_words / len(sentence.split())))
                 file.write(f"{label}{SEPARATOR}{' '.join([sentence] * repeats)}\n")
     return sample

@@ -12,7 +12,8 @@ import sys
 
 from experiments.runs import ROOT
 from minllama.common.program import run_script, script_parser
-from minllama.text.labelled import SEPARATOR, LabelledSentence, load_label_names, read_labelled
+from minllama.text.batches import Example
+from minllama.text.labelled import SEPARATOR, load_label_names, read_labelled
 
 SST, CFIMDB = (str(ROOT / "data" / name) for name in ("sst", "cfimdb"))
 TEMPLATE = "{sentence} It was"
@@ -37,12 +38,12 @@ def task_text(labelled: bool) -> list[str]:
         if labelled:
             words = load_label_names(ROOT / LABEL_WORDS[data])
             examples = [
-                LabelledSentence(label, f"{TEMPLATE.format(sentence=sentence)} {words[label]}")
-                for label, text in examples
+                Example(f"{TEMPLATE.format(sentence=sentence)} {words[label]}", label)
+                for text, label, _ in examples
                 for sentence in re.split(r"(?<=\w [.!?]) ", text)
                 if re.search(r"\w", sentence)
             ]
-        lines += [f"{label}{SEPARATOR}{sentence}\n" for label, sentence in examples]
+        lines += [f"{label}{SEPARATOR}{sentence}\n" for sentence, label, _ in examples]
     random.Random(0).shuffle(lines)
     return lines
 

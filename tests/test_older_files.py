@@ -13,7 +13,6 @@ from conftest import assert_refused
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.evaluation.classification import forward_inputs
 from minllama.methods.classify import load
-from minllama.methods.saved import read_classifier
 from minllama.methods.settings import FinetuneSettings
 from minllama.text.labelled import read_labelled
 
@@ -60,7 +59,7 @@ def assert_same_weights(ours, theirs, before) -> None:
 @pytest.mark.parametrize("name", LOG_PROBS)
 def test_what_fine_tuning_saved_predicts_the_same(folder, run_cli, name):
     values = {"option": "finetune", "load": name}
-    classifier = load(FinetuneSettings.from_flags(values).resolved(), read_classifier(name))
+    classifier = load(FinetuneSettings.from_flags(values).resolved(), name)
     (inputs,) = classifier.inputs(read_labelled("toy-dev.txt"))
     (batch,) = classifier.loader(inputs, batch_size=12)
     with torch.inference_mode():

@@ -15,7 +15,7 @@ from minllama.common.files import atomic_write
 from minllama.common.flags import ClassifySettings
 from minllama.common.progress import progress_bar
 from minllama.evaluation.metrics import Records, append_metrics
-from minllama.text.batches import Batch, SortedBatchSampler
+from minllama.text.batches import Batch, in_data_order
 from minllama.training import distributed
 from utils import peak_memory, to_device
 
@@ -57,9 +57,9 @@ def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device) -
             labels += each.labels.tolist()
             sentences += each.sents
     predictions = [label for batch in distributed.gather_rounds(my_predictions) for label in batch]
-    if isinstance(dataloader.batch_sampler, SortedBatchSampler):
-        unsort = dataloader.batch_sampler.unsort
-        predictions, labels, sentences = unsort(predictions), unsort(labels), unsort(sentences)
+    predictions = in_data_order(predictions, dataloader)
+    labels = in_data_order(labels, dataloader)
+    sentences = in_data_order(sentences, dataloader)
     accuracy = accuracy_score(labels, predictions)
     macro_f1 = f1_score(labels, predictions, average="macro")
     return Evaluation(accuracy, macro_f1, predictions, labels, sentences)

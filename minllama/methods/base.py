@@ -12,7 +12,6 @@ from classifier import SentenceClassifier
 from minllama.common.errors import InputError
 from minllama.common.settings import Settings, spelling_of
 from minllama.text.batches import Batch, Example
-from minllama.text.labelled import LabelledSentence
 from tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,21 +31,19 @@ class Method(Settings):
     Attributes:
         tune: the value of `--tune` that turns it on; at most one such method is on.
         switch: the flag that turns it on; its other flags act only with it.
-        requires: "label names", or nothing.
+        needs_label_names: whether it reads the names of the labels.
         traits: properties that other methods may exclude: "added tensors", "frozen weights", "no
             new head".
         excludes: traits that it cannot be combined with, each with the reason.
         shardable: whether it works on a sharded model.
-        former_names: parts of its tensors' names in files of older versions, with today's.
     """
 
     tune: ClassVar[str | None] = None
     switch: ClassVar[str | None] = None
-    requires: ClassVar[frozenset[str]] = frozenset()
+    needs_label_names: ClassVar[bool] = False
     traits: ClassVar[frozenset[str]] = frozenset()
     excludes: ClassVar[dict[str, str]] = {}
     shardable: ClassVar[bool] = False
-    former_names: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def is_on(cls, values: dict[str, Any]) -> bool:
@@ -83,9 +80,7 @@ class Method(Settings):
                     f"{self.excludes[trait]}"
                 )
 
-    def choose(
-        self, sentences: list[LabelledSentence], num_labels: int, seed: int
-    ) -> list[LabelledSentence]:
+    def choose(self, sentences: list[Example], num_labels: int, seed: int) -> list[Example]:
         """Select the sentences to train on."""
         return sentences
 

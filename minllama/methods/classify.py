@@ -1,37 +1,29 @@
 """A classifier with what its training and evaluation need beside the model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader
 
-from classifier import SentenceClassifier
-from minllama import methods
+from classifier import LlamaEmbeddingClassifier, SentenceClassifier
 from minllama.common.errors import InputError
 from minllama.common.flags import TaskSettings
 from minllama.evaluation.classification import Evaluation, model_eval
-from minllama.methods.base import Method
-from minllama.methods.saved import (
-    ClassifierConfig,
-    SavedClassifier,
-    check_frozen,
-    config_to_load,
-    load_weights,
-)
+from minllama.kernels.cpu import accelerate
+from minllama.methods.saved import ClassifierConfig, check_frozen, load_weights, read_classifier
 from minllama.methods.settings import FinetuneSettings
 from minllama.text.batches import Example, make_loader
 from minllama.text.labelled import (
-    LabelledSentence,
     check_labels,
     encode,
+    fit_context,
     load_label_names,
     read_labelled,
 )
 from minllama.training import distributed
 from minllama.training.precision import mixed_precision
 from minllama.training.prepare import prepare_for_training
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, check_vocabulary
 from utils import pick_device
 
 
@@ -46,14 +38,17 @@ class Classifier:
     model: SentenceClassifier
     tokenizer: Tokenizer
     config: ClassifierConfig
-    methods: tuple[Method, ...]
     device: torch.device
     dtype: str
 
-    def inputs(self, *splits: Sequence[LabelledSentence]) -> list[list[Example]]:
-        """Tokenize sentences as the model reads them, truncated to its context."""
+    def inputs(self, *splits: list[Example]) -> list[list[Example]]:
+        """Tokenize sentences, or what a method makes of them, truncated to the model's context."""
         examples = [encode(split, self.tokenizer) for split in splits]
-        return methods.model_inputs(self.model, self.methods, self.tokenizer, *examples)
+        for method in self.config.methods:
+            inputs = method.examples(self.model, self.tokenizer, examples)
+            if inputs is not None:
+                return inputs
+        return fit_context(*examples, max_len=self.model.llama.config.max_seq_len, keep="first")
 
     def loader(self, inputs: list[Example], batch_size: int, shuffle: bool = False) -> DataLoader:
         """Batches of examples, with lengths if the model needs each one's last token."""
@@ -74,7 +69,7 @@ class Classifier:
     def merge(self) -> None:
         """Merge the layers that methods have added into the weights, for faster inference."""
         if not distributed.is_sharded(self.model):
-            for method in self.methods:
+            for method in self.config.methods:
                 method.merge(self.model)
 
     def shard(self) -> None:
@@ -83,15 +78,24 @@ class Classifier:
             self.dtype = "float32"  # of autocast
 
 
-def make_classifier(
-    settings: TaskSettings, config: ClassifierConfig, active: tuple[Method, ...]
-) -> Classifier:
-    """Build a classifier as some methods train it."""
+def make_classifier(settings: TaskSettings, config: ClassifierConfig) -> Classifier:
+    """Build a classifier as its methods train it.
+
+    Raises:
+        InputError: the tokenizer is another model's.
+    """
     device = pick_device(settings.use_gpu)
     tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
-    model = methods.build_classifier(config, active, tokenizer).to(device)
+    model: SentenceClassifier | None = None
+    for method in config.methods:
+        model = model or method.build(config, tokenizer)
+    model = model or LlamaEmbeddingClassifier(config)
+    check_vocabulary(tokenizer, model.llama.vocab_size, config.pretrained_model_path)
+    accelerate(model.llama)
+    for method in config.methods:
+        method.adapt(model)
     config = config.replace(causal=model.llama.config.causal)
-    return Classifier(model, tokenizer, config, active, device, settings.dtype)
+    return Classifier(model.to(device), tokenizer, config, device, settings.dtype)
 
 
 def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
@@ -103,8 +107,8 @@ def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
     paths = {"train": settings.train, "dev": settings.dev, "test": settings.test}
     sentences = {split: read_labelled(path) for split, path in paths.items()}
     names, source = None, settings.train
-    num_labels = len({sentence.label for sentence in sentences["train"]})
-    if "label_names" in settings.explicit or methods.need_label_names(settings.methods):
+    num_labels = len({example.label for example in sentences["train"]})
+    if settings.reads_label_names:
         names, source = load_label_names(settings.label_names), settings.label_names
         num_labels = len(names)
     for split, path in paths.items():
@@ -116,8 +120,9 @@ def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
         hidden_dropout_prob=settings.hidden_dropout_prob,
         causal=settings.causal,
         label_names=names,
+        methods=settings.methods,
     )
-    classifier = make_classifier(settings, config, settings.methods)
+    classifier = make_classifier(settings, config)
     model = classifier.model
     if settings.activation_checkpointing and model.uses_cache:
         raise InputError(
@@ -132,15 +137,23 @@ def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
     return classifier, classifier.inputs(*sentences.values())
 
 
-def load(settings: TaskSettings, saved: SavedClassifier) -> Classifier:
-    """Load a classifier that a run saved, for inference.
+def load(settings: TaskSettings, path: str) -> Classifier:
+    """Load a classifier that fine-tuning saved, for inference.
 
     Raises:
         InputError: it was trained on other weights, or the flags name other labels.
     """
-    config = config_to_load(saved, settings)
-    classifier = make_classifier(settings, config, saved.methods)
-    load_weights(classifier.model, saved.weights, saved.path)
-    check_frozen(classifier.model, saved, config.pretrained_model_path)
+    saved, config = read_classifier(path)
+    base = settings.pretrained_model_path
+    if "label_names" in settings.explicit:
+        names = load_label_names(settings.label_names)
+        if len(names) != config.num_labels or config.label_names not in (None, names):
+            known = config.label_names or f"{config.num_labels} labels"
+            raise InputError(f"{settings.label_names}: {path} was trained with {known}")
+        config = config.replace(label_names=names)
+    config = config.replace(pretrained_model_path=base, init_weights=False)
+    classifier = make_classifier(settings, config)
+    load_weights(classifier.model, saved["model"], path)
+    check_frozen(classifier.model, saved, path, base)
     classifier.merge()
     return classifier

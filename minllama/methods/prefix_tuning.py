@@ -1,7 +1,6 @@
 """Prefix tuning: learned keys and values before those of the sentence."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,7 +21,6 @@ class PrefixTuning(Method):
     title = "--tune prefix (arXiv 2101.00190)"
     tune = "prefix"
     traits = frozenset({"added tensors", "frozen weights"})
-    former_names: ClassVar = {".attention.attend.prefix_": ".attention.prefix_"}
 
     prefix_length: int = flag(16, "learned positions in every layer", low=1)
 

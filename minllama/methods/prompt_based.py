@@ -11,7 +11,7 @@ from classifier import LlamaZeroShotClassifier, SentenceClassifier
 from minllama.common.settings import flag
 from minllama.methods.base import Method
 from minllama.text.batches import Example
-from minllama.text.labelled import LabelledSentence, few_shot, fit_context
+from minllama.text.labelled import few_shot, fit_context
 from minllama.text.prompts import TEMPLATE, make_prompts
 from tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ class PromptBased(Method):
 
     title = "prompt-based fine-tuning (arXiv 2109.01247)"
     switch = "prompt_based"
-    requires = frozenset({"label names"})
+    needs_label_names = True
     traits = frozenset({"no new head"})
 
     prompt_template: str = flag(
@@ -74,9 +74,7 @@ class FewShot(Method):
 
     shots: int | None = flag(None, "train on K random sentences per label", low=1, metavar="K")
 
-    def choose(
-        self, sentences: list[LabelledSentence], num_labels: int, seed: int
-    ) -> list[LabelledSentence]:
+    def choose(self, sentences: list[Example], num_labels: int, seed: int) -> list[Example]:
         """Draw `shots` sentences of each label."""
         if self.shots is None:
             return sentences

@@ -12,16 +12,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from minllama import methods
 from minllama.checkpoints.layout import is_finite, is_float_tensor
 from minllama.checkpoints.pt import read_checkpoint, write_checkpoint
 from minllama.common.errors import InputError
-from minllama.common.flags import TaskSettings, dataset_name
 from minllama.common.settings import Settings, to_plain
-from minllama.methods import active_methods, former_names
 from minllama.methods.base import Method
-from minllama.text.labelled import MAX_LABELS, load_label_names
+from minllama.text.labelled import MAX_LABELS
 from minllama.training import distributed
 from minllama.training.run import like_parameter, trained_tensors
+
+FORMER_NAMES = {".attention.attend.prefix_": ".attention.prefix_"}  # of tensors, in version 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class ClassifierConfig(Settings):
         label_names: None where they are unknown.
         init_weights: whether to draw the initial weights before they are loaded, so that later
             random draws are the assignment's.
+        methods: that it is trained with.
     """
 
     pretrained_model_path: str
@@ -42,6 +44,7 @@ class ClassifierConfig(Settings):
     causal: bool | None = None
     label_names: list[str] | None = None
     init_weights: bool = True
+    methods: tuple[Method, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,55 +53,26 @@ class ClassifierConfig(Settings):
             raise InputError(f"{self.num_labels} labels, expected 1 to {MAX_LABELS}")
         if names is not None and len(names) != self.num_labels:
             raise InputError(f"{len(names)} names for {self.num_labels} labels")
-        if self.option not in ("finetune", "pretrain"):
-            raise InputError(f"option {self.option}, expected finetune or pretrain")
-        if not 0 <= self.hidden_dropout_prob <= 1:
-            raise InputError(f"hidden_dropout_prob {self.hidden_dropout_prob}, expected 0 to 1")
 
-
-REQUIRED = ("pretrained_model_path", "num_labels", "option", "hidden_dropout_prob")
-
-
-@dataclass(frozen=True)
-class SavedClassifier:
-    """The content of a file that fine-tuning saved.
-
-    Attributes:
-        weights: the trained tensors.
-        frozen: the digest of the others (`frozen_digest`); None in files of version 0.1.
-        kept_bfloat16: whether version 0.2 may have left frozen matrices in the file's bfloat16.
-        args: the flags of the run.
-    """
-
-    path: str
-    weights: dict[str, torch.Tensor]
-    frozen: str | None
-    kept_bfloat16: bool
-    args: dict[str, Any]
-    config: ClassifierConfig
-    methods: tuple[Method, ...]
+    def to_dict(self) -> dict[str, Any]:
+        """All values, with the flags of methods in place of `methods`."""
+        values = super().to_dict()
+        del values["methods"]
+        return values | methods.flag_values(self.methods)
 
 
 def save_model(
-    model: nn.Module, optimizer: Optimizer, args: Any, config: Any, filepath: str | Path
+    model: nn.Module,
+    optimizer: Optimizer,
+    args: Any,
+    config: Any,
+    filepath: str | Path,
+    **more: Any,
 ) -> None:
     """Save weights, optimizer, settings and generator states, as tensors and plain values."""
-    save_classifier(classifier_dict(model, optimizer, args, config), filepath)
-
-
-def save_classifier(saved: dict[str, Any], filepath: str | Path) -> None:
-    """Write a classifier checkpoint, and print its path."""
-    distributed.on_rank0(lambda: write_checkpoint(saved, filepath))
-    print(f"save the model to {filepath}")
-
-
-def classifier_dict(
-    model: nn.Module, optimizer: Optimizer, args: Any, config: Any
-) -> dict[str, Any]:
-    """The checkpoint of a classifier: weights, optimizer, settings, random generators."""
     distributed.reshard(model)
     kind, keys, *rest = np.random.get_state()
-    return {
+    saved = {
         "model": distributed.full_tensors(trained_tensors(model)),
         "frozen": frozen_digest(model),
         "optim": distributed.full_tensors(optimizer.state_dict()),
@@ -107,20 +81,22 @@ def classifier_dict(
         "system_rng": random.getstate(),
         "numpy_rng": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
         "torch_rng": torch.random.get_rng_state(),
+        **more,
     }
+    distributed.on_rank0(lambda: write_checkpoint(saved, filepath))
+    print(f"save the model to {filepath}")
 
 
 def plain_values(settings: Any) -> dict[str, Any]:
     """Settings, or the attributes of any object, as a checkpoint can hold them."""
-    if isinstance(settings, dict):
-        return {name: to_plain(value) for name, value in settings.items()}
     if isinstance(settings, Settings):
         return settings.to_dict()
-    return {name: to_plain(value) for name, value in vars(settings).items()}
+    values = settings if isinstance(settings, dict) else vars(settings)
+    return {name: to_plain(value) for name, value in values.items()}
 
 
-def read_classifier(path: str | Path) -> SavedClassifier:
-    """Read and check what `save_model` saved.
+def read_classifier(path: str | Path) -> tuple[dict[str, Any], ClassifierConfig]:
+    """Read what `save_model` saved, and its checked configuration.
 
     Raises:
         InputError: the file is something else.
@@ -130,25 +106,13 @@ def read_classifier(path: str | Path) -> SavedClassifier:
         raise InputError(f"{path}: not a file that --option finetune saved")
     values = saved["model_config"]
     try:
-        methods = active_methods(values)
-        missing = [name for name in REQUIRED if name not in values]
-        if missing:
-            raise InputError(f"{', '.join(missing)} is missing")
-        config = ClassifierConfig(**ClassifierConfig.known(values))
-        if not isinstance(saved.get("frozen"), str | None):
-            raise InputError("the digest of the frozen weights is no text")
-    except InputError as error:
+        active = methods.active_methods(values)
+        config = ClassifierConfig(**ClassifierConfig.known(values) | {"methods": active})
+    except (InputError, TypeError) as error:  # a wrong value, or none
         raise InputError(f"{path}: {error}: not a file that --option finetune saved") from error
-    weights = {}
-    for name, tensor in saved["model"].items():
-        for old, new in former_names(methods).items():
-            name = str(name).replace(old, new)
-        weights[name] = tensor
-    kept_bfloat16 = values.get("keep_bfloat16") is True
-    frozen = saved.get("frozen")
-    return SavedClassifier(
-        str(path), weights, frozen, kept_bfloat16, saved["args"], config, methods
-    )
+    for old, new in FORMER_NAMES.items():
+        saved["model"] = {str(n).replace(old, new): tensor for n, tensor in saved["model"].items()}
+    return saved, config
 
 
 def load_weights(model: nn.Module, saved: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -196,53 +160,24 @@ def digest_of(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def check_frozen(model: nn.Module, saved: dict[str, Any], path: str, checkpoint: str) -> None:
+    """Check that a model's frozen weights are those that a saved classifier was trained on.
+
+    Raises:
+        InputError: they are not.
+    """
+    digests = [None, frozen_digest(model)]  # version 0.1 saved none
+    if saved["model_config"].get("keep_bfloat16"):  # of version 0.2
+        digests.append(frozen_bfloat16_digest(model))
+    if saved.get("frozen") not in digests:
+        raise InputError(
+            f"{path}: trained on other weights than {checkpoint}; "
+            "name them with --pretrained-model-path"
+        )
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """The numbers of trained and of all parameters."""
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return trained, sum(p.numel() for p in parameters)
-
-
-def check_frozen(model: nn.Module, saved: SavedClassifier, checkpoint: str) -> None:
-    """Check that a model's frozen weights are those that a classifier was trained on.
-
-    Raises:
-        InputError: they are not.
-    """
-    digests = [None, frozen_digest(model)]
-    if saved.kept_bfloat16:
-        digests.append(frozen_bfloat16_digest(model))
-    if saved.frozen not in digests:
-        raise InputError(
-            f"{saved.path}: trained on other weights than {checkpoint}; "
-            "name them with --pretrained-model-path"
-        )
-
-
-def config_to_load(saved: SavedClassifier, settings: TaskSettings) -> ClassifierConfig:
-    """The configuration of a saved classifier, with the paths and names that flags override.
-
-    Raises:
-        InputError: the flags name other labels.
-    """
-    config = saved.config.replace(
-        init_weights=False, pretrained_model_path=settings.pretrained_model_path
-    )
-    if "label_names" not in settings.explicit:
-        return config
-    names = load_label_names(settings.label_names)
-    if len(names) != config.num_labels or config.label_names not in (None, names):
-        known = config.label_names or f"{config.num_labels} labels"
-        raise InputError(f"{settings.label_names}: {saved.path} was trained with {known}")
-    return config.replace(label_names=names)
-
-
-def label_names_or_numbers(config: ClassifierConfig, dev: str) -> list[str]:
-    """The labels' names: saved, or from the mapping beside dev; else their numbers."""
-    if config.label_names is not None:
-        return config.label_names
-    path = Path(dev).with_name(f"{dataset_name(dev, 'dev')}-label-mapping.json")
-    names = load_label_names(path) if path.is_file() else []
-    if len(names) == config.num_labels:
-        return names
-    return [str(label) for label in range(config.num_labels)]

@@ -18,24 +18,20 @@ from minllama.methods.base import Method
 from minllama.methods.saved import read_classifier
 from minllama.training.precision import check_training_dtype
 
-# The flags that `--load` takes from the saved run: those that may be overridden, and the others.
-OVERRIDABLE = (
+# The files that the result depends on, and the settings, besides those of methods.
+FINGERPRINT_FILES = (
     *("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path"),
-    *("dtype", "batch_size"),
 )
-FIXED = ("max_sentence_len", "causal")
-UNUSED_WITH_LOAD = {
-    *("save_every", "fresh", "grad_accum", "activation_checkpointing", "skip_train_eval"),
-    *("compile", "plot"),
-}
-# The settings that the result depends on, besides those of methods and the content of files.
 FINGERPRINT = (
     *("option", "causal", "dtype", "max_sentence_len", "seed", "batch_size", "epochs", "lr"),
     *("hidden_dropout_prob", "grad_accum", "skip_train_eval"),
 )
-FINGERPRINT_FILES = (
-    *("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path"),
-)
+# The flags that `--load` takes from the saved run if they are not given.
+OVERRIDABLE = (*FINGERPRINT_FILES, "dtype", "batch_size")
+UNUSED_WITH_LOAD = {
+    *("save_every", "fresh", "grad_accum", "activation_checkpointing", "skip_train_eval"),
+    *("compile", "plot"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +45,11 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
 
     title = "finetune"
 
+    tune: str = flag(
+        "full",
+        "pretrained weights to train besides the new head (arXiv 2110.04366)",
+        choices=methods.TUNE_CHOICES,
+    )
     skip_train_eval: bool = flag(False, "do not evaluate the training set after every epoch")
     load: str | None = flag(
         None,
@@ -84,21 +85,16 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         """
         if unused := UNUSED_WITH_LOAD.intersection(values):
             raise InputError(f"--{min(unused)}: --load trains nothing; leave it out")
-        saved = read_classifier(values["load"])
-        try:
-            cls(**cls.known(saved.args))
-        except InputError as error:
-            raise InputError(
-                f"{saved.path}: {error}: not a file that --option finetune saved"
-            ) from error
-        fixed = {name: saved.args[name] for name in FIXED if name in saved.args}
-        fixed |= {"causal": saved.config.causal} | methods.flag_values(saved.methods)
+        saved, config = read_classifier(values["load"])
+        args = saved["args"]
+        fixed = {"max_sentence_len": args.get("max_sentence_len"), "causal": config.causal}
+        fixed |= methods.flag_values(config.methods)
         for name, value in fixed.items():
             if name in values and values[name] != value:
-                raise InputError(f"{saved.path}: trained with {name} {value}; leave the flag out")
-        return (
-            {name: saved.args[name] for name in OVERRIDABLE if name in saved.args} | fixed | values
-        )
+                raise InputError(
+                    f"{values['load']}: trained with {name} {value}; leave the flag out"
+                )
+        return {name: args[name] for name in OVERRIDABLE if name in args} | fixed | values
 
     def resolved(self) -> Self:
         """Fill in demo files, the tokenizer, and the names of outputs."""
@@ -122,10 +118,15 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         values = {name: value for name, value in self.to_dict().items() if name in FINGERPRINT}
         values |= methods.flag_values(self.methods)
         paths = {name: getattr(self, name) for name in FINGERPRINT_FILES}
-        if "label_names" not in self.explicit and not methods.need_label_names(self.methods):
+        if not self.reads_label_names:
             del paths["label_names"]
         values |= {n: file_fingerprint(path) for n, path in paths.items() if Path(path).exists()}
         return json.loads(json.dumps(values))
+
+    @property
+    def reads_label_names(self) -> bool:
+        """Whether the names of the labels were asked for, or a method needs them."""
+        return "label_names" in self.explicit or any(m.needs_label_names for m in self.methods)
 
     @property
     def advanced(self) -> dict[str, Any]:

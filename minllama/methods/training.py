@@ -1,29 +1,23 @@
 """A fine-tuning run: model, optimizer, counters, and how to save and resume them."""
 
 import json
+import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from minllama import methods
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError, in_gibibytes
 from minllama.evaluation.metrics import append_metrics
 from minllama.kernels.adamw import FastAdamW
 from minllama.methods.classify import Classifier
-from minllama.methods.saved import (
-    classifier_dict,
-    count_parameters,
-    load_weights,
-    save_classifier,
-)
+from minllama.methods.saved import count_parameters, load_weights, save_model
 from minllama.methods.settings import FinetuneSettings
-from minllama.text.batches import Batch
+from minllama.text.batches import Batch, Example
 from minllama.training import distributed, run
 from minllama.training.precision import mixed_precision
 from utils import peak_memory, to_device
@@ -42,10 +36,10 @@ class Training:
     """A fine-tuning run in progress, as the loop and the hooks of methods see it.
 
     Args:
-        dev_loader: examples used to select the best epoch.
-        steps_per_epoch: optimizer steps.
+        train, dev: examples to train on, and those used to select the best epoch.
 
     Attributes:
+        n_batches, steps_per_epoch: batches and optimizer steps of an epoch.
         groups: the optimizer's parameter groups.
         method_state: tensors of methods that change during training; saved with the state.
         method_constants: those that do not; computed again when a run is resumed.
@@ -63,12 +57,14 @@ class Training:
         self,
         settings: FinetuneSettings,
         classifier: Classifier,
-        dev_loader: DataLoader,
-        steps_per_epoch: int,
+        train: list[Example],
+        dev: list[Example],
     ):
         self.settings, self.classifier = settings, classifier
         self.model, self.device = classifier.model, classifier.device
-        self.dev_loader, self.steps_per_epoch = dev_loader, steps_per_epoch
+        self.train, self.dev_loader = train, classifier.loader(dev, settings.batch_size)
+        self.n_batches = math.ceil(len(train) / settings.batch_size)
+        self.steps_per_epoch = math.ceil(self.n_batches / settings.grad_accum)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.groups: list[dict[str, Any]] = [{"params": parameters, "lr": settings.lr}]
         self.method_state: dict[str, torch.Tensor] = {}
@@ -96,10 +92,6 @@ class Training:
         """Optimizer steps taken so far."""
         return self.epoch * self.steps_per_epoch + len(self.losses)
 
-    def dev_accuracy(self) -> float:
-        """Evaluate the model on dev."""
-        return self.classifier.evaluate(self.dev_loader).accuracy
-
     def log_probs(self, batch: Batch, model: Callable | None = None) -> torch.Tensor:
         """Log-probabilities of the labels, `(batch, num_labels)` in float32.
 
@@ -110,20 +102,21 @@ class Training:
         with mixed_precision(self.device, self.classifier.dtype):
             return (model or self.model)(to_device(batch.token_ids, self.device), lengths)
 
-    def remaining_batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """Iterate over the batches of this epoch that it has not been trained on.
+    def remaining_batches(self) -> Iterator[Batch]:
+        """Shuffle the examples; return the batches of this epoch that it has not been trained on.
 
         A resumed epoch is shuffled as at its start. The batches of the steps taken are skipped, and
         the random generators set to where the run was interrupted.
         """
-        if not self.losses:
+        if self.losses:
+            run.set_rng_state(self.rng, "at_start", self.device)
+        else:
             self.rng = run.rng_state("at_start", self.device)
-            return iter(loader)
-        run.set_rng_state(self.rng, "at_start", self.device)
-        batches = iter(loader)
-        for _ in range(len(self.losses) * self.settings.grad_accum):
-            next(batches, None)  # the last step of an epoch may have fewer
-        run.set_rng_state(self.rng, "now", self.device)
+        batches = iter(self.classifier.loader(self.train, self.settings.batch_size, shuffle=True))
+        if self.losses:
+            for _ in range(len(self.losses) * self.settings.grad_accum):
+                next(batches, None)  # the last step of an epoch may have fewer
+            run.set_rng_state(self.rng, "now", self.device)
         return batches
 
     def end_epoch(self, **metrics: Any) -> None:
@@ -160,13 +153,15 @@ class Training:
         """The folder of the state."""
         return run.state_folder(self.settings.filepath, self.fingerprint or {})
 
-    def start_or_resume(self, fingerprint: dict[str, Any]) -> None:
-        """Restore the state of a run, or save its first one.
+    def start_or_resume(self, fingerprint: dict[str, Any] | None) -> None:
+        """Restore the state of a run, or save its first one. None saves no state.
 
         Raises:
             InputError: the state is damaged, or the run's weights are gone.
         """
         self.fingerprint = fingerprint
+        if fingerprint is None:
+            return
         self.is_restart = self.settings.fresh
         if self.settings.fresh:
             distributed.on_rank0(lambda: run.remove_states(self.folder))
@@ -177,12 +172,6 @@ class Training:
         filepath = self.settings.filepath
         if self.epoch > 0 and not Path(filepath).is_file():
             raise InputError(f"{filepath}: the run's weights are gone; --fresh trains again")
-        if distributed.is_rank0() and self.settings.metrics_out is not None:
-            metrics = Path(self.settings.metrics_out)
-            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-            for record in self.records:
-                if json.dumps(record) not in lines:  # killed before it was written
-                    append_metrics(metrics, **record)
 
     def save(self) -> None:
         """Save the state of the run, if it can be resumed."""
@@ -209,9 +198,9 @@ class Training:
             return False
         if values["run"] != self.fingerprint:
             raise InputError(f"{self.folder}: another run's; move it away")
-        losses, epoch = values["losses"], values["epoch"]
-        is_valid = all(type(loss) is float for loss in losses) and is_json(values["records"])
-        is_valid = is_valid and 0 <= epoch <= self.settings.epochs
+        losses = values["losses"]
+        is_valid = all(type(loss) is float for loss in losses)
+        is_valid = is_valid and 0 <= values["epoch"] <= self.settings.epochs
         if not is_valid or len(losses) > self.steps_per_epoch:
             raise InputError(f"{self.folder}: not a state of this run; move it away")
         for name in COUNTERS:
@@ -227,17 +216,7 @@ class Training:
 
     def save_best(self, **more: Any) -> None:
         """Save the weights, with the settings that they were trained with."""
-        config = self.classifier.config.to_dict() | methods.flag_values(self.settings.methods)
-        saved = classifier_dict(self.model, self.optimizer, self.settings, config) | more
+        settings, config = self.settings, self.classifier.config
         if self.fingerprint is not None:
-            saved["run"] = json.dumps(self.fingerprint)
-        save_classifier(saved, self.settings.filepath)
-
-
-def is_json(value: Any) -> bool:
-    """Whether a value can be written as JSON."""
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
+            more["run"] = json.dumps(self.fingerprint)
+        save_model(self.model, self.optimizer, settings, config, settings.filepath, **more)

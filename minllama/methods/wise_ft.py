@@ -24,7 +24,7 @@ class WiseFT(Method):
     """
 
     title = "WiSE-FT (arXiv 2109.01903)"
-    requires = frozenset({"label names"})
+    needs_label_names = True
     excludes: ClassVar = {"added tensors": "where interpolated weights mean nothing"}
 
     wise_ft: list[float] | None = flag(
@@ -56,7 +56,7 @@ class WiseFT(Method):
         curve = {}
         for alpha in sorted(set(self.wise_ft or ())):
             interpolate(training.model, start, end, alpha)
-            curve[alpha] = training.dev_accuracy()
+            curve[alpha] = training.classifier.evaluate(training.dev_loader).accuracy
             print(f"alpha {alpha:g}: dev acc :: {curve[alpha]:.3f}")
         best = max(curve, key=lambda alpha: (curve[alpha], alpha))
         interpolate(training.model, start, end, best)

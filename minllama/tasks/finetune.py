@@ -1,11 +1,11 @@
 """`--option finetune`: train a classifier, keep the best epoch, evaluate it on dev and test."""
 
 import itertools
-import math
 import sys
 import time
 import warnings
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +19,10 @@ from minllama.evaluation.classification import report_results
 from minllama.evaluation.plot import draw
 from minllama.kernels.cpu import keep_freed_memory
 from minllama.methods.classify import Classifier, build, load
-from minllama.methods.saved import label_names_or_numbers, read_classifier
 from minllama.methods.settings import FinetuneSettings
 from minllama.methods.training import Training
 from minllama.text.batches import Example
-from minllama.text.labelled import check_labels, read_labelled
+from minllama.text.labelled import check_labels, load_label_names, read_labelled
 from minllama.training import distributed, run
 from minllama.training.precision import check_finite
 from utils import to_device
@@ -68,16 +67,13 @@ def evaluate_saved(settings: FinetuneSettings) -> None:
     """Evaluate the classifier that a run saved on dev and test."""
     if settings.plot is not None:
         warnings.warn("--plot: nothing is trained, so nothing is drawn", stacklevel=2)
-    saved = read_classifier(settings.filepath)
-    sentences = {split: read_labelled(getattr(settings, split)) for split in ("dev", "test")}
-    for split, split_sentences in sentences.items():
-        path, num_labels = getattr(settings, split), saved.config.num_labels
-        check_labels(split_sentences, path, num_labels, saved.path)
-    classifier = load(settings, saved)
+    classifier = load(settings, settings.filepath)
+    dev, test = read_labelled(settings.dev), read_labelled(settings.test)
+    for sentences, path in ((dev, settings.dev), (test, settings.test)):
+        check_labels(sentences, path, classifier.config.num_labels, settings.filepath)
     if settings.shard:
         classifier.shard()
-    dev, test = classifier.inputs(sentences["dev"], sentences["test"])
-    report(settings, classifier, dev, test)
+    report(settings, classifier, *classifier.inputs(dev, test))
 
 
 def train_and_evaluate(
@@ -102,8 +98,18 @@ def report(
     for split, inputs in (("dev", dev), ("test", test)):
         print(f"load {len(inputs)} data from {getattr(settings, split)}")
         loaders[split] = classifier.loader(inputs, settings.batch_size)
-    labels = label_names_or_numbers(classifier.config, settings.dev)
+    labels = label_names_or_numbers(classifier, settings.dev)
     return report_results(settings, loaders, classifier.evaluate, classifier.device, labels)
+
+
+def label_names_or_numbers(classifier: Classifier, dev: str) -> list[str]:
+    """The labels' names: saved, or from the mapping beside dev; else their numbers."""
+    if classifier.config.label_names is not None:
+        return classifier.config.label_names
+    path = Path(dev).with_name(f"{dataset_name(dev, 'dev')}-label-mapping.json")
+    names = load_label_names(path) if path.is_file() else []
+    num_labels = classifier.config.num_labels
+    return names if len(names) == num_labels else [str(label) for label in range(num_labels)]
 
 
 def train_epochs(
@@ -125,18 +131,12 @@ def train_epochs(
         InputError: the loss is not finite; on a CPU, before the optimizer step.
     """
     model, device, active = classifier.model, classifier.device, settings.methods
-    train_loader = classifier.loader(train_inputs, settings.batch_size, shuffle=True)
     # The assignment evaluates train in a new random order, which draws random numbers.
     is_causal = model.llama.config.causal
-    eval_loader = (
-        classifier.loader(train_inputs, settings.batch_size) if is_causal else train_loader
-    )
-    dev_loader = classifier.loader(dev_inputs, settings.batch_size)
-    steps_per_epoch = math.ceil(len(train_loader) / settings.grad_accum)
-    training = Training(settings, classifier, dev_loader, steps_per_epoch)
+    eval_loader = classifier.loader(train_inputs, settings.batch_size, shuffle=not is_causal)
+    training = Training(settings, classifier, train_inputs, dev_inputs)
     optimizer = training.optimizer
-    if fingerprint is not None:
-        training.start_or_resume(fingerprint)
+    training.start_or_resume(fingerprint)
 
     for epoch in range(training.epoch, settings.epochs):
         reasons = [method.reason_to_stop(epoch - 1, training.best_epoch) for method in active]
@@ -145,8 +145,9 @@ def train_epochs(
             break
         start = time.perf_counter() - training.seconds
         model.train()
-        bar = progress_bar(train_loader, desc=f"train-{epoch}")
-        batches = training.remaining_batches(bar)
+        remaining = training.remaining_batches()
+        bar = progress_bar(remaining, desc=f"train-{epoch}", total=training.n_batches)
+        batches = iter(bar)
         for step in range(training.step, (epoch + 1) * training.steps_per_epoch):
             step_batches = list(itertools.islice(batches, settings.grad_accum))
             step_loss = torch.zeros((), device=device)
@@ -181,9 +182,9 @@ def train_epochs(
         train_seconds = time.perf_counter() - start
         losses = torch.stack(training.losses)
         check_finite(losses, f"epoch {epoch}")
-        train_loss = sum(settings.grad_accum * x for x in losses.tolist()) / len(train_loader)
+        train_loss = sum(settings.grad_accum * x for x in losses.tolist()) / training.n_batches
         train_result = None if settings.skip_train_eval else classifier.evaluate(eval_loader)
-        dev_result = classifier.evaluate(dev_loader)
+        dev_result = classifier.evaluate(training.dev_loader)
         if dev_result.accuracy > training.best_dev_acc:
             training.best_dev_acc, training.best_epoch = dev_result.accuracy, epoch
             training.save_best()

@@ -22,11 +22,10 @@ from minllama.common.settings import flag
 from minllama.evaluation.classification import forward_inputs
 from minllama.kernels.cpu import keep_freed_memory
 from minllama.methods.classify import Classifier, load
-from minllama.methods.saved import read_classifier
 from minllama.methods.settings import FinetuneSettings
 from minllama.tasks.prompt import ZeroShotSettings, zero_shot_classifier
-from minllama.text.batches import SortedBatchSampler
-from minllama.text.labelled import LabelledSentence, load_label_names
+from minllama.text.batches import Example, in_data_order
+from minllama.text.labelled import load_label_names
 from minllama.training import distributed
 from minllama.training.precision import mixed_precision
 from tokenizer import TOKENIZER_MODEL
@@ -103,7 +102,7 @@ def predict(settings: PredictSettings) -> None:
         if settings.load is None:
             classifier = zero_shot_classifier(settings, load_label_names(settings.label_names))
         else:
-            classifier = load(settings, read_classifier(settings.load))
+            classifier = load(settings, settings.load)
         source = stack.enter_context(open_input(settings.input))
         target: IO[str] = sys.stdout
         if settings.output is not None:
@@ -128,7 +127,7 @@ def predict(settings: PredictSettings) -> None:
 @torch.inference_mode()
 def label_sentences(classifier: Classifier, sentences: list[str], batch_size: int) -> list[Label]:
     """Label sentences, in their order."""
-    (inputs,) = classifier.inputs([LabelledSentence(0, sentence) for sentence in sentences])
+    (inputs,) = classifier.inputs([Example(sentence, 0) for sentence in sentences])
     loader = classifier.loader(inputs, batch_size)
     classifier.model.eval()
     batch_scores = []
@@ -144,9 +143,7 @@ def label_sentences(classifier: Classifier, sentences: list[str], batch_size: in
         Label(label, None if names is None else names[label], probability)
         for label, probability in zip(labels.tolist(), probabilities.tolist(), strict=True)
     ]
-    if isinstance(loader.batch_sampler, SortedBatchSampler):
-        return loader.batch_sampler.unsort(results)
-    return results
+    return in_data_order(results, loader)
 
 
 @contextlib.contextmanager

@@ -133,6 +133,7 @@ def zero_shot_classifier(settings: ZeroShotSettings, label_names: list[str]) -> 
         causal=settings.causal,
         label_names=label_names,
         init_weights=False,
+        methods=(PromptBased(prompt_based=True, prompt_template=settings.prompt_template),),
     )
     model_class = CalibratedClassifier if settings.calibrate else LlamaZeroShotClassifier
     model = model_class(config, tokenizer, label_names).to(device).eval()
@@ -146,8 +147,7 @@ def zero_shot_classifier(settings: ZeroShotSettings, label_names: list[str]) -> 
         prepare_for_decoding(model.llama, settings.dtype)
     if settings.calibrate and isinstance(model, CalibratedClassifier):
         model.calibrate(CONTENT_FREE[settings.calibrate], settings.prompt_template)
-    prompts = PromptBased(prompt_based=True, prompt_template=settings.prompt_template)
-    return Classifier(model, tokenizer, config, (prompts,), device, dtype="float32")
+    return Classifier(model, tokenizer, config, device, dtype="float32")
 
 
 class CalibratedClassifier(LlamaZeroShotClassifier):

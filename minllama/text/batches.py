@@ -1,23 +1,24 @@
 """Padded batches of tokenized sentences."""
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
 POOL = 100  # batches that are sorted by length together in training
 
 
 class Example(NamedTuple):
-    """A tokenized sentence and its label."""
+    """A sentence, its label, and its token ids once it is tokenized."""
 
     sentence: str
     label: int
-    ids: list[int]
+    ids: list[int] = []  # noqa: RUF012
 
 
 @dataclass
@@ -55,52 +56,55 @@ def make_loader(
     shuffle: bool = False,
     with_lengths: bool = False,
 ) -> DataLoader:
-    """Batches as in the assignment; for a causal model, of similar lengths and `with_lengths`."""
+    """Batches as in the assignment; for a causal model, of similar lengths and `with_lengths`.
+
+    Those are drawn here, once: shuffling again takes another loader.
+    """
     collate_fn = functools.partial(collate, pad_id=pad_id, with_lengths=causal or with_lengths)
     data = cast("Dataset[Example]", examples)  # all that a loader needs are length and items
     if not causal:
         return DataLoader(data, shuffle=shuffle, batch_size=batch_size, collate_fn=collate_fn)
-    sampler = LengthBatchSampler if shuffle else SortedBatchSampler
-    batches = sampler([len(example.ids) for example in examples], batch_size)
+    lengths = [len(example.ids) for example in examples]
+    batches = (
+        shuffled_batches(lengths, batch_size) if shuffle else sorted_batches(lengths, batch_size)
+    )
     # Each pass over a loader draws a number; evaluation must not change what training draws.
     generator = None if shuffle else torch.Generator()
     return DataLoader(data, batch_sampler=batches, collate_fn=collate_fn, generator=generator)
 
 
-class LengthBatchSampler(BatchSampler):
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Evaluation batches: the indices of the examples from the longest to the shortest."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    return chunks(order, batch_size)
+
+
+def shuffled_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Training batches of similar lengths, in an order from the global generator.
 
     Shuffled examples are sorted by length in pools of `POOL` batches; the batches are shuffled
     again. The largest, padding included, comes first: running out of memory shows at once.
     """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int):
-        super().__init__(range(len(lengths)), batch_size, drop_last=False)
-        self.lengths = lengths
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(len(self.lengths)).tolist()
-        pool_size = POOL * self.batch_size
-        batches: list[list[int]] = []
-        for start in range(0, len(order), pool_size):
-            pool = order[start : start + pool_size]
-            pool.sort(key=self.lengths.__getitem__, reverse=True)
-            batches += BatchSampler(pool, self.batch_size, drop_last=False)
-        batches = [batches[i] for i in torch.randperm(len(batches)).tolist()]
-        sizes = [len(batch) * self.lengths[batch[0]] for batch in batches]
-        largest = sizes.index(max(sizes))
-        batches[0], batches[largest] = batches[largest], batches[0]
-        return iter(batches)
+    batches: list[list[int]] = []
+    for pool in chunks(torch.randperm(len(lengths)).tolist(), POOL * batch_size):
+        pool.sort(key=lengths.__getitem__, reverse=True)
+        batches += chunks(pool, batch_size)
+    batches = [batches[i] for i in torch.randperm(len(batches)).tolist()]
+    sizes = [len(batch) * lengths[batch[0]] for batch in batches]
+    largest = sizes.index(max(sizes))
+    batches[0], batches[largest] = batches[largest], batches[0]
+    return batches
 
 
-class SortedBatchSampler(BatchSampler):
-    """Evaluation batches: the examples from the longest to the shortest."""
+def chunks(items: list[int], size: int) -> list[list[int]]:
+    """Cut a list into lists of `size` items; the last may have fewer."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
-    def __init__(self, lengths: Sequence[int], batch_size: int):
-        self.order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-        super().__init__(self.order, batch_size, drop_last=False)
 
-    def unsort(self, results: Sequence) -> list:
-        """Put results that are in this order into the order of the data."""
-        by_index = dict(zip(self.order, results, strict=True))
-        return [by_index[i] for i in range(len(self.order))]
+def in_data_order(results: list, loader: DataLoader) -> list:
+    """Put results of a loader's batches into the order of the data, if the batches are sorted."""
+    if not isinstance(loader.batch_sampler, list):
+        return results
+    order = itertools.chain.from_iterable(loader.batch_sampler)
+    by_index = dict(zip(order, results, strict=True))
+    return [by_index[i] for i in range(len(results))]

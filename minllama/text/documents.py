@@ -43,7 +43,7 @@ def read_chunks(path: str | Path, size: int = BLOCK) -> Iterator[Chunk]:
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             if LABELLED_LINE.match(file.readline(BLOCK)):
-                yield from (Chunk(text, True) for _, text in read_labelled(path) if text)
+                yield from (Chunk(text, True) for text, *_ in read_labelled(path) if text)
             else:
                 file.seek(0)
                 yield from _chunks(iter(lambda: file.readline(size), ""), size)

@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -19,14 +19,7 @@ MAX_LABELS = 10_000
 MAX_NAME_LENGTH = 200  # characters
 
 
-class LabelledSentence(NamedTuple):
-    """A line of a file."""
-
-    label: int
-    sentence: str
-
-
-def read_labelled(filename: str | Path) -> list[LabelledSentence]:
+def read_labelled(filename: str | Path) -> list[Example]:
     """Read a file of `label ||| sentence` lines, as Unix or Windows writes them, in UTF-8.
 
     Raises:
@@ -40,7 +33,7 @@ def read_labelled(filename: str | Path) -> list[LabelledSentence]:
     for number, line in enumerate(lines or [b""], start=1):
         try:
             label, sentence = line.decode().split(SEPARATOR, maxsplit=1)
-            sentences.append(LabelledSentence(int(label), sentence.strip()))
+            sentences.append(Example(sentence.strip(), int(label)))
         except ValueError:  # of either line
             found = line.decode(errors="replace")[:40]
             raise InputError(
@@ -51,13 +44,10 @@ def read_labelled(filename: str | Path) -> list[LabelledSentence]:
 
 
 def check_labels(
-    sentences: Sequence[LabelledSentence],
-    filename: str | Path,
-    num_labels: int,
-    known_from: str | Path,
+    sentences: Sequence[Example], filename: str | Path, num_labels: int, known_from: str | Path
 ) -> None:
     """Check that every label of a file is in the range that the file `known_from` defines."""
-    for number, (label, _) in enumerate(sentences, start=1):
+    for number, (_, label, _) in enumerate(sentences, start=1):
         if not 0 <= label < num_labels:
             raise InputError(
                 f"{filename}, line {number}: expected a label from 0 to {num_labels - 1} "
@@ -86,11 +76,12 @@ def load_label_names(filename: str | Path) -> list[str]:
     return names
 
 
-def encode(
-    sentences: Sequence[LabelledSentence], tokenizer: Tokenizer, eos: bool = False
-) -> list[Example]:
+def encode(sentences: Sequence[Example], tokenizer: Tokenizer, eos: bool = False) -> list[Example]:
     """Tokenize labelled sentences, each after BOS."""
-    return [Example(s, label, tokenizer.encode(s, bos=True, eos=eos)) for label, s in sentences]
+    return [
+        Example(sentence, label, tokenizer.encode(sentence, bos=True, eos=eos))
+        for sentence, label, _ in sentences
+    ]
 
 
 def create_data(
@@ -107,8 +98,8 @@ def create_data(
     """
     suffix = "" if prompt_suffix is None else f" {prompt_suffix}"
     sentences = [
-        LabelledSentence(label, (sentence.lower() if lower else sentence) + suffix)
-        for label, sentence in read_labelled(filename)
+        Example((sentence.lower() if lower else sentence) + suffix, label)
+        for sentence, label, _ in read_labelled(filename)
     ]
     print(f"load {len(sentences)} data from {filename}")
     examples = encode(sentences, tokenizer, eos)
@@ -141,9 +132,7 @@ def fit_context(*splits: Sequence[Example], max_len: int, keep: str) -> list[lis
     return fitted
 
 
-def few_shot(
-    sentences: Sequence[LabelledSentence], shots: int, num_labels: int, seed: int
-) -> list[LabelledSentence]:
+def few_shot(sentences: Sequence[Example], shots: int, num_labels: int, seed: int) -> list[Example]:
     """Draw `shots` sentences of each label; they stay in order. A label may not have fewer."""
     chosen: list[int] = []
     generator = random.Random(seed)
@@ -170,6 +159,6 @@ class LlamaDataset(Dataset):
 
     def collate_fn(self, all_data: Sequence[tuple[str, int, list[int]]]) -> dict[str, Any]:
         """The `token_ids`, `labels` and `sents` of a `Batch`, as a dict."""
-        sentences = [LabelledSentence(label, sentence) for sentence, label, _ in all_data]
-        batch = collate(encode(sentences, self.tokenizer, eos=self.eos), self.tokenizer.pad_id)
+        examples = encode([Example(*item) for item in all_data], self.tokenizer, self.eos)
+        batch = collate(examples, self.tokenizer.pad_id)
         return {"token_ids": batch.token_ids, "labels": batch.labels, "sents": batch.sents}

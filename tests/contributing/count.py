@@ -31,6 +31,6 @@ def count(settings: CountSettings) -> None:
     """Print the number of tokens of the training sentences."""
     distributed.require_one_process("count")
     tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
-    sentences = [sentence for _, sentence in read_labelled(settings.train)]
+    sentences = [example.sentence for example in read_labelled(settings.train)]
     lengths = [len(tokenizer.encode(sentence, bos=True, eos=False)) for sentence in sentences]
     print(sum(length for length in lengths if length >= settings.at_least))

@@ -37,7 +37,10 @@ def demo_tokenizer():
 def reviews():
     """The labels and the sentences of each split."""
     files = {split: read_labelled(DEMO / f"reviews-{split}.txt") for split in SPLITS}
-    return {split: tuple(zip(*sentences, strict=True)) for split, sentences in files.items()}
+    return {
+        split: ([example.label for example in file], [example.sentence for example in file])
+        for split, file in files.items()
+    }
 
 
 def test_the_model_is_small_causal_and_grouped(llama, demo_tokenizer):

@@ -25,10 +25,11 @@ def make_classifier(tmp_path, tokenizer_path):
             hidden_dropout_prob=hidden_dropout_prob,
             causal=causal,
             label_names=NAMES,
+            methods=methods_of(flags),
         )
         settings = FinetuneSettings(option="finetune", tokenizer_path=str(tokenizer_path))
         torch.manual_seed(2)
-        return classify.make_classifier(settings, config, methods_of(flags))
+        return classify.make_classifier(settings, config)
 
     return make
 

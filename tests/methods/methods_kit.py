@@ -41,7 +41,7 @@ def settings_of(classifier: Classifier, lr: float = 1e-2, **more) -> FinetuneSet
     path = Path(classifier.config.pretrained_model_path)
     return FinetuneSettings(
         option="finetune",
-        methods=classifier.methods,
+        methods=classifier.config.methods,
         filepath=str(path.with_name("trained.pt")),
         **{"epochs": 1, "batch_size": 6, "lr": lr, "skip_train_eval": True} | more,
     )
@@ -49,8 +49,7 @@ def settings_of(classifier: Classifier, lr: float = 1e-2, **more) -> FinetuneSet
 
 def make_training(classifier: Classifier, n_steps: int = 3, lr: float = 1e-2) -> Training:
     """A training of so many steps, before its first."""
-    dev_loader = classifier.loader(EXAMPLES, 6)
-    return Training(settings_of(classifier, lr), classifier, dev_loader, n_steps)
+    return Training(settings_of(classifier, lr), classifier, EXAMPLES * n_steps, EXAMPLES)
 
 
 def loss_of(training: Training, batch: Batch = BATCH) -> torch.Tensor:

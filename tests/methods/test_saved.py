@@ -141,7 +141,7 @@ def test_a_saved_run_from_own_weights_keeps_its_advanced_names(project, run_cli)
 )
 def test_a_wrong_value_in_a_saved_run_is_one_line(saved_run, run_cli, part, name, value):
     edit(saved_run, **{part: read_checkpoint(saved_run)[part] | {name: value}})
-    assert_refused(run_cli(*LOAD, saved_run), saved_run)
+    assert_refused(run_cli(*LOAD, saved_run))
 
 
 @pytest.mark.parametrize("part", ["model", "args", "model_config"])

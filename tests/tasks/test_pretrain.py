@@ -239,7 +239,7 @@ def test_a_checkpoint_is_trained_further(folder, run_cli, tokenizer_path, monkey
 def test_labelled_sentences_are_a_text(project, run_cli):
     flags = [*without(SMALL, "--vocab_size"), "--tokenizer-path", "tokenizer.model"]
     assert run_cli(*flags, "--text", "data/toy-train.txt", "--steps", "5")[0] == 0
-    sentences = [sentence for _, sentence in read_labelled("data/toy-train.txt")]
+    sentences = [sentence for sentence, *_ in read_labelled("data/toy-train.txt")]
     index = json.loads(Path("out/tokens/index.json").read_text())
     n_bytes = sum(index[split]["n_bytes"] for split in ("train", "validation", "test"))
     assert n_bytes == sum(len(sentence.encode()) for sentence in sentences)

@@ -8,7 +8,7 @@ from conftest import SENTENCES
 
 from minllama.common.errors import InputError
 from minllama.tasks.prompt import PromptSettings, zero_shot_classifier
-from minllama.text.labelled import LabelledSentence
+from minllama.text.batches import Example
 from minllama.text.prompts import make_prompts
 
 NAMES = ["bad", "fair enough", "good"]
@@ -36,7 +36,7 @@ def make_classifier(project):
 @torch.inference_mode()
 def scores(classifier, sentence: str) -> torch.Tensor:
     """The scores of a sentence's labels, `(num_labels,)`."""
-    ((example,),) = classifier.inputs([LabelledSentence(0, sentence)])
+    ((example,),) = classifier.inputs([Example(sentence, 0)])
     return classifier.model(torch.tensor([example.ids]), torch.tensor([len(example.ids)]))[0]
 
 

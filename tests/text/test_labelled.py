@@ -41,7 +41,7 @@ def test_create_data_gives_sentences_labels_and_ids(file, tokenizer, capsys):
 
 
 def test_windows_files_read_like_others(file):
-    expected = [(1, "naïve"), (0, "b")]
+    expected = [Example("naïve", 1), Example("b", 0)]
     assert read_labelled(file("1 ||| naïve\n0 ||| b\n")) == expected
     assert read_labelled(file("\ufeff1 ||| naïve\r\n0 ||| b\r\n")) == expected
 
