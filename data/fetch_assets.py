@@ -7,11 +7,6 @@ same files under the same names. A file takes its name only after it was checked
 left alone, except a broken `stories42M.pt`.
 """
 
-if __name__ == "__main__":  # the imports below take seconds
-    from minllama.common.program import end_at_interrupt
-
-    end_at_interrupt()
-
 import hashlib
 import http.client
 import os
@@ -72,15 +67,13 @@ def is_wanted(name: str) -> bool:
         return True
     try:
         check(Path(name), name)
+        return False
     except (InputError, OSError):
-        if name == WEIGHTS:
-            print(f"{name} is broken and is fetched again", file=sys.stderr)
-            return True
-        print(
-            f"{name} is not the original and is left as it is; delete it to fetch that",
-            file=sys.stderr,
-        )
-    return False
+        fate = "broken and is fetched again"
+        if name != WEIGHTS:
+            fate = "not the original and is left as it is; delete it to fetch that"
+        print(f"{name} is {fate}", file=sys.stderr)
+        return name == WEIGHTS
 
 
 def check(path: Path, name: str) -> None:
@@ -90,16 +83,12 @@ def check(path: Path, name: str) -> None:
         InputError: it is not the original, or for the weights, not whole or of another shape.
     """
     if name == WEIGHTS:
-        if shape_of(pt.load(path).config) != shape_of(LlamaConfig()):
-            raise InputError(f"{path}: a Llama of another shape than {WEIGHTS}")
-        return
-    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[name]:
+        config = pt.load(path).config
+        for size in ("dim", "n_layers", "n_heads", "vocab_size", "ffn_dim"):
+            if getattr(config, size) != getattr(LlamaConfig(), size):
+                raise InputError(f"{path}: a Llama of another shape than {WEIGHTS}")
+    elif hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[name]:
         raise InputError(f"{path}: its SHA-256 is not the original's")
-
-
-def shape_of(config: LlamaConfig) -> tuple[int, ...]:
-    """The numbers that the sizes of the tensors depend on."""
-    return (config.dim, config.n_layers, config.n_heads, config.vocab_size, config.ffn_dim)
 
 
 def fetch(name: str, unreachable: dict[str, str]) -> str | None:
@@ -114,12 +103,11 @@ def fetch(name: str, unreachable: dict[str, str]) -> str | None:
     reasons = []
     for url in urls_of(name):
         host = url.split("/")[2]  # "" for a file
-        if host in unreachable:
-            reasons.append(unreachable[host])
-            continue
         try:
-            download(url, name)
-            return None
+            if host not in unreachable:
+                download(url, name)
+                return None
+            reasons.append(unreachable[host])
         except InputError as error:
             reasons.append(str(error))
         except urllib.error.HTTPError as error:

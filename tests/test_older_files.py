@@ -21,19 +21,9 @@ LOG_PROBS = json.loads((FIXTURES / "version_0_1/log_probs.json").read_text())
 PRETRAIN = ["--option", "pretrain", "--text", "text.txt", "--vocab_size", "300", "--dim", "8"]
 PRETRAIN += ["--n_layers", "2", "--n_heads", "2", "--n_kv_heads", "1", "--max_seq_len", "32"]
 PRETRAIN += ["--batch_size", "4"]
-FINETUNE = [
-    "--option",
-    "finetune",
-    "--batch_size",
-    "4",
-    "--epochs",
-    "3",
-    "--lr",
-    "0.02",
-    "--causal",
-]
+FINETUNE = ["--option", "finetune", "--batch_size", "4", "--epochs", "3", "--lr", "0.02"]
 FINETUNE += ["--smart", "0.1", "--pooling", "mean", "--lr_schedule", "linear", "--warmup", "0.2"]
-FINETUNE += ["--pretrained-model-path", "model.pt", "--train", "toy-train.txt"]
+FINETUNE += ["--pretrained-model-path", "model.pt", "--train", "toy-train.txt", "--causal"]
 FINETUNE += ["--dev", "toy-dev.txt", "--test", "toy-test.txt"]
 FINETUNE += ["--label-names", "toy-label-mapping.json"]
 
@@ -112,9 +102,8 @@ def test_finetuning_resumes_to_the_same_weights_and_is_finished(folder, run_cli)
 
 
 def test_weights_that_stayed_in_bfloat16_predict_the_same(folder, run_cli):
-    code, _, err = run_cli(
-        "--option", "finetune", "--load", *(p.name for p in folder.glob("f*-6-*"))
-    )
+    (weights,) = folder.glob("f*-6-*")
+    code, _, err = run_cli("--option", "finetune", "--load", weights.name)
     assert code == 0, err
     output = Path("toy-dev-advanced-output.txt").read_text()
     assert output == Path("predictions-dev.txt").read_text()

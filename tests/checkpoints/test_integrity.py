@@ -154,32 +154,6 @@ def test_files_of_old_versions_load_and_are_checked_too(tmp_path, model):
         load_pretrained(old)
 
 
-@pytest.mark.parametrize("is_zip", [True, False])
-def test_ordinary_values_and_tensors_load(tmp_path, is_zip):
-    base = torch.arange(24.0).view(4, 6)
-    values = {
-        "text": "ü", "none": None, "numbers": [1, -2, 2**70, 1.5, True, 1 + 2j], "set": {1, "a"},
-        "bytes": b"\x00\xff", "size": torch.Size([2, 3]), "dtype": torch.bfloat16,
-        "device": torch.device("cpu"), 5: (1, (2, 3)),
-    }  # fmt: skip
-    tensors = {
-        "slice": base[1:, ::2], "transposed": base.t(), "row": base[0], "empty": torch.zeros(0, 3),
-        "scalar": torch.tensor(3), "parameter": torch.nn.Parameter(torch.ones(2)),
-        "bool": torch.tensor([True]), "complex": torch.ones(2, dtype=torch.complex64),
-    }  # fmt: skip
-    if is_zip:  # types without a storage class, which old files cannot have
-        tensors["float8"] = torch.ones(4).to(torch.float8_e4m3fn)
-        tensors["uint16"] = torch.ones(3).to(torch.uint16)
-    saved = values | tensors | {"state": torch.nn.Linear(2, 2).state_dict()}
-    torch.save(saved, tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
-    for mapped in (False, True):
-        loaded = read_checkpoint(tmp_path / "x.pt", mapped=mapped)
-        assert all(loaded[name] == value for name, value in values.items())
-        for name, tensor in tensors.items():
-            assert loaded[name].dtype == tensor.dtype
-            assert torch.equal(loaded[name], tensor)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_other_kinds_of_tensors_are_refused(tmp_path):
     for tensor in (

@@ -13,13 +13,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import torch
 from conftest import ROOT, make_llama, save_llama
 
-from config import LlamaConfig
 from data import fetch_assets
-from minllama.checkpoints.layout import shapes_of
-from minllama.common.errors import InputError
 
 
 @pytest.fixture
@@ -153,37 +149,4 @@ def test_no_partial_file_stays_when_it_is_stopped(clone):
             process.send_signal(number)
             process.communicate()
     assert process.returncode == 130
-    assert list(clone.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"vocab_size": 10**12},
-        {"n_layers": 10**9},
-        {"hidden_dim": 2**31 - 1},
-        {"multiple_of": 2**60},
-    ],
-)
-def test_weights_of_a_huge_shape_are_refused_at_once(tmp_path, sizes):
-    """Each tensor is one number, expanded to the shape."""
-    config = LlamaConfig(**sizes)
-    one_layer = LlamaConfig(**sizes | {"n_layers": min(8, config.n_layers)})
-    tensors = {
-        name: torch.zeros(1).expand(shape)
-        for name, shape in shapes_of(one_layer).items()
-        if max(shape) < 2**40
-    }
-    model_args = {"dim": 512, "n_layers": 8, "n_heads": 8, "vocab_size": 32000} | sizes
-    torch.save({"model": tensors, "model_args": model_args}, tmp_path / "stories42M.pt")
-    start = time.monotonic()
-    with pytest.raises(InputError):
-        fetch_assets.check(tmp_path / "stories42M.pt", "stories42M.pt")
-    assert time.monotonic() - start < 10
-
-
-def test_arguments_are_refused_before_any_work(clone, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["fetch_assets.py", "x"])
-    with pytest.raises(InputError, match="unrecognized arguments: x"):
-        fetch_assets.main()
     assert list(clone.iterdir()) == []
