@@ -13,23 +13,10 @@ import tempfile
 from pathlib import Path
 
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
 
+from experiments.baseline import fit_classifier, read_splits
 from experiments.runs import classify
 from minllama.common.program import run_script, script_parser
-from minllama.text.labelled import read_labelled
-
-
-def bag_of_words(data: str) -> tuple[float, float]:
-    """Accuracy on dev and test."""
-    splits = [read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test")]
-    labels = [[example.label for example in split] for split in splits]
-    texts = [[example.sentence for example in split] for split in splits]
-    vectorizer = CountVectorizer().fit(texts[0])
-    train, dev, test = map(vectorizer.transform, texts)
-    models = [LogisticRegression(C=c, max_iter=3000).fit(train, labels[0]) for c in (0.1, 1, 10)]
-    best = max(models, key=lambda model: model.score(dev, labels[1]))
-    return best.score(dev, labels[1]), best.score(test, labels[2])
 
 
 def main() -> None:
@@ -48,9 +35,12 @@ def main() -> None:
             lines = Path(f"{data}-train.txt").read_text().splitlines(keepends=True)
             data = f"{folder}/data"
             Path(f"{data}-train.txt").write_text("".join(random.Random(0).sample(lines, n_train)))
-        print("bag of words: dev {:.3f}, test {:.3f}".format(*bag_of_words(data)), flush=True)
-        tuned = classify(data, flags)
-    print(f"fine-tuned: dev {tuned['dev']['accuracy']:.3f}, test {tuned['test']['accuracy']:.3f}")
+        splits = read_splits(data)
+        bags = CountVectorizer().fit([sentence for _, sentence in splits["train"]])
+        results = {"bag of words": fit_classifier(splits, bags, (0.1, 1, 10), max_iter=3000)}
+        results["fine-tuned"] = classify(data, flags)
+    for name, result in results.items():
+        print(f"{name}: dev {result['dev']['accuracy']:.3f}, test {result['test']['accuracy']:.3f}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from experiments.baseline import baseline
 from experiments.corpus import read_documents
-from experiments.rows import BASELINES, METHODS, PROMPTED, REFERENCE, ROWS, with_label_words
+from experiments.rows import METHODS, REFERENCE, ROWS
 from experiments.runs import DEMO, RESULTS, accuracies, classify, recorded, run_llama, write_sample
 from experiments.task_text import SST, task_text
 from minllama.common.errors import InputError
@@ -22,14 +22,10 @@ from minllama.common.files import atomic_write, file_fingerprint
 from minllama.text.labelled import read_labelled
 
 RECORDS = RESULTS / "methods.jsonl"
-TUNING_SEED, SEEDS = 1337, (1, 2, 3)
+TUNING_SEED = 1337
 N_ROUNDS = 3
 TIMED_LINES = {"train": 1500, "dev": 100, "test": 100}
 TIMED_STEPS = 20  # of pre-training
-
-
-class MissingReviews(InputError):
-    """The text of reviews does not exist."""
 
 
 def record(identity: dict, measure: Callable[[], dict]) -> dict:
@@ -43,10 +39,14 @@ def demo_fingerprint() -> str:
 
 
 def review_text(reviews_mb: int) -> Path:
-    """The text of so many megabytes of reviews, or MissingReviews."""
+    """The text of so many megabytes of reviews.
+
+    Raises:
+        InputError: it does not exist.
+    """
     path = RESULTS / f"reader-{reviews_mb}.txt"
     if not path.is_file():
-        raise MissingReviews(
+        raise InputError(
             f"{path}: not there; `python -m experiments.reviews ARCHIVE … --megabytes {reviews_mb} "
             f"--out {path}` writes it (see docs/pretraining.md)"
         )
@@ -72,9 +72,7 @@ def adapted_model(reviews_mb: int) -> Path:
 
 
 @functools.cache
-def pretrain_on_tasks(
-    corpus: str, steps: int, reviews_mb: int = 0, folder: Path | None = None
-) -> Path:
+def pretrain_on_tasks(corpus: str, steps: int, reviews_mb: int, folder: Path | None = None) -> Path:
     """Continue pre-training on the training sentences of both tasks; returns the checkpoint.
 
     Args:
@@ -84,7 +82,6 @@ def pretrain_on_tasks(
     """
     name = f"{corpus}-{steps}" + (f"-reader-{reviews_mb}" if reviews_mb else "")
     folder = folder or RESULTS / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
     text = folder.with_suffix(".txt")
     with atomic_write(text) as file:
         file.writelines(task_text(corpus == "labelled"))
@@ -126,65 +123,47 @@ def pretraining_steps(name: str, value: Any) -> int:
     return value if row.steps_of is None else tuned_value(row.steps_of)
 
 
-def run_row(name: str, data: str, value: object, seed: int) -> dict:
-    """One run of a row; returns what `classify` does."""
+def run_row(name: str, data: str, value: object, seed: int | None) -> dict:
+    """One run of a row; returns what `classify` or `baseline` does."""
     row = ROWS[name]
     flags = row.settings(data, value, seed)
     steps = pretraining_steps(name, value)
     identity = {"name": name, "data": Path(data).name, "flags": flags, "steps": steps}
-    identity["reviews_mb"] = row.reviews_mb
 
     def measure() -> dict:
-        if steps:
+        if row.option == "baseline":
+            texts = read_documents(review_text(row.reviews_mb)) if row.reviews_mb else None
+            return baseline(data, unlabelled=texts, **flags)
+        if row.corpus is not None:
             model = pretrain_on_tasks(row.corpus, steps, row.reviews_mb)
         else:
             model = adapted_model(row.reviews_mb)
-        return classify(data, flags, model)
+        return classify(data, flags, model, row.option)
 
-    return record(identity, measure)
+    return record(identity | {"reviews_mb": row.reviews_mb}, measure)
 
 
 def tuned_value(name: str) -> Any:
     """A row's only hyperparameter, or the one with the best accuracy on SST-5's dev."""
-    values = ROWS[name].values
-    if len(values) == 1:
-        return values[0]
-    runs = {value: run_row(name, SST, value, TUNING_SEED) for value in values}
+    row = ROWS[name]
+    if row.option == "baseline":  # tunes its own
+        return None
+    if len(row.values) == 1:
+        return row.values[0]
+    runs = {value: run_row(name, SST, value, TUNING_SEED) for value in row.values}
     return max(runs, key=lambda value: sum(accuracies([runs[value]], "dev")))
 
 
 def final_runs(name: str, data: str) -> list[dict]:
     """A row's runs with all seeds."""
     value = tuned_value(name)
-    return [run_row(name, data, value, seed) for seed in SEEDS]
+    return [run_row(name, data, value, seed) for seed in ROWS[name].seeds]
 
 
 def measured(name: str, quantity: str) -> int | None:
-    """The median over a row's runs on SST-5, or None if all diverged."""
+    """The median over a row's runs on SST-5, or None if all diverged or do not have it."""
     values = [run[quantity] for run in final_runs(name, SST) if quantity in run]
     return median_low(values) if values else None
-
-
-def run_baseline(name: str, data: str, seed: int = 0) -> dict:
-    """One run of a row of `BASELINES`; returns what `baseline` does."""
-    row = BASELINES[name]
-    identity = {"name": name, "data": Path(data).name, "shots": row.shots, "seed": seed}
-    identity |= {"reviews_mb": row.reviews_mb}
-
-    def measure() -> dict:
-        unlabelled = read_documents(review_text(row.reviews_mb)) if row.reviews_mb else None
-        return baseline(data, row.shots, seed, unlabelled)
-
-    return record(identity, measure)
-
-
-def run_prompted(name: str, data: str) -> dict:
-    """The run of a row of `PROMPTED`; returns what `classify` does."""
-    row = PROMPTED[name]
-    flags = with_label_words(row.flags, data)
-    identity: dict[str, Any] = {"name": name, "data": Path(data).name, "flags": flags}
-    identity["reviews_mb"] = row.reviews_mb
-    return record(identity, lambda: classify(data, flags, adapted_model(row.reviews_mb), "prompt"))
 
 
 def timed_round(number: int) -> dict:
@@ -202,7 +181,7 @@ def timed_round(number: int) -> dict:
             for name, value in tuned.items():
                 run = classify(data, ROWS[name].settings(SST, value, number) | {"epochs": 1})
                 seconds[name] = run.get("train_seconds")
-            pretrain_on_tasks("sentences", TIMED_STEPS, folder=Path(folder, "run"))
+            pretrain_on_tasks("sentences", TIMED_STEPS, 0, Path(folder, "run"))
             lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
         total = max(json.loads(line).get("seconds", 0.0) for line in lines)
         n_train = len(read_labelled(f"{SST}-train.txt"))

@@ -2,41 +2,23 @@
 
     .venv/bin/python -m pip install -r benchmarks/requirements.txt
     .venv/bin/python -m experiments.report
-    .venv/bin/python -m experiments.report --rows plain "reader plain" "reader mean"
 
 Each row has one hyperparameter, which has a fixed value or is tuned on SST-5's dev with one seed.
 Then the row runs with three other seeds, some rows on CFIMDB too. For the time the rows take turns
 on a sample of SST-5, in three rounds; that needs an idle machine. Every run is a process. What
 `experiments/results/methods.jsonl` has does not run again, so that a report can be interrupted.
-`--rows` makes the table of some rows alone, without times and without the picture of the methods.
-
-The rows whose names begin with "reader" need a text of reviews (see docs/pretraining.md). Without
-it, those that are not recorded are left out. The second picture is drawn where the rows of all
-domain-adapted models, prompt-based, are in the table.
+Runs of the rows whose names begin with "reader" need a text of reviews (see docs/pretraining.md).
 """
 
 import sys
-from collections.abc import Iterable, Iterator
-from statistics import median_low
 
-from experiments.baseline import CS
-from experiments.measure import (
-    RECORDS,
-    SEEDS,
-    MissingReviews,
-    final_runs,
-    measured,
-    relative_times,
-    run_baseline,
-    run_prompted,
-    tuned_value,
-)
-from experiments.rows import BASELINES, CURVE, METHODS, PROMPTED, REFERENCE, ROWS, TABLE
+from experiments.measure import RECORDS, final_runs, measured, relative_times, tuned_value
+from experiments.rows import CURVE, METHODS, REFERENCE, ROWS
 from experiments.runs import RESULTS, accuracies, describe
 from experiments.task_text import CFIMDB, SST
-from minllama.common.errors import InputError
 from minllama.common.program import run_script, script_parser
 from minllama.evaluation.metrics import check_metrics_file
+from minllama.evaluation.plot import check_picture
 
 HEADER = ["", "value, or best of", "SST-5 dev", "SST-5 test", "CFIMDB dev"]
 HEADER += ["trained", "time / plain", "GiB"]
@@ -46,79 +28,27 @@ PICTURE, CURVE_PICTURE = RESULTS / "methods.svg", RESULTS / "reader.svg"
 
 def cells_of(name: str, time: float | None = None) -> list[str]:
     """A row of the table; missing runs are made. `time` is relative to plain's, if known."""
-    if name in ROWS:
-        return trained_cells(name, time)
-    return baseline_cells(name) if name in BASELINES else prompted_cells(name)
-
-
-def trained_cells(name: str, time: float | None) -> list[str]:
     row, runs = ROWS[name], final_runs(name, SST)
     cfimdb = final_runs(name, CFIMDB) if row.on_cfimdb else []
+    best = tuned_value(name) if len(row.values) > 1 else None
+    values = [f"**{value}**" if value == best else str(value) for value in row.values]
     trained, memory = measured(name, "trained_parameters"), measured(name, "peak_memory_bytes")
-    best = tuned_value(name)
-    values = [f"**{v}**" if v == best and len(row.values) > 1 else f"{v}" for v in row.values]
+    if row.option == "prompt":
+        trained, memory = 0, None
     return [
         row.label,
-        f"`{row.tuned}` {', '.join(values)}",
+        f"`{row.tuned}` {', '.join(values)}" if row.tuned else "",
         describe(runs, "dev"),
         describe(runs, "test"),
         describe(cfimdb, "dev"),
-        f"{trained:,}" if trained else "",
+        "" if trained is None else f"{trained:,}",
         "" if time is None else f"{time:.1f}",
-        f"{memory / 2**30:.1f}" if memory else "",
+        "" if memory is None else f"{memory / 2**30:.1f}",
     ]
 
 
-def baseline_cells(name: str) -> list[str]:
-    row = BASELINES[name]
-    sst = [run_baseline(name, SST, seed) for seed in (SEEDS if row.shots else [0])]
-    cfimdb = [] if row.shots else [run_baseline(name, CFIMDB)]
-    return [
-        row.label,
-        f"`C` {', '.join(map(str, CS))}",
-        describe(sst, "dev"),
-        describe(sst, "test"),
-        describe(cfimdb, "dev"),
-        f"{median_low(run['trained_parameters'] for run in sst):,}",
-        "",
-        "",
-    ]
-
-
-def prompted_cells(name: str) -> list[str]:
-    sst, cfimdb = run_prompted(name, SST), run_prompted(name, CFIMDB)
-    results = [f"{run['accuracy']:.3f}" for run in (sst["dev"], sst["test"], cfimdb["dev"])]
-    return [PROMPTED[name].label, "", *results, "0", "", ""]
-
-
-def run_rows() -> Iterator[str]:
-    """Make the missing runs before anything is timed; yield the names of rows that could run."""
-    for name in TABLE:
-        try:
-            print(*cells_of(name)[:5], sep=" | ", file=sys.stderr, flush=True)
-        except MissingReviews as error:
-            print(f"{name}: left out; {error}", file=sys.stderr, flush=True)
-        else:
-            yield name
-
-
-def print_table(rows: Iterable[list[str]]) -> None:
-    """Print Markdown, row by row."""
-    print(f"| {' | '.join(HEADER)} |")
-    print(f"| {' | '.join(['---'] * len(HEADER))} |")
-    for cells in rows:
-        print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def check_matplotlib() -> None:
-    """Check before the runs that pictures can be drawn, or raise an InputError."""
-    try:
-        import experiments.picture  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{error}; benchmarks/requirements.txt has what is needed") from error
-
-
-def draw_methods() -> None:
+def draw_pictures() -> None:
+    """Draw accuracy by trained parameters, and by the amount of reviews in pre-training."""
     from experiments import picture
 
     points = {
@@ -128,38 +58,28 @@ def draw_methods() -> None:
         )
         for name in REFERENCE | METHODS
     }
-    baseline = BASELINES["tf-idf"].label, run_baseline("tf-idf", SST)["dev"]["accuracy"]
-    picture.draw_methods(points, baseline, PICTURE)
-
-
-def draw_curve() -> None:
-    from experiments import picture
-
-    points, baseline = {}, run_baseline("tf-idf", SST)
+    (baseline,) = final_runs("tf-idf", SST)
+    lines = {split: baseline[split]["accuracy"] for split in SPLITS}
+    picture.draw_methods(points, (ROWS["tf-idf"].label, lines["dev"]), PICTURE)
+    curve = {}
     for name in CURVE:
         runs = final_runs(name, SST)
-        points[ROWS[name].reviews_mb] = {split: accuracies(runs, split) for split in SPLITS}
-    lines = {split: baseline[split]["accuracy"] for split in SPLITS}
-    picture.draw_curve(points, lines, CURVE_PICTURE)
+        curve[ROWS[name].reviews_mb] = {split: accuracies(runs, split) for split in SPLITS}
+    picture.draw_curve(curve, lines, CURVE_PICTURE)
 
 
 def main() -> None:
-    parser = script_parser(__doc__)
-    help = f"only the table of these rows, without times; of {', '.join(TABLE)}"
-    parser.add_argument("--rows", metavar="NAME", nargs="+", choices=TABLE, help=help)
-    names = parser.parse_args().rows
+    script_parser(__doc__).parse_args()
     check_metrics_file(RECORDS)
-    if names is None or set(names).issuperset(CURVE):
-        check_matplotlib()
-    if names is None:
-        names = list(run_rows())
-        times = relative_times()
-        print_table(cells_of(name, times.get(name)) for name in names)
-        draw_methods()
-    else:
-        print_table(map(cells_of, names))
-    if set(names).issuperset(CURVE):
-        draw_curve()
+    check_picture(PICTURE)
+    for name in ROWS:  # all runs, before anything is timed
+        print(*cells_of(name)[:5], sep=" | ", file=sys.stderr, flush=True)
+    times = relative_times()
+    for cells in (HEADER, ["---"] * len(HEADER)):
+        print(f"| {' | '.join(cells)} |")
+    for name in ROWS:
+        print(f"| {' | '.join(cells_of(name, times.get(name)))} |")
+    draw_pictures()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ value was the best one with the demo model of version 0.1.0.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
+from experiments.baseline import CS
 from experiments.task_text import CFIMDB, LABEL_WORDS, SST, TEMPLATE
 
-T = TypeVar("T", "Row", "Prompted")
-
 EPOCHS, BATCH_SIZES = 5, {SST: 80, CFIMDB: 10}
+SEEDS = (1, 2, 3)
 RATES = (2e-4, 5e-4, 1e-3)
 LOW_RATES = (1e-4, 2e-4, 5e-4)
 HIGH_RATES = (1e-3, 2e-3, 5e-3)
@@ -30,54 +30,57 @@ OTHER_MEGABYTES = (3, 10, 30, 128)
 
 @dataclass
 class Row:
-    """A model that is fine-tuned.
+    """A way to classify, which is run on SST-5, and on CFIMDB too if `on_cfimdb`.
 
     Attributes:
         label: of the table.
-        flags: of all its runs, as `runs.arguments` takes them.
+        flags: of all its runs, as `runs.arguments` or `baseline` takes them.
         tuned: its hyperparameter: a flag, or "steps" of continued pre-training.
         values: candidates for it.
         corpus: the text of continued pre-training before, "sentences" or "labelled"; None is none.
         steps_of: the row whose best number of steps that pre-training takes.
-        on_cfimdb: whether it runs there too.
         reviews_mb: megabytes of reviews in the pre-training of its model; 0 is the demo model.
+        option: "finetune", "prompt" or "baseline"; the last one tunes its hyperparameter itself.
     """
 
     label: str
     flags: Mapping[str, object]
-    tuned: str
-    values: tuple
+    tuned: str = ""
+    values: tuple = (None,)
     corpus: str | None = None
     steps_of: str | None = None
     on_cfimdb: bool = False
     reviews_mb: int = 0
+    option: str = "finetune"
 
-    def settings(self, data: str, value: object, seed: int) -> dict[str, object]:
+    @property
+    def seeds(self) -> tuple:
+        """The seeds of the final runs; a run that draws nothing has none."""
+        return SEEDS if self.option == "finetune" or "shots" in self.flags else (None,)
+
+    def settings(self, data: str, value: object, seed: int | None) -> dict[str, Any]:
         """All flags of a run, with the tuned one at a value."""
-        flags = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS, **self.flags}
-        if self.tuned != "steps":
-            flags[self.tuned] = value
-        if data == CFIMDB:  # where float32 would take a day
-            flags |= {"dtype": "bfloat16"}
-        return with_label_words(flags | {"seed": seed}, data)
+        flags = dict(self.flags)
+        if self.option == "finetune":
+            flags = {"batch_size": BATCH_SIZES[data], "epochs": EPOCHS, **flags}
+            if self.tuned != "steps":
+                flags[self.tuned] = value
+            if data == CFIMDB:  # where float32 would take a day
+                flags["dtype"] = "bfloat16"
+        if seed is not None:
+            flags["seed"] = seed
+        if "prompt_template" in flags:
+            flags["label-names"] = LABEL_WORDS[data]
+        return flags
 
 
-@dataclass
-class Baseline:
-    """TF-IDF and logistic regression; `reviews_mb` as in `Row`."""
-
-    label: str
-    shots: int | None = None  # training sentences of each label; None is all, and CFIMDB too
-    reviews_mb: int = 0
+def baseline_row(label: str, reviews_mb: int = 0, **flags: object) -> Row:
+    row = Row(label, flags, "C", CS, reviews_mb=reviews_mb, option="baseline")
+    return replace(row, on_cfimdb="shots" not in flags)
 
 
-@dataclass
-class Prompted:
-    """A model that is prompted and not trained; attributes as in `Row`."""
-
-    label: str
-    flags: Mapping[str, object]
-    reviews_mb: int = 0
+def prompted_row(label: str, flags: Mapping[str, object]) -> Row:
+    return Row(label, flags, option="prompt", on_cfimdb=True)
 
 
 REFERENCE = {
@@ -133,60 +136,51 @@ METHODS = {
 }
 
 
-def adapted(row: T, megabytes: int = MEGABYTES) -> T:
+def adapted(row: Row, megabytes: int = MEGABYTES) -> Row:
     """The same row with a domain-adapted model."""
     label = f"domain-adapted, {megabytes} MB: {row.label}"
     return replace(row, label=label, reviews_mb=megabytes)
 
 
+OTHER_ADAPTED = {f"reader {n} MB": adapted(METHODS["prompt"], n) for n in OTHER_MEGABYTES}
 ADAPTED = {
     "reader plain": adapted(Row("plain", CAUSAL, "lr", LOW_RATES)),
-} | {
-    f"reader {name}": adapted(METHODS[name])
-    for name in ("mean", "lora", "prompt", "labelled mean", "short")
+    **{
+        f"reader {name}": adapted(METHODS[name])
+        for name in ("mean", "lora", "prompt", "labelled mean", "short")
+    },
+    **OTHER_ADAPTED,
 }
-OTHER_ADAPTED = {f"reader {n} MB": adapted(METHODS["prompt"], n) for n in OTHER_MEGABYTES}
 FEW_SHOT = {
     "few": Row("64 sentences a label: plain", SHOTS, "lr", (2e-4,)),
     "few prompt": Row("64 sentences a label: prompt-based", SHOTS | PROMPT, "lr", (2e-4,)),
     "few lora": Row("64 sentences a label: LoRA", SHOTS | {"tune": "lora"}, "lr", HIGH_RATES),
 }
 FEW_SHOT["reader few prompt"] = adapted(FEW_SHOT["few prompt"])
-ROWS = REFERENCE | METHODS | ADAPTED | OTHER_ADAPTED | FEW_SHOT
-CURVE = sorted(["prompt", *OTHER_ADAPTED, "reader prompt"], key=lambda name: ROWS[name].reviews_mb)
 
 TF_IDF = "TF-IDF, logistic regression"
-BASELINES = {
-    "tf-idf": Baseline(TF_IDF),
-    "reader tf-idf": Baseline(
-        f"{TF_IDF}, and a truncated SVD of the reviews", reviews_mb=MEGABYTES
-    ),
-    "few tf-idf": Baseline(f"64 sentences a label: {TF_IDF}", shots=64),
-}
 ZERO_SHOT = {"causal": True, "batch_size": 10}
 IT_WAS = ZERO_SHOT | {"prompt_template": TEMPLATE}
 PROMPTED = {
-    "zero-shot": Prompted("zero-shot, the assignment's prompt", ZERO_SHOT),
-    "zero-shot ours": Prompted("zero-shot, “It was”", IT_WAS),
-    "zero-shot calibrated": Prompted(
+    "zero-shot": prompted_row("zero-shot, the assignment's prompt", ZERO_SHOT),
+    "zero-shot ours": prompted_row("zero-shot, “It was”", IT_WAS),
+    "zero-shot calibrated": prompted_row(
         "zero-shot, “It was”, contextual calibration", IT_WAS | {"calibrate": "contextual"}
     ),
-    "zero-shot pmi": Prompted("zero-shot, “It was”, PMI", IT_WAS | {"calibrate": "pmi"}),
+    "zero-shot pmi": prompted_row("zero-shot, “It was”, PMI", IT_WAS | {"calibrate": "pmi"}),
 }
 PROMPTED |= {f"reader {name}": adapted(row) for name, row in PROMPTED.items()}
-TABLE: dict[str, Row | Baseline | Prompted] = {
+
+ROWS = {
     **REFERENCE,
-    "tf-idf": BASELINES["tf-idf"],
+    "tf-idf": baseline_row(TF_IDF),
     **METHODS,
-    "reader tf-idf": BASELINES["reader tf-idf"],
+    "reader tf-idf": baseline_row(
+        f"{TF_IDF}, and a truncated SVD of the reviews", reviews_mb=MEGABYTES
+    ),
     **ADAPTED,
-    **OTHER_ADAPTED,
     **FEW_SHOT,
-    "few tf-idf": BASELINES["few tf-idf"],
+    "few tf-idf": baseline_row(f"64 sentences a label: {TF_IDF}", shots=64),
     **PROMPTED,
 }
-
-
-def with_label_words(flags: Mapping[str, object], data: str) -> dict[str, object]:
-    """Flags with the label words of our template, where they have it."""
-    return {**flags, **({"label-names": LABEL_WORDS[data]} if "prompt_template" in flags else {})}
+CURVE = sorted(["prompt", *OTHER_ADAPTED, "reader prompt"], key=lambda name: ROWS[name].reviews_mb)

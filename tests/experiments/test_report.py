@@ -72,19 +72,15 @@ def test_a_diverged_run_counts_and_has_no_accuracy(project):
     assert runs.describe([diverged], "dev") == "(1 diverged)"
 
 
-@pytest.mark.parametrize("name", rows.ROWS)
-def test_a_row_has_the_settings_of_its_data(name):
-    row = rows.ROWS[name]
-    for data, n_labels, batch_size in ((task_text.SST, 5, 80), (task_text.CFIMDB, 2, 10)):
-        settings = row.settings(data, row.values[0], seed=7)
-        assert settings["seed"] == 7
-        assert settings["batch_size"] == row.flags.get("batch_size", batch_size)
-        assert row.tuned == "steps" or settings[row.tuned] == row.values[0]
-        assert ("label-names" in settings) == ("prompt_based" in settings)
-        assert ("dtype" in settings) == ((name, data) != ("default", task_text.SST))
-        if "label-names" in settings:
-            words = json.loads((runs.ROOT / settings["label-names"]).read_text())
-            assert len(words) == n_labels
+@pytest.mark.parametrize(("data", "n_labels"), [(task_text.SST, 5), (task_text.CFIMDB, 2)])
+def test_rows_have_the_label_words_and_the_precision_of_their_data(data, n_labels):
+    settings = {name: row.settings(data, 0.5, 7) for name, row in rows.ROWS.items()}
+    for name in ("prompt", "few prompt", "zero-shot pmi"):
+        words = json.loads((runs.ROOT / settings[name]["label-names"]).read_text())
+        assert len(words) == n_labels
+    assert "label-names" not in settings["plain"]
+    assert ("dtype" in settings["default"]) == (data == task_text.CFIMDB)
+    assert settings["smart"]["smart"] == 0.5 and settings["smart"]["seed"] == 7
 
 
 def classify_by_seed(data, flags, model=runs.DEMO, option="finetune"):
@@ -97,8 +93,7 @@ def classify_by_seed(data, flags, model=runs.DEMO, option="finetune"):
         assert flags["epochs"] == 1
         seconds = (seed + 1) * ({0: 40, 1: 20, 2: 30}[seed] if "mixout" in flags else 10)
     accuracy = {1337: 0.3 + 0.05 * (flags.get("lr") == 1e-4), 1: 0.5, 2: 0.6, 3: 0.7}.get(seed, 0.2)
-    accuracy += 0.1 * flags.get("mixout", 0) + 0.2 * (Path(data).name == "cfimdb")
-    accuracy += {"adapted": 0.02, "labelled-500-adapted": 0.01}.get(model.name, 0)
+    accuracy += 0.2 * (Path(data).name == "cfimdb") + 0.02 * (model.name == "adapted")
     return {
         "dev": {"accuracy": accuracy},
         "test": {"accuracy": accuracy - 0.1},
@@ -108,43 +103,30 @@ def classify_by_seed(data, flags, model=runs.DEMO, option="finetune"):
     }
 
 
-@pytest.fixture
-def measured_at_once(tmp_path, monkeypatch):
-    """Lets the runs of `measure` return results at once."""
+def test_the_cells_of_the_table_are_of_the_right_runs(tmp_path, monkeypatch):
+    """Some runs diverge; the rounds of timing become slower."""
     rounds = itertools.count(1)
 
-    def pretrain_on_tasks(corpus, steps, reviews_mb=0, folder=None):
+    def pretrain_on_tasks(corpus, steps, reviews_mb, folder=None):
         if folder is not None:
             folder.mkdir()
             lines = '{"seconds": %.1f}\n{"test": {}}\n' % (10 * next(rounds))
             (folder / "metrics.jsonl").write_text(lines)
-        return Path(f"{corpus}-{steps}-adapted" if reviews_mb == rows.MEGABYTES else "other")
+        return Path("adapted" if reviews_mb else "other")
 
-    def baseline(data, shots, seed, unlabelled=None):
-        accuracy = 0.4 - 0.1 * (shots == 64) + 0.03 * (unlabelled == ["A film ."])
-        accuracies = {"dev": {"accuracy": accuracy}, "test": {"accuracy": accuracy + 0.01}}
-        return accuracies | {"trained_parameters": 100, "C": 1.0}
-
-    (tmp_path / "reviews.txt").write_text("A film .\n")
     stand_ins = {
         "RECORDS": tmp_path / "methods.jsonl",
         "pretrain_on_tasks": pretrain_on_tasks,
         "adapted_model": lambda reviews_mb: Path("adapted" if reviews_mb else "demo"),
-        "review_text": lambda reviews_mb: tmp_path / "reviews.txt",
         "classify": classify_by_seed,
-        "baseline": baseline,
         "read_labelled": lambda path: [(0, "")] * 3000,
         "write_sample": lambda *_: "sample",
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(measure, name, stand_in)
-
-
-def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
-    """Some runs diverge; the rounds of timing become slower."""
     times = measure.relative_times()
-    table = {name: report.cells_of(name, times.get(name))[1:] for name in rows.TABLE}
-    assert all(len(cells) + 1 == len(report.HEADER) for cells in table.values())
+    names = ("plain", "continued", "short", "mixout", "smart", "head", "reader mean", "zero-shot")
+    table = {name: report.cells_of(name, times.get(name))[1:] for name in names}
     plain = table["plain"]
     assert plain[:3] == ["`lr` **0.0001**, 0.0002, 0.0005", "0.600 ± 0.100", "0.500 ± 0.100"]
     assert plain[3:] == ["0.800 ± 0.100", f"{FULL:,}", "1.0", "1.0"]
@@ -156,38 +138,8 @@ def test_the_cells_of_the_table_are_of_the_right_runs(measured_at_once):
     assert table["smart"][0] == "`smart` 0.3"
     assert table["head"][1] == "0.550 ± 0.071 (1 diverged)"
     assert table["head"][4:6] == [f"{FEW:,}", "1.0"]
-    assert table["tf-idf"][1:] == ["0.400", "0.410", "0.400", "100", "", ""]
-    assert table["few tf-idf"][1:4] == ["0.300 ± 0.000", "0.310 ± 0.000", ""]
-    assert table["reader tf-idf"][1:4] == ["0.430", "0.440", "0.430"]
-    # of the domain-adapted model
-    assert table["reader plain"][0] == "`lr` **0.0001**, 0.0002, 0.0005"
     assert table["reader mean"][1:4] == ["0.620 ± 0.100", "0.520 ± 0.100", "0.820 ± 0.100"]
-    assert table["reader plain"][1:4] == ["0.620 ± 0.100", "0.520 ± 0.100", ""]
-    assert table["reader labelled mean"][1] == "0.610 ± 0.100"
-    assert table["zero-shot"][1:4] == ["0.200", "0.100", "0.400"]
-    assert table["reader zero-shot"][1:4] == ["0.220", "0.120", "0.420"]
-
-
-def test_some_rows_are_a_table_of_their_own_and_some_a_picture(
-    measured_at_once, monkeypatch, capsys
-):
-    picture = pytest.importorskip("experiments.picture", reason="matplotlib is not installed")
-    drawn = []
-    monkeypatch.setattr(picture, "save", lambda figure, path: drawn.append((figure, path)))
-    for names in (rows.CURVE[1:], rows.CURVE):
-        assert not drawn
-        monkeypatch.setattr("sys.argv", ["report", "--rows", *names])
-        report.main()
-        _, _, *table = capsys.readouterr().out.splitlines()
-        labels = [row.split(" | ")[0].strip("| ") for row in table]
-        assert labels == [rows.TABLE[name].label for name in names]
-    ((figure, path),) = drawn
-    assert path == report.CURVE_PICTURE
-    dev, test = (bars.lines[0] for bars in figure.axes[0].containers)
-    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert ticks == ["0", "3", "10", "30", "60", "128"]
-    assert list(dev.get_ydata()) == pytest.approx([0.6] + 5 * [0.62])
-    assert list(test.get_ydata()) == pytest.approx([0.5] + 5 * [0.52])
+    assert table["zero-shot"] == ["", "0.200", "0.100", "0.400", "0", "", ""]
 
 
 def test_pre_training_starts_from_the_demo_model_then_from_the_adapted_one(tmp_path, monkeypatch):
@@ -218,19 +170,6 @@ def test_pre_training_starts_from_the_demo_model_then_from_the_adapted_one(tmp_p
     assert text.read_text() == "1 ||| A joy .\n"
 
 
-def test_rows_without_their_text_of_reviews_are_left_out(measured_at_once, monkeypatch, capsys):
-    def review_text(reviews_mb):
-        raise measure.MissingReviews("reader-60.txt: not there")
-
-    monkeypatch.setattr(measure, "review_text", review_text)
-    monkeypatch.setattr(measure, "adapted_model", lambda mb: review_text(mb) if mb else runs.DEMO)
-    names = set(report.run_rows())
-    for name, row in rows.TABLE.items():
-        is_pretrained_on_tasks = getattr(row, "corpus", None) is not None  # by a stand-in
-        assert (name in names) == (row.reviews_mb == 0 or is_pretrained_on_tasks)
-    assert "reader plain: left out; reader-60.txt: not there" in capsys.readouterr().err
-
-
 def test_the_documented_table_is_that_of_the_records(monkeypatch):
     """All records are of this demo model, and `results/README.md` shows them as they are."""
 
@@ -245,9 +184,10 @@ def test_the_documented_table_is_that_of_the_records(monkeypatch):
     for text in (runs.RESULTS / "README.md").read_text().splitlines():
         label, *cells = [cell.strip() for cell in text.strip("|").split("|")]
         shown[label] = cells
-    for name in {record["name"] for record in records} - {"times"}:
-        label, *cells = report.cells_of(name)
-        assert shown[label][:5] == cells[:5], name
+    times = measure.relative_times()
+    for name in rows.ROWS:
+        label, *cells = report.cells_of(name, times.get(name))
+        assert shown[label] == cells, name
 
 
 def test_a_sample_is_evenly_spaced_and_has_the_longest_sentence(tmp_path):
