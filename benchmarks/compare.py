@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -12,7 +11,6 @@ from experiments.runs import ROOT, run_command
 from minllama.common.program import ArgumentParser, script_parser
 from minllama.common.progress import progress_bar
 
-OTHER = " (other)"  # ends the names of another checkout's contenders
 Measure = Callable[[], dict[str, float]]  # measures some quantities once
 Results = dict[str, dict[str, list[float]]]  # by contender and quantity, one value per round
 
@@ -22,15 +20,7 @@ def make_parser(description: str | None) -> ArgumentParser:
     parser = script_parser(description)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of one process")
-    help = "another checkout, which takes turns too"
-    parser.add_argument("--repository", type=Path, metavar="PATH", help=help)
     return parser
-
-
-def repositories(flags: Namespace) -> dict[str, Path]:
-    """This checkout and the other one, by what their contenders' names end in."""
-    other = {} if flags.repository is None else {OTHER: flags.repository.resolve()}
-    return {"": ROOT} | other
 
 
 def run(command: list[str], threads: int) -> tuple[list[dict], str]:
@@ -61,29 +51,12 @@ def take_turns(contenders: Mapping[str, Measure], rounds: int) -> Results:
     return results
 
 
-def ratios(results: Results, name: str, other: str, quantity: str) -> list[float]:
-    """How many times as much a contender has as another, by round."""
-    mine, its = results[name][quantity], results[other][quantity]
-    return [value / reference for value, reference in zip(mine, its, strict=True)]
-
-
 def print_table(results: Results) -> None:
-    """Print medians, and in brackets the median ratio to the first contender.
-
-    Contenders of another checkout are compared with those of the same name here, round by round.
-    """
-    width, first = max(map(len, results)), next(iter(results))
+    """Print medians, and in brackets the median ratio to the first contender, round by round."""
+    width, first = max(map(len, results)), next(iter(results.values()))
     for name, quantities in results.items():
         cells = []
         for quantity, values in quantities.items():
-            ratio = median(ratios(results, name, first, quantity))
-            cells.append(f"{quantity} {median(values):.4g} ({ratio:.2f})")
+            ratios = [mine / its for mine, its in zip(values, first[quantity], strict=True)]
+            cells.append(f"{quantity} {median(values):.4g} ({median(ratios):.2f})")
         print(f"{name:{width}}  {', '.join(cells)}")
-    for other in results:
-        name = other.removesuffix(OTHER)
-        if name == other:
-            continue
-        for quantity in results[other]:
-            of_rounds = ratios(results, name, other, quantity)
-            shown = ", ".join(f"{ratio:.2f}" for ratio in of_rounds)
-            print(f"{name}: {quantity} {median(of_rounds):.2f} times the other's ({shown})")

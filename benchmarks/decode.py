@@ -1,4 +1,4 @@
-"""Decoding speed of the command line, against another checkout, llama2.c or Transformers, in turns.
+"""Decoding speed of the command line, against llama2.c or Transformers, in turns.
 
     .venv/bin/python -m pip install -r requirements-extra.txt -r benchmarks/requirements.txt
     .venv/bin/python -m benchmarks.make_checkpoint random42M.pt
@@ -21,7 +21,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.compare import make_parser, print_table, repositories, run, take_turns
+from benchmarks.compare import make_parser, print_table, run, take_turns
 from experiments.runs import ROOT, run_command, run_llama
 from minllama.common.program import run_script
 from tokenizer import Tokenizer
@@ -81,12 +81,10 @@ def main() -> None:
     settings |= {"num_samples": flags.batch_size}
     with tempfile.TemporaryDirectory() as folder:
         commands = peers(flags, model, folder)
-        for suffix, repository in repositories(flags).items():
-            for dtype in DTYPES:
-                ours = run_llama(settings | {"dtype": dtype}, repository)
-                commands[f"{dtype}{suffix}"] = ours
-                if flags.compile:
-                    commands[f"{dtype} --compile{suffix}"] = [*ours, "--compile"]
+        for dtype in DTYPES:
+            commands[dtype] = run_llama(settings | {"dtype": dtype})
+            if flags.compile:
+                commands[f"{dtype} --compile"] = [*commands[dtype], "--compile"]
         contenders = {
             name: partial(measure, command, flags.threads) for name, command in commands.items()
         }

@@ -5,8 +5,6 @@
     .venv/bin/python -m benchmarks.finetune --pretrained-model-path random42M.pt \\
         --data data/cfimdb --batch_size 10 --n_train 200
     .venv/bin/python -m benchmarks.finetune --pretrained-model-path random42M.pt \\
-        --ways "causal bfloat16" --repository ../before
-    .venv/bin/python -m benchmarks.finetune --pretrained-model-path random42M.pt \\
         --less_memory --rounds 1 --n_train 640
 
 Every run trains on a sample of train, which has its longest sentence, and evaluates samples of dev
@@ -27,7 +25,7 @@ def main() -> None:
     parser.add_argument("--less_memory", action="store_true", help="compare more ways")
     flags = parser.parse_args()
     n_train, n_dev = (len(read_labelled(f"{flags.data}-{split}.txt")) for split in ("train", "dev"))
-    ways = {way: WAYS[way] for way in flags.ways}
+    ways = dict(WAYS)
     if flags.less_memory:
         accumulate = {"grad_accum": 5, "batch_size": flags.batch_size // 5}
         checkpoint = {"activation_checkpointing": True}

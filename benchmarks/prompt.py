@@ -21,8 +21,7 @@ def main() -> None:
     parser.add_argument("--n_dev", type=int, default=320, help="sentences of dev, and of test")
     flags = parser.parse_args()
     n_lines = {"train": 2, "dev": flags.n_dev, "test": flags.n_dev}
-    ways = {way: WAYS[way] for way in flags.ways}
-    race(flags, ways, n_lines, measure, option="prompt")
+    race(flags, WAYS, n_lines, measure, option="prompt")
 
 
 if __name__ == "__main__":

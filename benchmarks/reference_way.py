@@ -13,21 +13,19 @@ a Python loop over the parameters, and fine-tuning evaluates with autograd on. R
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import rope
 from llama import Attention, load_pretrained
 from minllama.common.program import run_script, script_parser
 from minllama.text.batches import Example
-from minllama.text.labelled import load_label_names, read_labelled
+from minllama.text.labelled import LlamaDataset, create_data, load_label_names
 from minllama.text.prompts import TEMPLATE, frame
 from optimizer import AdamW
 from tokenizer import Tokenizer
@@ -64,20 +62,13 @@ def rebuild_rotary_table(*_: object) -> None:
     rope.rotary_table.cache_clear()
 
 
-def make_loader(
-    filename: str, args: argparse.Namespace, prompt: tuple[str, str], max_len: int, shuffle: bool
-) -> DataLoader:
-    """Batches of ids and labels; `prompt` stands before and after each sentence."""
-    tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
-
-    def collate(sentences: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        texts = [f"{prompt[0]}{sentence}{prompt[1]}" for sentence, *_ in sentences]
-        ids = [tokenizer.encode(text, bos=True, eos=False)[:max_len] for text in texts]
-        padded = pad_sequence(list(map(torch.tensor, ids)), True, tokenizer.pad_id)
-        return padded, torch.tensor([example.label for example in sentences])
-
-    data = cast("Dataset[Example]", read_labelled(filename))
-    return DataLoader(data, args.batch_size, shuffle, collate_fn=collate)
+def make_loader(path: str, args: argparse.Namespace, suffix: str | None) -> DataLoader:
+    """Batches of the assignment's data set; `suffix` is the prompt after each sentence."""
+    tokenizer = Tokenizer(args.max_sentence_len, args.tokenizer_path)
+    data = create_data(path, tokenizer, flag="test", eos=False, prompt_suffix=suffix)
+    sentences = LlamaDataset(cast("list[Example]", data), args)
+    is_train = path == args.train
+    return DataLoader(sentences, args.batch_size, is_train, collate_fn=sentences.collate_fn)
 
 
 def train(model: nn.Module, loader: DataLoader, args: argparse.Namespace) -> dict[str, float]:
@@ -85,13 +76,14 @@ def train(model: nn.Module, loader: DataLoader, args: argparse.Namespace) -> dic
     optimizer = AdamW(model.parameters(), lr=args.lr)
     losses, n, start = [], 0, time.perf_counter()
     model.train()
-    for token_ids, labels in loader:
+    for batch in loader:
         optimizer.zero_grad()
-        loss = F.nll_loss(model(token_ids), labels, reduction="sum") / args.batch_size
+        log_probs = model(batch["token_ids"])
+        loss = F.nll_loss(log_probs, batch["labels"], reduction="sum") / args.batch_size
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        n += len(labels)
+        n += len(batch["labels"])
     rate = n / (time.perf_counter() - start)
     return {"train_loss": sum(losses) / len(losses), "train_sentences_per_second": rate}
 
@@ -99,9 +91,10 @@ def train(model: nn.Module, loader: DataLoader, args: argparse.Namespace) -> dic
 def evaluate(model: nn.Module, loader: DataLoader) -> dict[str, float]:
     n_correct, n, start = 0, 0, time.perf_counter()
     model.eval()
-    for token_ids, labels in loader:
-        n_correct += int((model(token_ids).argmax(dim=-1) == labels).sum())
-        n += len(labels)
+    for batch in loader:
+        predictions = model(batch["token_ids"]).argmax(dim=-1)
+        n_correct += int((predictions == batch["labels"]).sum())
+        n += len(batch["labels"])
     rate = n / (time.perf_counter() - start)
     return {"accuracy": n_correct / n, "sentences_per_second": rate}
 
@@ -122,10 +115,10 @@ def main() -> None:
     model = ReferenceClassifier(
         args.pretrained_model_path, len(names), name_ids if is_prompt else None
     )
-    prompt = frame(TEMPLATE, names) if is_prompt else ("", "")
+    args.max_sentence_len = model.llama.config.max_seq_len - 1  # and BOS
+    suffix = frame(TEMPLATE, names)[1].removeprefix(" ") if is_prompt else None
     train_loader, *loaders = (
-        make_loader(path, args, prompt, model.llama.config.max_seq_len, shuffle=path == args.train)
-        for path in (args.train, args.dev, args.test)
+        make_loader(path, args, suffix) for path in (args.train, args.dev, args.test)
     )
     records = [] if is_prompt else [train(model, train_loader, args)]
     with torch.set_grad_enabled(not is_prompt):

@@ -1,7 +1,7 @@
 """How fast two processes pre-train that share a step, against one process with two threads.
 
     .venv/bin/python -m benchmarks.scaling --shape 5m
-    .venv/bin/python -m benchmarks.scaling --shape 42m --repository ../before
+    .venv/bin/python -m benchmarks.scaling --shape 42m
 
 All take the same steps of 16,384 tokens (`--grad_accum` 4), in turns: one process with --threads
 threads, and as many processes of one thread that `torchrun` starts, each with a replica of the
@@ -12,10 +12,9 @@ process. `benchmarks.training_memory` computes the bytes that they send.
 import argparse
 import sys
 from functools import partial
-from pathlib import Path
 from statistics import median
 
-from benchmarks.compare import make_parser, print_table, repositories, run, take_turns
+from benchmarks.compare import make_parser, print_table, run, take_turns
 from experiments.runs import ROOT, run_llama
 from minllama.common.program import run_script
 
@@ -34,11 +33,11 @@ TRAINING = {
 }
 
 
-def measure(flags: argparse.Namespace, repository: Path, n: int, shard: bool) -> dict[str, float]:
+def measure(flags: argparse.Namespace, n: int, **more: bool) -> dict[str, float]:
     """Tokens per second of `n` processes: the median of the reports after the first."""
-    settings = TRAINING | SHAPES[flags.shape]
+    settings = TRAINING | SHAPES[flags.shape] | more
     settings |= {"steps": (1 + flags.reports) * flags.steps, "eval_every": flags.steps}
-    command = run_llama(settings | ({"shard": True} if shard else {}), repository)
+    command = run_llama(settings)
     if n > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
         command = [sys.executable, *torchrun, *command[1:]]
@@ -52,11 +51,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="of each report")
     parser.add_argument("--reports", type=int, default=3, help="that count, after the first one")
     flags = parser.parse_args()
-    n, contenders = flags.threads, {}
-    for suffix, repository in repositories(flags).items():
-        contenders[f"one process{suffix}"] = partial(measure, flags, repository, 1, False)
-        contenders[f"replicas{suffix}"] = partial(measure, flags, repository, n, False)
-        contenders[f"--shard{suffix}"] = partial(measure, flags, repository, n, True)
+    contenders = {
+        "one process": partial(measure, flags, 1),
+        "replicas": partial(measure, flags, flags.threads),
+        "--shard": partial(measure, flags, flags.threads, shard=True),
+    }
     print_table(take_turns(contenders, flags.rounds))
 
 

@@ -4,8 +4,8 @@
 
 Four processes take turns: `import torch` alone, `run_llama.py --help`, a mistyped flag, and the
 demo model's generation until its first token appears on a terminal. The table has the medians in
-seconds, and the ratios to `import torch`. A first round brings the files into memory and does not
-count. The terminal is a pseudo-terminal, which Windows lacks.
+seconds, and in brackets the ratios to `import torch`. The terminal is a pseudo-terminal, which
+Windows lacks.
 """
 
 import contextlib
@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from statistics import median
+from collections.abc import Callable
+from functools import partial
 
+from benchmarks.compare import print_table, take_turns
 from experiments.runs import DEMO, run_llama
 from minllama.common.program import run_script, script_parser
 from minllama.tasks.generate import PREFIX
@@ -76,19 +78,20 @@ def seconds_to_first_token(command: list[str], folder: str) -> float:
             os.close(terminal)
 
 
+def seconds(measure: Callable[..., float], *arguments: object) -> dict[str, float]:
+    return {"s": measure(*arguments)}
+
+
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    times: dict[str, list[float]] = {name: [] for name in [*COMMANDS, "the first token"]}
+    contenders = {
+        name: partial(seconds, seconds_to_end, *command) for name, command in COMMANDS.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(1 + rounds):
-            for name, (command, exit_code) in COMMANDS.items():
-                times[name].append(seconds_to_end(command, exit_code))
-            times["the first token"].append(seconds_to_first_token(GENERATE, folder))
-    medians = {name: median(values[1:]) for name, values in times.items()}
-    for name, seconds in medians.items():
-        print(f"{name:20}{seconds:9.2f} s{seconds / medians['import torch']:7.2f}")
+        contenders["the first token"] = partial(seconds, seconds_to_first_token, GENERATE, folder)
+        print_table(take_turns(contenders, rounds))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 
 from config import LlamaConfig
 from llama import Llama
+from minllama.common.program import run_script, script_parser
 from minllama.inference.decoding import decode
 from minllama.inference.generator import prepared
 from minllama.inference.sampling import Sampling
@@ -56,6 +57,7 @@ def measure(state: str, n_threads: int) -> None:
 
 
 def main() -> None:
+    script_parser(__doc__).parse_args()
     n_threads = torch.get_num_threads()
     print(f"tokens/s with 1 and {n_threads} threads, and the ratio")
     measure("idle", n_threads)
@@ -66,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from statistics import harmonic_mean
 
-from benchmarks.compare import OTHER, make_parser, print_table, repositories, run, take_turns
+from benchmarks.compare import make_parser, print_table, run, take_turns
 from experiments.runs import arguments, data_flags, run_llama, write_sample
 from minllama.common.program import ArgumentParser
 
 REFERENCE = "the reference's way"
 WAYS: dict[str, dict[str, object]] = {  # by name their flags
-    REFERENCE: {},
     "unmasked float32": {"no-causal": True},
     "causal float32": {"causal": True},
     "causal bfloat16": {"causal": True, "dtype": "bfloat16"},
@@ -28,7 +27,6 @@ def make_ways_parser(description: str | None, batch_size: int) -> ArgumentParser
     parser.add_argument("--tokenizer-path", default="tokenizer.model")
     parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
     parser.add_argument("--batch_size", type=int, default=batch_size)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     return parser
 
 
@@ -40,9 +38,10 @@ def race(
     min_words: int = 0,
     **more: object,
 ) -> None:
-    """Let ways take turns on a sample of the data, and print the table.
+    """Let the reference's way and others take turns on a sample of the data, and print the table.
 
     Args:
+        ways: flags of the others, by name.
         n_lines, min_words: of the sample, as `write_sample` takes them.
         measure: takes the records of a run's metrics.
         more: flags of all ways.
@@ -56,16 +55,11 @@ def race(
 
     with tempfile.TemporaryDirectory() as folder:
         shared |= data_flags(write_sample(flags.data, folder, n_lines, min_words))
-        contenders = {}
-        for suffix, repository in repositories(flags).items():
-            for way, its_flags in ways.items():
-                its_flags = {"metrics_out": "metrics.jsonl"} | its_flags
-                command = run_llama(shared | its_flags, repository)
-                contenders[f"{way}{suffix}"] = partial(run_once, command)
-        if REFERENCE in ways:  # is not one of the command line, nor of another checkout
-            command = [sys.executable, "-m", "benchmarks.reference_way", *arguments(shared)]
-            contenders[REFERENCE] = partial(run_once, command)
-            contenders.pop(f"{REFERENCE}{OTHER}", None)
+        reference = [sys.executable, "-m", "benchmarks.reference_way", *arguments(shared)]
+        contenders = {REFERENCE: partial(run_once, reference)}
+        shared["metrics_out"] = "metrics.jsonl"
+        for way, its_flags in ways.items():
+            contenders[way] = partial(run_once, run_llama(shared | its_flags))
         print_table(take_turns(contenders, flags.rounds))
 
 

@@ -14,35 +14,38 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from experiments.corpus import read_documents
 from llama import Llama, load_pretrained
+from minllama.common.errors import InputError
 from minllama.common.program import run_script, script_parser
 from minllama.kernels.cpu import accelerate
 from minllama.kernels.quantize import DTYPES, prepare_for_decoding
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, check_vocabulary
 
 
 def read_stories(path: str | Path) -> list[str]:
     """The stories between `<|endoftext|>` lines, each cut to its first 800 characters."""
-    text = Path(path).read_text(encoding="utf-8")
-    return [story.strip()[:800] for story in text.split("<|endoftext|>") if story.strip()]
+    stories = [story[:800] for story in read_documents(Path(path))]
+    if not stories:
+        raise InputError(f"{path}: no text in it; name a file that has some")
+    return stories
 
 
 @torch.inference_mode()
 def bits_per_byte(llama: Llama, tokenizer: Tokenizer, stories: list[str]) -> float:
-    """Negative log-likelihood of the stories in bits, per byte."""
+    """Negative log-likelihood of the stories in bits, per byte.
+
+    Raises:
+        InputError: it is not finite.
+    """
     nats = 0.0
     for story in stories:
         ids = torch.tensor([tokenizer.encode(story, bos=True, eos=False)])
         logits, _ = llama(ids[:, :-1], targets=ids[:, 1:])
         nats += F.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum").item()
+    if not math.isfinite(nats):
+        raise InputError(f"the log-likelihood is {nats}; the weights are damaged, take others")
     return nats / math.log(2) / sum(len(story.encode()) for story in stories)
-
-
-def load(path: str, causal: bool) -> Llama:
-    """A model for inference with fast kernels."""
-    llama = load_pretrained(path, causal=causal, init_weights=False).eval()
-    accelerate(llama)
-    return llama
 
 
 def main() -> None:
@@ -51,17 +54,25 @@ def main() -> None:
     parser.add_argument("--tokenizer-path", required=True)
     parser.add_argument("--text", required=True, nargs="+")
     args = parser.parse_args()
+    texts = {path: read_stories(path) for path in args.text}
     tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
-    if len(args.text) > 1:
-        llama = prepare_for_decoding(load(args.pretrained_model_path, causal=True), "float32")
-        for path in args.text:
-            print(f"{bits_per_byte(llama, tokenizer, read_stories(path)):.4f} {path}", flush=True)
+
+    def load(causal: bool) -> Llama:
+        llama = load_pretrained(args.pretrained_model_path, causal=causal, init_weights=False)
+        check_vocabulary(tokenizer, llama.vocab_size, args.pretrained_model_path)
+        accelerate(llama)
+        return llama.eval()
+
+    if len(texts) > 1:
+        llama = prepare_for_decoding(load(causal=True), "float32")
+        for path, stories in texts.items():
+            print(f"{bits_per_byte(llama, tokenizer, stories):.4f} {path}", flush=True)
         return
-    stories = read_stories(args.text[0])
-    unmasked = load(args.pretrained_model_path, causal=False)
-    print(f"unmasked: {bits_per_byte(unmasked, tokenizer, stories):.4f} bits per byte")
+    (stories,) = texts.values()
+    llama = load(causal=False)
+    print(f"unmasked: {bits_per_byte(llama, tokenizer, stories):.4f} bits per byte")
     for dtype in DTYPES:
-        llama = prepare_for_decoding(load(args.pretrained_model_path, causal=True), dtype)
+        llama = prepare_for_decoding(load(causal=True), dtype)
         print(f"causal, {dtype}: {bits_per_byte(llama, tokenizer, stories):.4f} bits per byte")
 
 

@@ -21,6 +21,7 @@ source; and `sources.txt`, all sections once, trained on or not, for `experiment
 prints the number of sections by use, and the `--split` of `train.txt` for `--option pretrain`.
 """
 
+import functools
 import hashlib
 import lzma
 import math
@@ -88,8 +89,9 @@ def read_documents(path: Path) -> list[str]:
     return [document for document in documents if document]
 
 
-def joined(texts: Iterable[str]) -> str:
-    return "".join(f"{text}\n{DOCUMENT_SEPARATOR}\n" for text in texts)
+def write_documents(path: Path, documents: Iterable[str]) -> None:
+    with atomic_write(path) as file:
+        file.writelines(f"{document}\n{DOCUMENT_SEPARATOR}\n" for document in documents)
 
 
 def place_of(text: str) -> float:
@@ -125,41 +127,41 @@ def runs_of(words: Sequence[str], length: int = RUN) -> Iterator[int]:
     return (hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1))
 
 
-def unknown_share(words: Sequence[str], known: Collection[str]) -> float:
-    return sum(word not in known for word in words) / max(len(words), 1)
+def unknown_share(text: str, known: Collection[str]) -> float:
+    """The share of words that are not known; 1 of a text without words."""
+    words = words_of(text)
+    return sum(word not in known for word in words) / len(words) if words else 1.0
 
 
-class OffensiveWords:
-    """Profanity and slurs, kept as digests so that nobody has to read them.
+@functools.cache
+def offensive_digests() -> frozenset[str]:
+    """The profanity and slurs that are left out, as digests so that nobody has to read them.
 
     The file has the first 16 hexadecimal digits of each word's SHA-256. The words are in two of
     three lists, or cuss rates them as likely profane and these corpora use them so: cuss 2.2.0
     (MIT), naughty-words 1.2.0 (CC-BY-4.0), better-profanity 0.7.0 (MIT). Words with another usual
     sense in a story are not listed.
     """
-
-    def __init__(self, path: Path = OFFENSIVE):
-        self.digests = frozenset(path.read_text().split())
-        self.known: dict[str, bool] = {}
-
-    def __contains__(self, word: str) -> bool:
-        if word not in self.known:
-            digest = hashlib.sha256(word.encode()).hexdigest()[:16]
-            self.known[word] = digest in self.digests
-        return self.known[word]
-
-    def among(self, words: Iterable[str]) -> list[str]:
-        """The offensive ones of some words in lower case."""
-        return [word for word in words if word in self]
+    return frozenset(OFFENSIVE.read_text().split())
 
 
-def divide(documents: Sequence[str], offensive: OffensiveWords) -> Source:
+@functools.cache
+def is_offensive(word: str) -> bool:
+    """Whether a word in lower case is in the list."""
+    return hashlib.sha256(word.encode()).hexdigest()[:16] in offensive_digests()
+
+
+def has_offensive_word(text: str) -> bool:
+    return any(map(is_offensive, words_of(text)))
+
+
+def divide(documents: Sequence[str]) -> Source:
     """Cut the documents of a source, and decide the use of each section."""
     source = Source(len(documents))
     for document in documents:
         place = place_of(document)
         for section in cut(document, SECTION):
-            if offensive.among(words_of(section)):
+            if has_offensive_word(section):
                 source.offensive.append(section)
             elif place < HELD_OUT:
                 source.held_out += cut(section, PASSAGE)
@@ -192,10 +194,7 @@ def easiest_first(sources: Collection[Source]) -> None:
             counts.update(words_of(section))
     frequent = {word for word, _ in counts.most_common(N_FREQUENT)}
 
-    def rare_share(section: str) -> float:
-        words = words_of(section)
-        return unknown_share(words, frequent) if words else 1.0
-
+    rare_share = functools.partial(unknown_share, known=frequent)
     for source in sources:
         source.train.sort(key=rare_share)
         source.validation.sort(key=rare_share)
@@ -219,15 +218,9 @@ def shares(train: Sequence[str], validation: Sequence[str]) -> tuple[float, floa
     return round(end / whole, 6), round(1 - end / whole, 6)
 
 
-def write(path: Path, texts: Iterable[str]) -> None:
-    with atomic_write(path) as file:
-        file.write(joined(texts))
-
-
 def make_corpus(corpora: Path, output: Path, times: dict[str, float], easiest: bool) -> None:
     """Write the files and print the counts; `times` has the copies of each source."""
-    offensive = OffensiveWords()
-    sources = {n: divide(read_documents(corpora / f"{n}.txt.xz"), offensive) for n in times}
+    sources = {name: divide(read_documents(corpora / f"{name}.txt.xz")) for name in times}
     take_out_copies(sources.values())
     if easiest:
         easiest_first(sources.values())
@@ -244,25 +237,28 @@ def make_corpus(corpora: Path, output: Path, times: dict[str, float], easiest: b
     validation: list[str] = []
     for name, s in sources.items():
         held_out = evenly(s.held_out, MAX_PASSAGES)
-        write(output / f"held-out-{name}.txt", held_out)
+        write_documents(output / f"held-out-{name}.txt", held_out)
         train += repeated(s.train, times[name], first=easiest)
         share = min(times[name], 1) if easiest else 1
         validation += evenly(s.validation[: math.ceil(share * len(s.validation))], MAX_PASSAGES)
-        uses = (s.train, s.offensive, s.copies)
-        counts = [f"{len(texts):,} ({sum(map(len, texts)) / 1e6:.2f} MB)" for texts in uses]
+        counts = [f"{len(t):,} ({mega(t):.2f} MB)" for t in (s.train, s.offensive, s.copies)]
         counts[0] += f" x {times[name]:g}"
-        new = unknown_share([word for text in held_out for word in words_of(text)], known)
+        new = unknown_share("\n".join(held_out), known)
         print(f"{name}, {s.n_documents:,}: {'; '.join(counts)} | {len(held_out)}, {new:.2%}")
     random.Random(0).shuffle(train)
     random.Random(0).shuffle(validation)
-    write(output / "train.txt", train + validation)
-    write(
-        output / "sources.txt",
-        not_held_out + [text for s in sources.values() for text in s.held_out],
+    write_documents(output / "train.txt", train + validation)
+    seen_or_not = not_held_out + [text for s in sources.values() for text in s.held_out]
+    write_documents(output / "sources.txt", seen_or_not)
+    print(
+        f"train.txt: {len(train):,} sections, {mega(train):.2f} MB; {len(validation)} to validate"
     )
-    size = sum(map(len, train)) / 1e6
-    print(f"train.txt: {len(train):,} sections, {size:.2f} MB; {len(validation)} to validate")
     print("--split {:f} {:f} 0".format(*shares(train, validation)))
+
+
+def mega(texts: Iterable[str]) -> float:
+    """Millions of characters."""
+    return sum(map(len, texts)) / 1e6
 
 
 def parse_repeat(text: str) -> tuple[str, float]:
@@ -281,9 +277,7 @@ def main() -> None:
     parser.add_argument("corpora", type=Path)
     parser.add_argument("output", type=Path)
     help = "another mixture; 0 leaves a source out"
-    parser.add_argument(
-        "--repeat", nargs="+", default=[], action="extend", metavar="NAME=TIMES", help=help
-    )
+    parser.add_argument("--repeat", nargs="+", default=[], metavar="NAME=TIMES", help=help)
     help = "fractions are of the sections with few rare words"
     parser.add_argument("--easiest", action="store_true", help=help)
     flags = parser.parse_args()

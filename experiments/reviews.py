@@ -28,10 +28,10 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.corpus import joined, read_documents, runs_of, words_of
+from experiments.corpus import read_documents, runs_of, words_of, write_documents
 from experiments.task_text import CFIMDB, SST
 from minllama.common.errors import InputError, missing_file
-from minllama.common.files import atomic_write, check_outputs
+from minllama.common.files import check_outputs
 from minllama.common.program import run_script, script_parser
 from minllama.text.labelled import read_labelled
 
@@ -143,8 +143,7 @@ def main() -> None:
     unique = list(dict.fromkeys(everything))
     documents = without_evaluated(unique)
     kept = make_text(documents, args.megabytes)
-    with atomic_write(args.out) as file:
-        file.write(joined(kept))
+    write_documents(args.out, kept)
     print(f"{len(unique) - len(documents)} of {len(unique):,} share words with dev or test")
     print(f"{args.out}: {len(kept):,} reviews, {args.out.stat().st_size / 1e6:.1f} MB")
 

@@ -35,9 +35,9 @@ def arguments(flags: Mapping[str, object]) -> list[str]:
     return command
 
 
-def run_llama(flags: Mapping[str, object], repository: Path = ROOT) -> list[str]:
-    """The command `run_llama.py` of a checkout, with flags as `arguments` takes them."""
-    return [sys.executable, str(repository / "run_llama.py"), *arguments(flags)]
+def run_llama(flags: Mapping[str, object]) -> list[str]:
+    """The command `run_llama.py` with flags as `arguments` takes them."""
+    return [sys.executable, str(ROOT / "run_llama.py"), *arguments(flags)]
 
 
 def run_command(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:

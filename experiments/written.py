@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.corpus import OffensiveWords, read_documents, words_of
+from experiments.corpus import has_offensive_word, read_documents, words_of
 from experiments.runs import DEMO
 from minllama.common.errors import InputError
 from minllama.common.program import run_script, script_parser
@@ -37,15 +37,13 @@ PROMPTS = (
 MAX_NEW_TOKENS = 75
 
 
-def continuations(
-    generator: TextGenerator, prompts: Sequence[str], temperature: float = 1.0
-) -> list[str]:
-    """Continue prompts in one batch.
+def continuations(generator: TextGenerator, prompts: Sequence[str]) -> list[str]:
+    """Continue prompts in one batch, at temperature 1.
 
     Returns:
         the continuations, without a last word that the limit of tokens cut.
     """
-    batch = GenerationBatch(generator, prompts, Sampling(temperature), MAX_NEW_TOKENS)
+    batch = GenerationBatch(generator, prompts, Sampling(), MAX_NEW_TOKENS)
     starts = [len(ids) for ids in batch.rows]
     for _ in batch:
         pass
@@ -84,10 +82,9 @@ def main() -> None:
         print(f"{prompt!r}: {unknown.total()} of {n_words:,} words are in no source text")
     n_words, unknown = count(texts, words)
     print(f"{len(texts)} texts, {n_words:,} words")
-    print(f"in no source text: {unknown.total()} ({unknown.total() / n_words:.2%})")
+    print(f"in no source text: {unknown.total()} ({unknown.total() / max(n_words, 1):.2%})")
     print(*unknown)
-    offensive = OffensiveWords()
-    flagged = [text for text in texts if offensive.among(words_of(text))]
+    flagged = [text for text in texts if has_offensive_word(text)]
     print(f"texts with profanity or slurs: {len(flagged)}")
     for text in flagged:
         print(repr(text))

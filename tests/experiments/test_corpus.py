@@ -1,6 +1,5 @@
 """The demo model's text: what is held out, what is left out, and where training ends."""
 
-import hashlib
 import lzma
 import math
 import re
@@ -9,34 +8,26 @@ import sys
 import pytest
 
 from experiments import corpus
-from experiments.bits_per_byte import read_stories
 from minllama.common.program import run_script
 from minllama.text.documents import Corpus
 
 
-def digest(word: str) -> str:
-    return hashlib.sha256(word.encode()).hexdigest()[:16]
-
-
 @pytest.fixture
-def offensive(tmp_path):
-    (tmp_path / "list").write_text(f"{digest('blast')}\n{digest('crumbs')}\n")
-    return corpus.OffensiveWords(tmp_path / "list")
+def offensive(monkeypatch):
+    monkeypatch.setattr(corpus, "is_offensive", {"blast", "crumbs"}.__contains__)
 
 
 def test_only_whole_words_are_offensive(offensive):
-    assert offensive.among(corpus.words_of("Blast! The blasted CRUMBS, sandblast, blast's")) == [
-        *("blast", "crumbs", "blast")
-    ]
+    for text, expected in (("Oh, Blast!", True), ("The blasted, sandblast crumb", False)):
+        assert corpus.has_offensive_word(text) == expected
 
 
 def test_the_list_of_the_project_names_no_word_openly():
     words = corpus.OFFENSIVE.read_text().split()
     assert all(re.fullmatch(r"[0-9a-f]{16}", word) for word in words)
     assert len(words) == len(set(words)) > 500
-    listed = corpus.OffensiveWords()
-    assert "damn" in listed  # the mildest of them
-    assert not listed.among(["story", "hell", "queer", "scunthorpe", "classic", "as"])
+    assert corpus.has_offensive_word("damn")  # the mildest of them
+    assert not corpus.has_offensive_word("story hell queer scunthorpe classic as")
 
 
 def test_a_cut_loses_nothing_and_ends_at_lines():
@@ -49,17 +40,17 @@ def test_a_cut_loses_nothing_and_ends_at_lines():
 
 def test_an_offensive_word_costs_its_section_only(offensive):
     long = "\n".join(["A quiet line."] * 600 + ["Oh blast."] + ["Another line."] * 600)
-    source = corpus.divide([long], offensive)
+    source = corpus.divide([long])
     (left_out,) = source.offensive
     assert "blast" in left_out
     kept = source.train + source.validation + source.held_out
     assert sum(map(len, kept)) > len(long) - len(left_out) - 100
 
 
-def test_what_is_held_out_depends_on_the_document_alone(offensive):
+def test_what_is_held_out_depends_on_the_document_alone():
     documents = [f"Story {i}." for i in range(3000)]
-    all_of_them = corpus.divide(documents, offensive)
-    some = corpus.divide(documents[::-2], offensive)
+    all_of_them = corpus.divide(documents)
+    some = corpus.divide(documents[::-2])
     assert set(some.held_out) == set(all_of_them.held_out) & set(documents[::-2])
     assert len(all_of_them.held_out) == pytest.approx(3000 * corpus.HELD_OUT, rel=0.3)
     assert len(all_of_them.validation) == pytest.approx(3000 * corpus.VALIDATION, rel=0.5)
@@ -122,25 +113,27 @@ def test_training_ends_where_validation_begins(corpora, monkeypatch, capsys):
     expected = {"train": [], "validation": []}
     for name in corpus.REPEAT:
         documents = corpus.read_documents(corpora / f"{name}.txt.xz")
-        source = corpus.divide(documents, corpus.OffensiveWords())
+        source = corpus.divide(documents)
         expected["train"] += corpus.repeated(source.train, times[name])
         expected["validation"] += source.validation
-        assert read_stories(corpora / f"held-out-{name}.txt") == source.held_out
+        assert corpus.read_documents(corpora / f"held-out-{name}.txt") == source.held_out
     for split, expected_texts in expected.items():
         assert sorted(texts[split]) == sorted(expected_texts)
-    assert len(read_stories(corpora / "sources.txt")) == 60 * len(corpus.REPEAT)
+    assert len(corpus.read_documents(corpora / "sources.txt")) == 60 * len(corpus.REPEAT)
 
 
 def test_the_easiest_share_is_taken_of_train_and_validation(corpora, monkeypatch):
     monkeypatch.setattr(corpus, "VALIDATION", 0.2)
     documents = corpus.read_documents(corpora / "fairytaleqa.txt.xz")
-    source = corpus.divide(documents, corpus.OffensiveWords())
+    source = corpus.divide(documents)
     for share in (0, 0.3, 2):
         make(monkeypatch, corpora, corpora, "--easiest", "--repeat", f"fairytaleqa={share}")
-        texts = [t for t in read_stories(corpora / "train.txt") if t.startswith("fairytaleqa")]
+        texts = [
+            t for t in corpus.read_documents(corpora / "train.txt") if t.startswith("fairytaleqa")
+        ]
         expected = math.ceil(share * len(source.train))
         expected += math.ceil(min(share, 1) * len(source.validation))
-        assert len(texts) == expected
+        assert n_taken == expected
 
 
 @pytest.mark.parametrize(
