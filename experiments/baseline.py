@@ -15,14 +15,15 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import Normalizer
 
 from minllama.common.errors import InputError
-from minllama.text.labelled import LabelledSentence, few_shot, read_labelled
+from minllama.text.batches import Example
+from minllama.text.labelled import few_shot, read_labelled
 
 CS = (0.5, 1.0, 3.0, 10.0)  # inverses of the strength of the regularization
 WORDS = {"sublinear_tf": True, "token_pattern": r"\S+"}
 N_COMPONENTS, MIN_DOCUMENTS = 300, 20  # of the SVD; documents that have a word at least
 
 
-def read_splits(data: str) -> dict[str, list[LabelledSentence]]:
+def read_splits(data: str) -> dict[str, list[Example]]:
     """Train, dev and test; `data` is a path up to `-train.txt`."""
     return {split: read_labelled(f"{data}-{split}.txt") for split in ("train", "dev", "test")}
 
@@ -54,7 +55,7 @@ def fit_features(train: Sequence[str], unlabelled: Sequence[str] | None) -> Any:
 
 
 def fit_classifier(
-    splits: dict[str, list[LabelledSentence]], features: Any, cs: Sequence[float], max_iter: int
+    splits: dict[str, list[Example]], features: Any, cs: Sequence[float], max_iter: int
 ) -> dict[str, Any]:
     """Fit a logistic regression on train for each `C` of `cs`, and choose the best on dev.
 

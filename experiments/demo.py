@@ -36,7 +36,7 @@ def main() -> None:
             data = f"{folder}/data"
             Path(f"{data}-train.txt").write_text("".join(random.Random(0).sample(lines, n_train)))
         splits = read_splits(data)
-        bags = CountVectorizer().fit([sentence for _, sentence in splits["train"]])
+        bags = CountVectorizer().fit([example.sentence for example in splits["train"]])
         results = {"bag of words": fit_classifier(splits, bags, (0.1, 1, 10), max_iter=3000)}
         results["fine-tuned"] = classify(data, flags)
     for name, result in results.items():

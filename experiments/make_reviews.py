@@ -81,7 +81,8 @@ def make_review(level: int, rng: random.Random) -> str:
 
 def reviews(level: int, rng: random.Random) -> Iterator[str]:
     """The reviews of a level, those written by hand first, without end."""
-    own = [text for label, text in read_labelled(DEMO / "own-reviews.txt") if label == level]
+    examples = read_labelled(DEMO / "own-reviews.txt")
+    own = [example.sentence for example in examples if example.label == level]
     rng.shuffle(own)
     yield from own
     while True:
