@@ -89,8 +89,6 @@ class LlamaZeroShotClassifier(nn.Module):
 
         The prompts are read once; labels of several tokens continue them through a cache.
         """
-        if not self.llama.config.causal:
-            raise ValueError("only a causal model can score prompts by their lengths")
         batch_size, seqlen = input_ids.shape
         cache = None
         if self.uses_cache:

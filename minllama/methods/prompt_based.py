@@ -76,6 +76,5 @@ class FewShot(Method):
 
     def choose(self, sentences: list[Example], num_labels: int, seed: int) -> list[Example]:
         """Draw `shots` sentences of each label."""
-        if self.shots is None:
-            return sentences
+        assert self.shots is not None  # else the method is off
         return few_shot(sentences, self.shots, num_labels, seed)

@@ -5,7 +5,6 @@ import sys
 import time
 import warnings
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from minllama.methods.classify import Classifier, build, load
 from minllama.methods.settings import FinetuneSettings
 from minllama.methods.training import Training
 from minllama.text.batches import Example
-from minllama.text.labelled import check_labels, load_label_names, read_labelled
+from minllama.text.labelled import check_labels, read_labelled
 from minllama.training import distributed, run
 from minllama.training.precision import check_finite
 from utils import to_device
@@ -98,18 +97,8 @@ def report(
     for split, inputs in (("dev", dev), ("test", test)):
         print(f"load {len(inputs)} data from {getattr(settings, split)}")
         loaders[split] = classifier.loader(inputs, settings.batch_size)
-    labels = label_names_or_numbers(classifier, settings.dev)
-    return report_results(settings, loaders, classifier.evaluate, classifier.device, labels)
-
-
-def label_names_or_numbers(classifier: Classifier, dev: str) -> list[str]:
-    """The labels' names: saved, or from the mapping beside dev; else their numbers."""
-    if classifier.config.label_names is not None:
-        return classifier.config.label_names
-    path = Path(dev).with_name(f"{dataset_name(dev, 'dev')}-label-mapping.json")
-    names = load_label_names(path) if path.is_file() else []
-    num_labels = classifier.config.num_labels
-    return names if len(names) == num_labels else [str(label) for label in range(num_labels)]
+    names = classifier.config.label_names or list(map(str, range(classifier.config.num_labels)))
+    return report_results(settings, loaders, classifier.evaluate, classifier.device, names)
 
 
 def train_epochs(

@@ -4,10 +4,9 @@ import contextlib
 import csv
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import FileIO, RawIOBase
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -26,6 +25,7 @@ from minllama.methods.settings import FinetuneSettings
 from minllama.tasks.prompt import ZeroShotSettings, zero_shot_classifier
 from minllama.text.batches import Example, in_data_order
 from minllama.text.labelled import load_label_names
+from minllama.text.lines import read_lines
 from minllama.training import distributed
 from minllama.training.precision import mixed_precision
 from tokenizer import TOKENIZER_MODEL
@@ -113,21 +113,17 @@ def predict(settings: PredictSettings) -> None:
         write = make_writer(settings.format, target)
         # Without a mask a label depends on the others of its batch, so batches have to be full.
         full_batches = not classifier.model.llama.config.causal and not source.isatty()
-        n_lines = 0
-        for lines in groups(read_lines(source), settings.batch_size, full_batches=full_batches):
-            sentences = decode_lines(lines, n_lines, settings.input or "standard input")
-            with name_lines_in_warnings(n_lines + 1, n_lines + len(lines)):
-                labels = label_sentences(classifier, sentences, settings.batch_size)
-            for label in labels:
+        reads = read_lines(source, settings.input or "standard input")
+        for lines in groups(reads, settings.batch_size, full_batches=full_batches):
+            for label in label_sentences(classifier, lines, settings.batch_size):
                 write(label)
-            n_lines += len(lines)
             bar.update(len(lines))
 
 
 @torch.inference_mode()
-def label_sentences(classifier: Classifier, sentences: list[str], batch_size: int) -> list[Label]:
+def label_sentences(classifier: Classifier, lines: list[str], batch_size: int) -> list[Label]:
     """Label sentences, in their order."""
-    (inputs,) = classifier.inputs([Example(sentence, 0) for sentence in sentences])
+    (inputs,) = classifier.inputs([Example(line.strip(), 0) for line in lines])
     loader = classifier.loader(inputs, batch_size)
     classifier.model.eval()
     batch_scores = []
@@ -146,17 +142,6 @@ def label_sentences(classifier: Classifier, sentences: list[str], batch_size: in
     return in_data_order(results, loader)
 
 
-@contextlib.contextmanager
-def name_lines_in_warnings(first: int, last: int) -> Iterator[None]:
-    """Let each warning begin with the lines of the input that it is about."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        text = f"lines {first} to {last}: {warning.message}"
-        warnings.warn(text, warning.category, stacklevel=3)
-
-
 def open_input(path: str | None) -> FileIO:
     """Open a file, or standard input, without a buffer."""
     if path is not None:
@@ -164,29 +149,12 @@ def open_input(path: str | None) -> FileIO:
     return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
 
 
-def read_lines(source: RawIOBase) -> Iterator[list[bytes]]:
-    """Yield, after each read of an unbuffered file, the lines that are complete.
-
-    Raises:
-        InputError: the file does not wait for data.
-    """
-    rest = b""
-    while data := source.read(1 << 16):  # returns what is there; waits only if nothing is
-        *lines, rest = (rest + data).split(b"\n")
-        if lines:
-            yield lines
-    if data is None:
-        raise InputError("the input does not block; pass it through a pipe, as in `cat | …`")
-    if rest:
-        yield [rest]
-
-
 def groups(
-    reads: Iterable[list[bytes]], batch_size: int, *, full_batches: bool
-) -> Iterator[list[bytes]]:
+    reads: Iterable[list[str]], batch_size: int, *, full_batches: bool
+) -> Iterator[list[str]]:
     """Group the lines that have arrived: at most `MAX_BATCHES` batches, full ones if required."""
     size = MAX_BATCHES * batch_size
-    waiting: list[bytes] = []
+    waiting: list[str] = []
     for lines in reads:
         waiting += lines
         end = len(waiting) - (len(waiting) % batch_size if full_batches else 0)
@@ -195,22 +163,6 @@ def groups(
         waiting = waiting[end:]
     if waiting:
         yield waiting
-
-
-def decode_lines(lines: list[bytes], n_before: int, name: str) -> list[str]:
-    """Decode lines that follow `n_before` others, and strip the space around them.
-
-    Raises:
-        InputError: a line is not UTF-8; the message has its number.
-    """
-    texts = []
-    for number, line in enumerate(lines, start=n_before + 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{name}, line {number}: not UTF-8 text; save it as UTF-8") from error
-        texts.append(text.strip())
-    return texts
 
 
 def make_writer(format: str, target: IO[str]) -> Callable[[Label], None]:

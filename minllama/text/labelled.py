@@ -1,6 +1,5 @@
 """Labelled sentences: files of `label ||| sentence` lines, read, checked and tokenized."""
 
-import codecs
 import json
 import random
 import warnings
@@ -12,33 +11,29 @@ from torch.utils.data import Dataset
 
 from minllama.common.errors import InputError, missing_file
 from minllama.text.batches import Example, collate
+from minllama.text.lines import lines_of
 from tokenizer import Tokenizer
 
 SEPARATOR = " ||| "
 MAX_LABELS = 10_000
-MAX_NAME_LENGTH = 200  # characters
 
 
 def read_labelled(filename: str | Path) -> list[Example]:
-    """Read a file of `label ||| sentence` lines, as Unix or Windows writes them, in UTF-8.
+    """Read a file of `label ||| sentence` lines in UTF-8.
 
     Raises:
         FileNotFoundError: the file does not exist.
         InputError: a line is malformed (the message has its number), or the file is empty.
     """
-    if not Path(filename).is_file():
-        raise missing_file(filename)
     sentences = []
-    lines = Path(filename).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
-    for number, line in enumerate(lines or [b""], start=1):
+    for number, line in enumerate(lines_of(filename) or [""], start=1):
         try:
-            label, sentence = line.decode().split(SEPARATOR, maxsplit=1)
+            label, sentence = line.split(SEPARATOR, maxsplit=1)
             sentences.append(Example(sentence.strip(), int(label)))
         except ValueError:  # of either line
-            found = line.decode(errors="replace")[:40]
             raise InputError(
                 f"{filename}, line {number}: expected 'label ||| sentence' with an integer label, "
-                f"in UTF-8, found {found!r}"
+                f"found {line[:40]!r}"
             ) from None
     return sentences
 
@@ -56,7 +51,7 @@ def check_labels(
 
 
 def load_label_names(filename: str | Path) -> list[str]:
-    """Read a JSON list of 2 to `MAX_LABELS` different names, none too long, one for each label."""
+    """Read a JSON list of 2 to `MAX_LABELS` different names, one for each label."""
     if not Path(filename).is_file():
         raise missing_file(filename)
     try:
@@ -66,12 +61,12 @@ def load_label_names(filename: str | Path) -> list[str]:
     if (
         not isinstance(names, list)
         or not 2 <= len(names) <= MAX_LABELS
-        or not all(isinstance(n, str) and n.strip() and len(n) <= MAX_NAME_LENGTH for n in names)
+        or not all(isinstance(name, str) and name.strip() for name in names)
         or len(set(names)) < len(names)
     ):
         raise InputError(
-            f"{filename}: expected a JSON list of 2 to {MAX_LABELS:,} different names of at most "
-            f'{MAX_NAME_LENGTH} characters, such as ["bad", "good"]'
+            f"{filename}: expected a JSON list of 2 to {MAX_LABELS:,} different names, such as "
+            '["bad", "good"]'
         )
     return names
 
