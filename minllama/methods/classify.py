@@ -72,11 +72,6 @@ class Classifier:
             for method in self.config.methods:
                 method.merge(self.model)
 
-    def shard(self) -> None:
-        """Shard the model over the processes, for inference."""
-        if distributed.shard(self.model, self.model.llama.layers, self.dtype):
-            self.dtype = "float32"  # of autocast
-
 
 def make_classifier(settings: TaskSettings, config: ClassifierConfig) -> Classifier:
     """Build a classifier as its methods train it.

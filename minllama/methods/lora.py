@@ -9,7 +9,6 @@ from torch import nn
 
 from base_llama import replace
 from classifier import SentenceClassifier
-from llama import Llama
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
 from minllama.kernels.cpu import FastLinear
@@ -30,7 +29,7 @@ class LoRA(Method):
     lora_dropout: float = flag(0.0, "dropout of the input of the updates", high=1)
 
     def adapt(self, model: SentenceClassifier) -> None:
-        """Add LoRA to all linear layers, and freeze the rest.
+        """Add LoRA to every linear layer of attention and feed-forward, and freeze the rest.
 
         Raises:
             InputError: the rank is larger than the width of the layers.
@@ -41,7 +40,10 @@ class LoRA(Method):
                 f"--lora_rank {self.lora_rank}: the layers are {llama.config.dim} wide"
             )
         llama.requires_grad_(False)
-        add_lora(llama, self.lora_rank, self.lora_alpha, self.lora_dropout)
+        for name, module in list(llama.layers.named_modules()):
+            if isinstance(module, nn.Linear):
+                lora = LoRALinear(module, self.lora_rank, self.lora_alpha, self.lora_dropout)
+                replace(llama.layers, name, lora)
 
     def merge(self, model: SentenceClassifier) -> None:
         """Add all updates to the weights."""
@@ -86,10 +88,3 @@ class LoRALinear(FastLinear):
         """
         self.weight += self.scale * (self.lora_b @ self.lora_a)
         return FastLinear(self)
-
-
-def add_lora(llama: Llama, rank: int, alpha: float, dropout: float) -> None:
-    """Replace every linear layer of attention and feed-forward by a `LoRALinear`."""
-    for name, module in list(llama.layers.named_modules()):
-        if isinstance(module, nn.Linear):
-            replace(llama.layers, name, LoRALinear(module, rank, alpha, dropout))

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from base_llama import replace
-from llama import Llama
 from minllama.common.settings import flag
 from minllama.kernels.cpu import FastLinear, product
 from minllama.methods.base import Method
@@ -34,8 +33,11 @@ class Mixout(Method):
     )
 
     def before_training(self, training: Training) -> None:
-        """Replace the linear layers of the layers."""
-        add_mixout(training.model.llama, self.mixout)
+        """Replace every linear layer of attention and feed-forward by a `MixoutLinear`."""
+        layers = training.model.llama.layers
+        for name, module in list(layers.named_modules()):
+            if isinstance(module, nn.Linear):
+                replace(layers, name, MixoutLinear(module, self.mixout))
 
 
 class MixoutLinear(FastLinear):
@@ -66,10 +68,3 @@ class MixoutLinear(FastLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(…, in_features)` to `(…, out_features)`."""
         return product(x, self.mixed()) if self.training else super().forward(x)
-
-
-def add_mixout(llama: Llama, p: float) -> None:
-    """Replace every linear layer of attention and feed-forward by a `MixoutLinear`."""
-    for name, module in list(llama.layers.named_modules()):
-        if isinstance(module, nn.Linear):
-            replace(llama.layers, name, MixoutLinear(module, p))

@@ -30,7 +30,7 @@ FINGERPRINT = (
 OVERRIDABLE = (*FINGERPRINT_FILES, "dtype", "batch_size")
 UNUSED_WITH_LOAD = {
     *("save_every", "fresh", "grad_accum", "activation_checkpointing", "skip_train_eval"),
-    *("compile", "plot"),
+    *("compile", "plot", "shard"),
 }
 
 

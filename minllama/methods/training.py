@@ -50,7 +50,6 @@ class Training:
         records: the metrics of the finished epochs.
         rng: the random generators at the start of this epoch, and where it was resumed.
         fingerprint: of a run that can be resumed; None saves no state.
-        is_restart: whether it was started with `--fresh`, so that an older result may exist.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class Training:
         self.records: list[dict[str, Any]] = []
         self.rng: dict[str, torch.Tensor] = {}
         self.fingerprint: dict[str, Any] | None = None
-        self.is_restart = False
         for method in settings.methods:
             method.before_training(self)
         self.optimizer = FastAdamW(self.groups, lr=settings.lr)
@@ -135,10 +133,8 @@ class Training:
         filepath = self.settings.filepath
         if self.best_epoch < self.epoch - 1:
             load_weights(self.model, read_checkpoint(filepath)["model"], filepath)
-        self.is_restart = False
         changed = [method.after_training(self) for method in self.settings.methods]
         if any(changed):
-            self.save()
             self.save_best(finished=True)
         if self.settings.advanced:
             print(f"peak memory {in_gibibytes(peak_memory(self.device))}")
@@ -162,7 +158,6 @@ class Training:
         self.fingerprint = fingerprint
         if fingerprint is None:
             return
-        self.is_restart = self.settings.fresh
         if self.settings.fresh:
             distributed.on_rank0(lambda: run.remove_states(self.folder))
         if not self.restore():
@@ -180,7 +175,7 @@ class Training:
         self.rng = self.rng or run.rng_state("at_start", self.device)
         values: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
         values["losses"] = torch.stack(self.losses).tolist() if self.losses else []
-        values |= {"step": self.step, "run": self.fingerprint, "is_restart": self.is_restart}
+        values |= {"step": self.step, "run": self.fingerprint}
         values |= {name: x for name, x in self.rng.items() if name.startswith("at_start.")}
         values |= {f"method.{name}": tensor for name, tensor in self.method_state.items()}
         run.save_state(self.folder, self.model, self.optimizer, values)
@@ -206,7 +201,6 @@ class Training:
         for name in COUNTERS:
             setattr(self, name, values[name])
         self.losses = [torch.tensor(loss, device=self.device) for loss in losses]
-        self.is_restart = values.get("is_restart") is True
         self.rng = {name: x for name, x in values.items() if name.startswith(("at_start.", "now."))}
         with torch.no_grad():
             for name, tensor in self.method_state.items():

@@ -48,11 +48,11 @@ class WiseFT(Method):
 
     def after_training(self, training: Training) -> bool:
         """Evaluate every interpolation, print the curve, and leave the best in the model."""
-        parameters = dict(training.model.named_parameters())
-        start = {
-            name: training.method_constants[f"wise_ft.{name}"] for name in trained(training.model)
-        }
-        end = {name: parameters[name].detach().clone() for name in start}
+        start, end = {}, {}
+        for name, parameter in training.model.named_parameters():
+            if parameter.requires_grad:
+                start[name] = training.method_constants[f"wise_ft.{name}"]
+                end[name] = parameter.detach().clone()
         curve = {}
         for alpha in sorted(set(self.wise_ft or ())):
             interpolate(training.model, start, end, alpha)
@@ -62,11 +62,6 @@ class WiseFT(Method):
         interpolate(training.model, start, end, best)
         print(f"keep alpha {best:g}")
         return True
-
-
-def trained(model: nn.Module) -> list[str]:
-    """The names of the parameters that train."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 @torch.no_grad()

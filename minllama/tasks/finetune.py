@@ -70,8 +70,6 @@ def evaluate_saved(settings: FinetuneSettings) -> None:
     dev, test = read_labelled(settings.dev), read_labelled(settings.test)
     for sentences, path in ((dev, settings.dev), (test, settings.test)):
         check_labels(sentences, path, classifier.config.num_labels, settings.filepath)
-    if settings.shard:
-        classifier.shard()
     report(settings, classifier, *classifier.inputs(dev, test))
 
 

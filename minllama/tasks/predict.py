@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -103,7 +102,8 @@ def predict(settings: PredictSettings) -> None:
             classifier = zero_shot_classifier(settings, load_label_names(settings.label_names))
         else:
             classifier = load(settings, settings.load)
-        source = stack.enter_context(open_input(settings.input))
+        path = sys.stdin.fileno() if settings.input is None else settings.input
+        source = stack.enter_context(open(path, "rb", buffering=0, closefd=path == settings.input))
         target: IO[str] = sys.stdout
         if settings.output is not None:
             target = stack.enter_context(atomic_write(settings.output))
@@ -140,13 +140,6 @@ def label_sentences(classifier: Classifier, lines: list[str], batch_size: int) -
         for label, probability in zip(labels.tolist(), probabilities.tolist(), strict=True)
     ]
     return in_data_order(results, loader)
-
-
-def open_input(path: str | None) -> FileIO:
-    """Open a file, or standard input, without a buffer."""
-    if path is not None:
-        return open(path, "rb", buffering=0)
-    return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
 
 
 def groups(

@@ -112,9 +112,7 @@ def is_finished(filepath: str, fingerprint: dict[str, Any]) -> bool:
     saved, state = read_checkpoint(filepath, mapped=True), newest_state(folder)
     if state is not None:
         has_final_weights = "finished" in saved or "log" in saved  # a log in version 0.2
-        # Those of a run that was restarted may be older than its state.
-        is_restart = state.is_file() and read_checkpoint(state, mapped=True).get("is_restart")
-        if is_restart or not has_final_weights:
+        if not has_final_weights:
             return False
     distributed.on_rank0(lambda: shutil.rmtree(folder, ignore_errors=True))
     return True

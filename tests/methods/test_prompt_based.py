@@ -10,7 +10,6 @@ from methods_kit import BATCH, NAMES, predictions
 from classifier import LlamaZeroShotClassifier
 from minllama.methods.classify import build
 from minllama.methods.settings import FinetuneSettings
-from minllama.training.activation_checkpointing import checkpoint_activations
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -43,22 +42,6 @@ def test_prompt_based_gradients_are_those_without_a_cache(make_model, tokenizer)
     assert value.item() == pytest.approx(other.item(), abs=1e-4)
     for a, b in zip(ours, torch.autograd.grad(other, list(model.llama.parameters())), strict=True):
         assert torch.allclose(a, b, atol=1e-3 * b.abs().max().item() + 1e-5)
-
-
-def test_prompt_based_training_goes_with_checkpointed_activations(make_model):
-    """Where no label has several tokens, so that no cache is used."""
-    gradients = []
-    for checkpointing in (False, True):
-        model = make_model(prompt_based=True)
-        model.label_name_ids = [[5], [6], [8]]
-        assert not model.uses_cache
-        if checkpointing:
-            checkpoint_activations(model.llama.layers)
-        model.train()
-        value = F.nll_loss(model(BATCH.token_ids, BATCH.lengths), BATCH.labels)
-        gradients.append(torch.autograd.grad(value, list(model.llama.parameters())))
-    for a, b in zip(*gradients, strict=True):
-        assert torch.allclose(a, b, atol=1e-4 * a.abs().max().item())
 
 
 def test_few_prompts_are_drawn_with_the_seed_and_made_with_the_template(project):

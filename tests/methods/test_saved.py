@@ -81,17 +81,6 @@ def test_a_saved_run_takes_its_own_settings_and_other_data(saved_run, run_cli):
     assert (code, err) == (0, "") and "load 1 data from other-dev.txt" in out
 
 
-def test_a_saved_run_reports_under_the_labels_names(project, run_cli):
-    flags = [flag for flag in project.flags if "label" not in flag]  # the names are not needed
-    assert run_cli("--option", "finetune", *flags)[0] == 0
-    load = [*LOAD, "finetune-1-2e-05.pt", "--report"]
-    assert "fair" in run_cli(*load)[1]  # they lie beside the data
-    mapping = (project.path / "data/toy-label-mapping.json").rename(project.path / "names.json")
-    code, out, err = run_cli(*load, "--label-names", str(mapping))
-    assert code == 0, err
-    assert "fair" in out and "fair" not in run_cli(*load)[1]
-
-
 def test_flags_that_an_older_saved_run_does_not_know_are_off(saved_run, run_cli):
     """Of version 0.1 no file has the flags of pooling."""
     saved = read_checkpoint(saved_run)

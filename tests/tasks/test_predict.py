@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from minllama.tasks.predict import groups, read_lines
+from minllama.tasks.predict import groups
 
 FINETUNE = ["--option", "finetune", "--lr", "1e-2"]
 SENTENCES = "sentences.txt"
@@ -109,39 +109,12 @@ def test_lines_of_a_pipe_are_labelled_as_they_arrive(data):
     assert process.returncode == 0 and rest.count("\n") == 1
 
 
-class Reads(io.RawIOBase):
-    """A file with a list of reads."""
-
-    def __init__(self, *reads: bytes):
-        self.reads = list(reads)
-
-    def read(self, size: int = -1) -> bytes:
-        return self.reads.pop(0) if self.reads else b""
-
-
-def test_lines_are_joined_from_reads():
-    reads = Reads(b"a\nb", b"c", b"d\n\ne\n", b"f\n", b"g")
-    assert list(read_lines(reads)) == [[b"a"], [b"bcd", b"", b"e"], [b"f"], [b"g"]]
-    assert list(read_lines(Reads())) == []
-
-
 def test_groups_are_all_lines_that_have_arrived_or_full_batches():
     reads = [["a"] * n for n in (1, 3, 500, 1)]
     sizes = [len(some) for some in groups(reads, 2, full_batches=False)]
     assert sizes == [1, 3, 200, 200, 100, 1]
     sizes = [len(some) for some in groups(reads, 2, full_batches=True)]
     assert sizes == [4, 200, 200, 100, 1]
-
-
-def test_a_truncated_sentence_is_reported_with_its_lines(data, run_cli):
-    """Also if the sentences before it were not truncated."""
-    flags = ["--option", "predict", *data.flags[:4], "--causal", "--batch_size", "1"]
-    flags += ["--label-names", "data/toy-label-mapping.json"]
-    Path("long.txt").write_text("a warm film\n" * 250 + "funny " * 2000 + "\n" + "one more\n")
-    code, out, err = run_cli(*flags, "--input", "long.txt")
-    assert code == 0 and out.count("\n") == 252
-    (line,) = err.splitlines()
-    assert line.startswith("warning: lines 201 to 252: 1 of 52 sentences do not fit the context")
 
 
 def test_the_sentences_are_not_overwritten_through_standard_input(data):

@@ -40,12 +40,6 @@ def test_create_data_gives_sentences_labels_and_ids(file, tokenizer, capsys):
     assert data[0][2] == tokenizer.encode("a fine film . So? ", bos=True, eos=False)
 
 
-def test_windows_files_read_like_others(file):
-    expected = [Example("naïve", 1), Example("b", 0)]
-    assert read_labelled(file("1 ||| naïve\n0 ||| b\n")) == expected
-    assert read_labelled(file("\ufeff1 ||| naïve\r\n0 ||| b\r\n")) == expected
-
-
 @pytest.mark.parametrize(
     ("content", "line", "expected"),
     [
@@ -73,7 +67,7 @@ def test_bad_lines_are_named(file, content, line, expected):
 @pytest.mark.parametrize(
     "names",
     [
-        *({"bad": 0}, ["good"], ["a", "a"], ["a", 3], ["a", " "], "ab", ["a", "b" * 201]),
+        *({"bad": 0}, ["good"], ["a", "a"], ["a", 3], ["a", " "], "ab"),
         [f"label {i}" for i in range(100_000)],
     ],
 )
