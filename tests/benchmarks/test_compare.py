@@ -21,11 +21,9 @@ def test_contenders_take_turns_after_a_warm_up():
 
 
 def test_a_ratio_is_the_median_over_rounds(capsys):
-    results = {"a": [2.0, 30.0, 6.0], "b": [4.0, 15.0, 12.0]}
-    compare.print_table({name: {"speed": values} for name, values in results.items()})
+    compare.print_table({"a": {"speed": [2.0, 30.0, 6.0]}, "b": {"speed": [4.0, 15.0, 12.0]}})
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == [
-        "(1.00)",
-        "(2.00)",
+        *("(1.00)", "(2.00)")
     ]
 
 

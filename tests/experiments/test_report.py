@@ -8,33 +8,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from experiments import measure, report, rows, runs, task_text
 from experiments.baseline import baseline
-from minllama.text.labelled import create_data, few_shot
 
 FULL, FEW = 4_952_581, 1_285
 
 
-def test_results_are_recorded_and_not_measured_again(tmp_path, monkeypatch):
+def test_results_are_recorded_and_not_measured_again(tmp_path):
     """Until flags or the demo model change; a failed run leaves no record."""
-    monkeypatch.setattr(measure, "RECORDS", tmp_path / "new/results.jsonl")
-    monkeypatch.setattr(measure, "DEMO", tmp_path / "model.pt")
-    numbers = itertools.count()
+    results, numbers = tmp_path / "new/results.jsonl", itertools.count()
 
-    def result(lr, weights):
-        measure.DEMO.write_bytes(weights)
-        measure.demo_fingerprint.cache_clear()
-        identity = {"name": "a", "flags": {"lr": lr}}
-        return measure.record(identity, lambda: {"accuracy": next(numbers)})["accuracy"]
+    def result(lr, demo):
+        identity = {"flags": {"lr": lr}, "demo": demo}
+        return runs.recorded(results, identity, lambda: {"accuracy": next(numbers)})["accuracy"]
 
-    runs_of = [(1e-3, b"one"), (2e-3, b"one"), (1e-3, b"one"), (1e-3, b"two")]
+    runs_of = [(1e-3, "one"), (2e-3, "one"), (1e-3, "one"), (1e-3, "two")]
     assert [result(*run) for run in runs_of] == [0, 1, 0, 2]
     with pytest.raises(ZeroDivisionError):
-        measure.record({"name": "b"}, lambda: {"accuracy": 1 / 0})
-    assert len(measure.RECORDS.read_text().splitlines()) == 3
-    measure.demo_fingerprint.cache_clear()
+        runs.recorded(results, {"name": "b"}, lambda: {"accuracy": 1 / 0})
+    assert len(results.read_text().splitlines()) == 3
 
 
 def test_accuracies_are_those_of_the_predictions_after_the_epochs(monkeypatch):
@@ -203,25 +196,6 @@ def test_a_sample_is_evenly_spaced_and_has_the_longest_sentence(tmp_path):
     assert lines[-1] == "0 ||| " + " ".join(["train sentence 7995"] * 4)
     assert Path(f"{sample}-dev.txt").read_text().splitlines()[1].startswith("0 ||| dev sentence")
     assert Path(f"{sample}-label-mapping.json").read_text() == "{}"
-
-
-def test_the_baseline_sees_the_sentences_that_shots_draws(tmp_path, monkeypatch, tokenizer):
-    draw = random.Random(0)
-    for split in ("train", "dev", "test"):
-        lines = [f"{draw.randrange(3)} ||| {split} sentence {i}\n" for i in range(60)]
-        (tmp_path / f"toy-{split}.txt").write_text("".join(lines))
-    data, _ = create_data(tmp_path / "toy-train.txt", tokenizer, "train", eos=False)
-    expected = {sentence for sentence, *_ in few_shot(data, 4, 3, 5)}
-    seen = []
-
-    class Vectorizer(TfidfVectorizer):
-        def fit(self, texts, y=None):
-            seen.extend(texts)
-            return super().fit(texts)
-
-    monkeypatch.setattr("experiments.baseline.TfidfVectorizer", Vectorizer)
-    baseline(str(tmp_path / "toy"), shots=4, seed=5)
-    assert set(seen) == expected and len(seen) == 12
 
 
 def test_the_baseline_learns_similar_words_from_unlabelled_texts(tmp_path, monkeypatch):

@@ -94,11 +94,3 @@ def test_unknown_characters_are_counted(tmp_path, folder):
     tokenizer = Tokenizer(tokenizer_model=tmp_path / "tokenizer.model")
     paths = write_documents(tmp_path / "a.txt", ["a 猫 bc ö ghij"])
     assert tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].n_unknown == 2
-
-
-def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, folder, monkeypatch):
-    monkeypatch.setattr(tokenizer, "n_words", 70_000)
-    paths = write_documents(tmp_path / "a.txt", [words(50)])
-    ids = tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"][:]
-    assert ids.dtype.itemsize == 4
-    assert ids.tolist() == tokenizer.encode(words(50), bos=True, eos=False)

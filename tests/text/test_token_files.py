@@ -10,7 +10,7 @@ import minllama.text.token_files
 from minllama.common.errors import InputError
 from minllama.text.corpus import tokenize
 from minllama.text.documents import Corpus
-from minllama.text.sequences import EvaluationSequences, TrainingSequences
+from minllama.text.sequences import TrainingSequences
 from minllama.text.token_files import open_token_files
 
 DOCUMENTS = ["The hen ran home .", "A boy — “très” 猫 .\n\nIt ended .", "a", "two hours  and more"]
@@ -52,17 +52,6 @@ def test_several_files_are_one_sequence_split_by_position(paths, ids, tokenizer)
         assert {name: split[:].tolist() for name, split in splits.items()} == {
             name: part for name, part in expected.items() if part
         }
-
-
-def test_the_files_count_as_one_document(paths, ids, tokenizer):
-    (text,) = open_token_files(paths, (1, 0, 0), tokenizer).values()
-    training = TrainingSequences(text, 16, 5)
-    starts = [min(start, len(ids) - 17) for start in (0, *range(5, len(ids), 16))]
-    assert [training[i][0].tolist() for i in range(len(training))] == [
-        ids[start : start + 16] for start in starts
-    ]
-    targets = [i for _, targets in EvaluationSequences(text, 16) for i in targets.tolist()]
-    assert [i for i in targets if i != -100] == ids[1:]
 
 
 def test_measured_whole_they_are_the_text(tmp_path, tokenizer):
