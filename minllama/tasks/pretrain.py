@@ -2,11 +2,9 @@
 
 import functools
 import itertools
-import json
 import math
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ from minllama.text.corpus import prepare_corpus
 from minllama.text.documents import SPLITS
 from minllama.text.sequences import EvaluationSequences, check_lengths, training_batches
 from minllama.text.token_files import TokenizedText, check_token_files, holds_token_ids
-from minllama.training import distributed, run
+from minllama.training import distributed
 from minllama.training.precision import (
     check_finite,
     check_training_dtype,
@@ -45,8 +43,8 @@ from minllama.training.precision import (
     mixed_precision,
 )
 from minllama.training.prepare import prepare_for_training, set_dropout
-from minllama.training.run_folder import MODEL, RunFolder
-from minllama.training.schedule import MAX_WARMUP, ScheduleSettings
+from minllama.training.run_folder import RunFolder
+from minllama.training.schedule import ScheduleSettings
 from tokenizer import Tokenizer, check_vocabulary
 from utils import best_device, pick_device, to_device
 
@@ -99,12 +97,6 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
         return self.pretrained_model_path if "pretrained_model_path" in self.explicit else None
 
     @property
-    def checkpoints(self) -> list[str]:
-        """The checkpoint to continue from, and those of the run itself."""
-        own = [str(Path(self.output_dir) / name) for name in (MODEL, run.STATE)]
-        return [*filter(None, [self.start_from]), *(path for path in own if Path(path).is_file())]
-
-    @property
     def given_tokenizer(self) -> str | None:
         """The tokenizer to use, or None if one is trained."""
         has_tokenizer = self.start_from or "tokenizer_path" in self.explicit
@@ -148,33 +140,29 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
             raise InputError(f"{flags}: {self.start_from} fixes the shape; leave that out")
         if self.plot is not None:
             check_picture(self.plot)
-            check_outputs([self.plot], [*self.text, *self.checkpoints])
+            check_outputs([self.plot], self.inputs)
         self.config(vocab_size=1)
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
         """All that the result depends on, as JSON values."""
         own = PretrainSettings.defaults().keys() - TrainSettings.defaults().keys()
-        names = [*SHARED_FINGERPRINT, *sorted(own - NOT_IN_FINGERPRINT)]
-        values = {name: getattr(self, name) for name in names}
+        names = {*SHARED_FINGERPRINT, *own} - NOT_IN_FINGERPRINT
         text = self.text or []
         large = SAMPLE if holds_token_ids(text) else LARGE  # token files may be hundreds
-        values["files"] = [file_fingerprint(path, large) for path in text]
-        values["files"] += [file_fingerprint(path) for path in self.inputs[len(text) :]]
-        return json.loads(json.dumps(values))
+        files = [file_fingerprint(path, large) for path in text]
+        files += [file_fingerprint(path) for path in self.inputs[len(text) :]]
+        values = {name: value for name, value in self.to_dict().items() if name in names}
+        return values | {"files": files}
 
     def is_continuation(self, before: dict[str, Any]) -> bool:
         """Whether a run with another fingerprint only takes more steps, at the same rates."""
-        try:
-            shorter = self.replace(**{key: before[key] for key in ("steps", "warmup_steps")})
-        except (InputError, KeyError):
-            return False
-        warmup = range(min(shorter.steps, MAX_WARMUP))
+        shorter = self.replace(steps=before.get("steps"))
         return (
             before | {"steps": self.steps} == self.fingerprint
             and shorter.steps <= self.steps
+            and shorter.n_warmup == self.n_warmup
             and self.lr == self.min_lr
-            and all(shorter.learning_rate(i) == self.learning_rate(i) for i in warmup)
         )
 
 
@@ -197,8 +185,7 @@ def pretrain(settings: PretrainSettings) -> None:
         llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
         given = given_tokenizer(settings, llama)
         folder = RunFolder(settings.output_dir, settings.fingerprint, settings.is_continuation)
-        held = folder.open(settings.inputs) if distributed.is_rank0() else nullcontext()
-        with held:
+        with folder.open(settings.inputs):
             tokenizer, texts = distributed.rank0_first(
                 lambda: prepare_corpus(
                     settings.text or [],
@@ -217,9 +204,8 @@ def pretrain(settings: PretrainSettings) -> None:
             except KeyboardInterrupt:
                 print("interrupted; the same command resumes the run", file=sys.stderr)
                 raise
-            if settings.plot is not None:
-                plot, name = settings.plot, settings.output_dir
-                distributed.on_rank0(lambda: draw({name: read_metrics(folder.metrics)}, plot))
+            if settings.plot is not None and distributed.is_rank0():
+                draw({settings.output_dir: read_metrics(folder.metrics)}, settings.plot)
 
 
 def given_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tokenizer | None:
@@ -321,7 +307,14 @@ def train_steps(
                 folder.save_model(llama, settings.save_dtype, step + 1, best_loss)
             record["seconds"] = seconds
             record["tokens_per_second"] = int(total[0]) / train_seconds
-            report(record, folder, settings.steps)
+            distributed.on_rank0(functools.partial(append_metrics, folder.metrics, **record))
+            by_split = [
+                f"{name} {format_scores(record[name])}" for name in SPLITS if name in record
+            ]
+            tqdm.write(
+                f"step {step + 1}/{settings.steps}: {' | '.join(by_split)} | "
+                f"{record['tokens_per_second']:,.0f} tokens/s"
+            )
             folder.save_state(llama, optimizer, step + 1, best_loss, seconds)
             losses, counts = [], []
             start = time.perf_counter()
@@ -334,14 +327,3 @@ def train_steps(
         )
         distributed.on_rank0(lambda: append_metrics(folder.metrics, test=scores))
         print(f"test: {format_scores(scores)}")
-
-
-def report(record: dict[str, Any], folder: RunFolder, n_steps: int) -> None:
-    """Print the scores of a step, and append them to the metrics."""
-    distributed.on_rank0(lambda: append_metrics(folder.metrics, **record))
-    scores = [f"{name} {format_scores(record[name])}" for name in SPLITS if name in record]
-    tqdm.write(
-        f"step {record['step']}/{n_steps}: {' | '.join(scores)} | "
-        f"{record['tokens_per_second']:,.0f} tokens/s"
-    )
-    sys.stdout.flush()

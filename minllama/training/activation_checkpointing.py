@@ -1,12 +1,13 @@
 """Activation checkpointing: less memory for one more forward pass (arXiv 1604.06174)."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from base_llama import NoInitialWeights, replace
 from llama import LlamaLayer
-from minllama.inference.cache import KVCache
 
 
 class CheckpointedLayer(LlamaLayer):
@@ -22,27 +23,16 @@ class CheckpointedLayer(LlamaLayer):
         for name, part in layer.named_children():
             setattr(self, name, part)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Arguments and result are those of `LlamaLayer`."""
-        return checkpoint(self._run, self.training, x, positions, cache, use_reentrant=False)
+        return checkpoint(self._run, self.training, *args, use_reentrant=False, **kwargs)
 
-    def _run(
-        self,
-        training: bool,
-        x: torch.Tensor,
-        positions: torch.Tensor | None,
-        cache: KVCache | None,
-    ) -> torch.Tensor:
+    def _run(self, training: bool, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the layer in a mode; by the second run its own may be another than in the first."""
         mode_now = self.training
         self.train(training)
         try:
-            return super().forward(x, positions, cache)
+            return super().forward(*args, **kwargs)
         finally:
             self.train(mode_now)
 

@@ -49,7 +49,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def open(self, inputs: Iterable[str | Path]) -> Iterator[None]:
-        """Hold the folder, a new one or one that is resumed, against other processes.
+        """Hold the folder on rank 0, a new one or one that is resumed, against other processes.
 
         Until its first report a run may be started again with other settings. An error before that
         leaves the folder empty.
@@ -60,6 +60,9 @@ class RunFolder:
         Raises:
             InputError: it has another run or other files, or another process trains there.
         """
+        if not distributed.is_rank0():
+            yield
+            return
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: not a folder; name another --output_dir")
         is_new = not self.path.exists()

@@ -46,9 +46,13 @@ class ScheduleSettings(Settings):
     weight_decay: float = flag(0.1, "weight decay of the matrices")
     grad_clip: float = flag(1.0, "maximum gradient norm; 0 turns clipping off")
 
+    @property
+    def n_warmup(self) -> int:
+        """Steps of the warm-up."""
+        if self.warmup_steps is None:
+            return min(MAX_WARMUP, self.steps // 10)
+        return self.warmup_steps
+
     def learning_rate(self, step: int) -> float:
         """Linear warm-up to `lr`, then cosine decay to `min_lr`; `step` steps were taken before."""
-        warmup = self.warmup_steps
-        if warmup is None:
-            warmup = min(MAX_WARMUP, self.steps // 10)
-        return learning_rate(step, self.steps, warmup, self.lr, self.min_lr)
+        return learning_rate(step, self.steps, self.n_warmup, self.lr, self.min_lr)
