@@ -13,7 +13,7 @@ where an epoch trains on train and evaluates train and dev; and peak memory. In 
 ratio to the first way. `--less_memory` adds ways that save memory.
 """
 
-from benchmarks.ways import WAYS, evaluation_rate, make_ways_parser, race
+from benchmarks.compare import WAYS, evaluation_rate, make_ways_parser, race
 from minllama.common.program import run_script
 from minllama.text.labelled import read_labelled
 

@@ -8,7 +8,7 @@
 The table has sentences per second, and in brackets the ratio to the first way.
 """
 
-from benchmarks.ways import WAYS, evaluation_rate, make_ways_parser, race
+from benchmarks.compare import WAYS, evaluation_rate, make_ways_parser, race
 from minllama.common.program import run_script
 
 

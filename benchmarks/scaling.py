@@ -31,12 +31,13 @@ TRAINING = {
     "grad_accum": 4,
     "eval_batches": 1,
 }
+N_REPORTS = 3  # that count, after the first one
 
 
 def measure(flags: argparse.Namespace, n: int, **more: bool) -> dict[str, float]:
     """Tokens per second of `n` processes: the median of the reports after the first."""
     settings = TRAINING | SHAPES[flags.shape] | more
-    settings |= {"steps": (1 + flags.reports) * flags.steps, "eval_every": flags.steps}
+    settings |= {"steps": (1 + N_REPORTS) * flags.steps, "eval_every": flags.steps}
     command = run_llama(settings)
     if n > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
@@ -49,7 +50,6 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="5m")
     parser.add_argument("--steps", type=int, default=3, help="of each report")
-    parser.add_argument("--reports", type=int, default=3, help="that count, after the first one")
     flags = parser.parse_args()
     contenders = {
         "one process": partial(measure, flags, 1),

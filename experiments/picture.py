@@ -1,9 +1,9 @@
 """The pictures of `experiments/report.py`, SVG files."""
 
 from pathlib import Path
-from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
 from minllama.common.files import atomic_write
@@ -13,22 +13,20 @@ plt.rcParams["svg.hashsalt"] = "minllama"  # the same picture is the same file
 
 
 def draw_methods(
-    rows: dict[str, tuple[int | None, list[float]]], line: tuple[str, float], path: Path
+    rows: dict[str, tuple[int, list[float]]], line: tuple[str, float], path: Path
 ) -> None:
     """Draw accuracy by trained parameters; below, the rows that train (almost) all, by accuracy.
 
     Args:
-        rows: trained parameters and accuracies by label; diverged rows are left out.
+        rows: trained parameters and accuracies by label.
         line: label and accuracy of a vertical line.
     """
-    measured = {label: (row[0], row[1]) for label, row in rows.items() if row[0] and row[1]}
-    everything = max(trained for trained, _ in measured.values())
+    everything = max(trained for trained, _ in rows.values())
     figure, (upper, lower) = plt.subplots(
         nrows=2, sharex=True, height_ratios=(2, 3), figsize=(9, 7), layout="constrained"
     )
-    for label, (trained, values) in sorted(measured.items(), key=lambda row: mean(row[1][1])):
-        accuracy = mean(values)
-        deviation = stdev(values) if len(values) > 1 else None
+    for label, (trained, values) in sorted(rows.items(), key=lambda row: np.mean(row[1][1])):
+        accuracy, deviation = np.mean(values), np.std(values, ddof=1)
         if trained > 0.9 * everything:
             lower.errorbar(accuracy, label, xerr=deviation, **STYLE)
         else:
@@ -49,18 +47,16 @@ def draw_curve(
     """Draw accuracy by the amount of text in pre-training.
 
     Args:
-        points: accuracies by split, by megabytes; those without accuracies are left out.
+        points: accuracies by split, by megabytes.
         lines: accuracy of TF-IDF by split, for a dashed line.
     """
-    points = {megabytes: point for megabytes, point in points.items() if all(point.values())}
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    megabytes = list(map(str, points))
     for i, (split, line) in enumerate(lines.items()):
-        values = [point[split] for point in points.values()]
-        style = STYLE | {"fmt": "o-", "color": f"C{i}"}
-        deviations = [stdev(v) if len(v) > 1 else 0 for v in values]
-        axes.errorbar(
-            list(map(str, points)), list(map(mean, values)), yerr=deviations, label=split, **style
-        )
+        values = [point[split] for point in points.values()]  # of each seed
+        deviations = [np.std(each, ddof=1) for each in values]
+        style = STYLE | {"fmt": "o-", "color": f"C{i}", "label": split}
+        axes.errorbar(megabytes, [np.mean(each) for each in values], yerr=deviations, **style)
         axes.axhline(line, linestyle="--", color=f"C{i}", label=f"TF-IDF, {split}")
     axes.set(xlabel="MB of film reviews read before", ylabel="accuracy on SST-5")
     axes.legend()

@@ -53,7 +53,7 @@ def draw_pictures() -> None:
 
     points = {
         ROWS[name].label: (
-            measured(name, "trained_parameters"),
+            measured(name, "trained_parameters") or 0,
             accuracies(final_runs(name, SST), "dev"),
         )
         for name in REFERENCE | METHODS

@@ -1,9 +1,9 @@
 """The training sentences of SST-5 and CFIMDB, shuffled, for continued pre-training.
 
-    .venv/bin/python -m experiments.task_text --labelled > tasks.txt
+    .venv/bin/python -m experiments.task_text > tasks.txt
 
-With `--labelled` "It was" and a word for its label follow every sentence. Reviews are cut into
-sentences, each with its review's label.
+The report also takes it with labels: "It was" and a word for its label follow every sentence.
+Reviews are then cut into sentences, each with its review's label.
 """
 
 import random
@@ -49,9 +49,8 @@ def task_text(labelled: bool) -> list[str]:
 
 
 def main() -> None:
-    parser = script_parser(__doc__)
-    parser.add_argument("--labelled", action="store_true", help="append the labels, in words")
-    sys.stdout.writelines(task_text(parser.parse_args().labelled))
+    script_parser(__doc__).parse_args()
+    sys.stdout.writelines(task_text(labelled=False))
 
 
 if __name__ == "__main__":
