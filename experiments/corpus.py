@@ -94,6 +94,10 @@ def write_documents(path: Path, documents: Iterable[str]) -> None:
         file.writelines(f"{document}\n{DOCUMENT_SEPARATOR}\n" for document in documents)
 
 
+def size_of(texts: Sequence[str]) -> str:
+    return f"{len(texts):,} ({sum(map(len, texts)) / 1e6:.2f} MB)"
+
+
 def place_of(text: str) -> float:
     """A number from 0 up to 1 that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
@@ -145,14 +149,9 @@ def offensive_digests() -> frozenset[str]:
     return frozenset(OFFENSIVE.read_text().split())
 
 
-@functools.cache
-def is_offensive(word: str) -> bool:
-    """Whether a word in lower case is in the list."""
-    return hashlib.sha256(word.encode()).hexdigest()[:16] in offensive_digests()
-
-
 def has_offensive_word(text: str) -> bool:
-    return any(map(is_offensive, words_of(text)))
+    digests = (hashlib.sha256(word.encode()).hexdigest()[:16] for word in set(words_of(text)))
+    return not offensive_digests().isdisjoint(digests)
 
 
 def divide(documents: Sequence[str]) -> Source:
@@ -233,15 +232,14 @@ def make_corpus(corpora: Path, output: Path, times: dict[str, float], easiest: b
         "source, documents: sections trained on, times; offensive; copies | passages held out, "
         "their words that are nowhere else"
     )
-    train: list[str] = []
-    validation: list[str] = []
+    train, validation = [], []
     for name, s in sources.items():
         held_out = evenly(s.held_out, MAX_PASSAGES)
         write_documents(output / f"held-out-{name}.txt", held_out)
         train += repeated(s.train, times[name], first=easiest)
         share = min(times[name], 1) if easiest else 1
         validation += evenly(s.validation[: math.ceil(share * len(s.validation))], MAX_PASSAGES)
-        counts = [f"{len(t):,} ({mega(t):.2f} MB)" for t in (s.train, s.offensive, s.copies)]
+        counts = [size_of(texts) for texts in (s.train, s.offensive, s.copies)]
         counts[0] += f" x {times[name]:g}"
         new = unknown_share("\n".join(held_out), known)
         print(f"{name}, {s.n_documents:,}: {'; '.join(counts)} | {len(held_out)}, {new:.2%}")
@@ -250,15 +248,8 @@ def make_corpus(corpora: Path, output: Path, times: dict[str, float], easiest: b
     write_documents(output / "train.txt", train + validation)
     seen_or_not = not_held_out + [text for s in sources.values() for text in s.held_out]
     write_documents(output / "sources.txt", seen_or_not)
-    print(
-        f"train.txt: {len(train):,} sections, {mega(train):.2f} MB; {len(validation)} to validate"
-    )
+    print(f"train.txt: {size_of(train)} to train on; {len(validation)} to validate")
     print("--split {:f} {:f} 0".format(*shares(train, validation)))
-
-
-def mega(texts: Iterable[str]) -> float:
-    """Millions of characters."""
-    return sum(map(len, texts)) / 1e6
 
 
 def parse_repeat(text: str) -> tuple[str, float]:

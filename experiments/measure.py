@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import median, median_low
 from typing import Any
 
-from filelock import FileLock
-
 from experiments.baseline import baseline
 from experiments.corpus import read_documents
 from experiments.rows import METHODS, REFERENCE, ROWS
@@ -107,8 +105,7 @@ def pretrain_further(model: Path, text: Path, folder: Path, **flags: object) -> 
     paths = {"pretrained-model-path": model, "text": text, "output_dir": folder}
     flags = {"option": "pretrain", "dtype": "bfloat16"} | paths | flags
     print(f"pre-training: {folder}", file=sys.stderr, flush=True)
-    with FileLock(folder.with_suffix(".lock")):
-        done = subprocess.run(run_llama(flags), stdout=subprocess.DEVNULL)
+    done = subprocess.run(run_llama(flags), stdout=subprocess.DEVNULL)
     if done.returncode == 2:
         raise InputError(f"{folder}: not pre-trained; see above")
     done.check_returncode()
@@ -166,42 +163,43 @@ def measured(name: str, quantity: str) -> int | None:
     return median_low(values) if values else None
 
 
-def timed_round(number: int) -> dict:
+def timed_round(number: int, values: dict[str, Any]) -> dict:
     """Time an epoch on a sample of SST-5 row by row, and a step of pre-training.
+
+    Args:
+        values: of the rows' hyperparameters.
 
     Returns:
         `seconds` by row, None if it diverged, and of "step"; `n_train`, the sentences of SST-5.
     """
-    tuned = {name: tuned_value(name) for name in REFERENCE | METHODS}
 
     def measure() -> dict:
         seconds = {}
         with tempfile.TemporaryDirectory() as folder:
             data = write_sample(SST, folder, TIMED_LINES)
-            for name, value in tuned.items():
+            for name, value in values.items():
                 run = classify(data, ROWS[name].settings(SST, value, number) | {"epochs": 1})
                 seconds[name] = run.get("train_seconds")
             pretrain_on_tasks("sentences", TIMED_STEPS, 0, Path(folder, "run"))
             lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
-        total = max(json.loads(line).get("seconds", 0.0) for line in lines)
-        n_train = len(read_labelled(f"{SST}-train.txt"))
-        return {"seconds": seconds | {"step": total / TIMED_STEPS}, "n_train": n_train}
+        seconds["step"] = max(json.loads(line).get("seconds", 0.0) for line in lines) / TIMED_STEPS
+        return {"seconds": seconds, "n_train": len(read_labelled(f"{SST}-train.txt"))}
 
-    return record({"name": "times", "round": number, "tuned": tuned}, measure)
+    return record({"name": "times", "round": number, "tuned": values}, measure)
 
 
 def relative_times() -> dict[str, float]:
     """Median training times on SST-5 relative to plain's, continued pre-training included."""
-    ratios: dict[str, list[float]] = {}
+    values = {name: tuned_value(name) for name in REFERENCE | METHODS}
+    ratios: dict[str, list[float]] = {name: [] for name in values}
     for number in range(N_ROUNDS):
-        timed = timed_round(number)
+        timed = timed_round(number, values)
         seconds, totals = timed["seconds"], {}
-        for name in REFERENCE | METHODS:
-            value = tuned_value(name)
+        for name, value in values.items():
             if seconds[name] is not None:
                 epochs = ROWS[name].settings(SST, value, number)["epochs"]
                 totals[name] = seconds[name] * epochs * timed["n_train"] / TIMED_LINES["train"]
                 totals[name] += pretraining_steps(name, value) * seconds["step"]
         for name, total in totals.items():
-            ratios.setdefault(name, []).append(total / totals["plain"])
-    return {name: median(values) for name, values in ratios.items()}
+            ratios[name].append(total / totals["plain"])
+    return {name: median(of_rounds) for name, of_rounds in ratios.items() if of_rounds}
