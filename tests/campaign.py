@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.campaign --minutes 60
 
-Works on a tiny model in a temporary folder, on Linux. Inputs: random flags, damaged data,
-checkpoints, saved classifiers, tokenizers and run folders. Each goes to a process of its own, which
+Works on a tiny model in temporary folders, on Linux, two at once. Inputs: random flags, damaged
+data, checkpoints, saved classifiers, tokenizers and run folders. Each goes to a fork, which
 has to end with exit code 0, or with 2 and one line on standard error, within 20 seconds, with at
 most twice the memory of a valid input, and without losing a file. Kills: training runs, in one
 process and in two, are killed at a random operation on files or a random moment, once or more
@@ -13,7 +13,8 @@ failure with its seed.
 
 import argparse
 import collections
-import contextlib
+import itertools
+import multiprocessing
 import os
 import random
 import shutil
@@ -21,18 +22,14 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # isort: split
 import torch
 
-import run_llama
-from minllama.common.program import run_script
 from tests.bad_inputs import (
     FINETUNE,
     GENERATE,
@@ -44,54 +41,22 @@ from tests.bad_inputs import (
     make_bad_input,
     prepare,
 )
-from tests.kills import RUNS, kill_and_resume, new_folder, result_of, run_killed
+from tests.kills import (
+    MAX_SECONDS,
+    RUNS,
+    Outcome,
+    fork,
+    kill_and_resume,
+    new_folder,
+    result,
+    train,
+    wait_for,
+)
 
-ROOT = Path(__file__).parent.parent
-MAX_SECONDS = 20
 Counts = collections.Counter[tuple[str, str]]  # by kind and column of the table
 
 
 # Bad inputs
-
-
-class Outcome(NamedTuple):
-    """How a process ended."""
-
-    code: int
-    errors: str
-    peak_bytes: int
-
-
-def run_forked(flags: list[str]) -> Outcome:
-    """Run in a fork, which starts faster than a new process; it ends after `MAX_SECONDS`."""
-    with tempfile.TemporaryFile() as errors:
-        pid = os.fork()
-        if pid == 0:
-            run_and_exit(flags, errors.fileno())
-        _, status, usage = os.wait4(pid, 0)
-        errors.seek(0)
-        text = errors.read().decode(errors="replace")
-    return Outcome(os.waitstatus_to_exitcode(status), text, usage.ru_maxrss * 1024)
-
-
-def run_and_exit(flags: list[str], stderr: int) -> None:
-    """Run the program, and end this process as the program ends."""
-    signal.alarm(MAX_SECONDS)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(stderr, 2)
-    code = 1
-    try:
-        sys.argv = ["run_llama.py", *flags]
-        run_script(run_llama.main)
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stderr.flush()
-        os._exit(code)
 
 
 def problem_of(outcome: Outcome, max_bytes: int) -> str | None:
@@ -125,10 +90,10 @@ def try_bad_inputs(folder: Path, until: float, seed: int) -> Counts:
     """Try bad inputs until a time."""
     os.chdir(folder)
     prepare()
-    outcomes = [run_forked(flags) for flags in (FINETUNE, PRETRAIN, GENERATE, PROMPT)]
+    outcomes = [wait_for(*fork(flags)) for flags in (FINETUNE, PRETRAIN, GENERATE, PROMPT)]
     before = folder.parent / "before"
     shutil.copytree(folder, before)
-    outcomes += [run_forked(flags) for flags in (FINETUNE, PRETRAIN, LOAD)]
+    outcomes += [wait_for(*fork(flags)) for flags in (FINETUNE, PRETRAIN, LOAD)]
     assert all(outcome.code == 0 for outcome in outcomes), outcomes
     max_bytes = 2 * max(outcome.peak_bytes for outcome in outcomes)
     inputs = {path: path.read_bytes() for path in map(Path, ("model.pt", "text.txt"))}
@@ -143,7 +108,7 @@ def try_bad_inputs(folder: Path, until: float, seed: int) -> Counts:
         os.chdir(folder)
         flags = make_bad_input(kind, rng)
         inputs = {path: path.read_bytes() for path in inputs}
-        outcome = run_forked(flags)
+        outcome = wait_for(*fork(flags))
         problem = problem_of(outcome, max_bytes) or lost_files(inputs)
         counts[kind, "tried"] += 1
         counts[kind, "refused" if outcome.code == 2 else "ran"] += 1
@@ -157,23 +122,22 @@ def try_bad_inputs(folder: Path, until: float, seed: int) -> Counts:
 
 
 def try_kills(folder: Path, until: float, seed: int) -> Counts:
-    """Kill and resume training runs until a time."""
+    """Kill and resume training runs until a time, by turns."""
     os.chdir(folder)
     prepare()
     files = {path.name: path.read_bytes() for path in Path().iterdir()}
-    expected = {}
-    for name, run in RUNS.items():
-        whole, start = new_folder(folder.parent / "whole", files), time.monotonic()
-        errors = run_killed(whole, run)
-        n_operations = int(errors.splitlines()[-1])
-        expected[name] = result_of(whole, n_operations, time.monotonic() - start)
+    undisturbed = {}
+    for name in RUNS:
+        new_folder(files)
+        start = time.monotonic()
+        n_operations = int(train(name, n=0).errors.splitlines()[-1])
+        undisturbed[name] = (result(), n_operations, time.monotonic() - start)
     counts: Counts = collections.Counter()
+    names = itertools.cycle(RUNS)
     while time.monotonic() < until:
-        seed += 1
-        rng = random.Random(seed)
-        name, n_kills = rng.choice(list(RUNS)), rng.choice((1, 1, 2, 3))
-        killed = new_folder(folder.parent / "killed", files)
-        problem = kill_and_resume(killed, RUNS[name], expected[name], n_kills, rng)
+        name, seed = next(names), seed + 1
+        new_folder(files)
+        n_kills, problem = kill_and_resume(name, *undisturbed[name], random.Random(seed))
         counts[name, "tried"] += 1
         counts[name, "kills"] += n_kills
         if problem:
@@ -182,19 +146,23 @@ def try_kills(folder: Path, until: float, seed: int) -> Counts:
     return counts
 
 
-def run_in_folder(
+def run_in_folders(
     do: Callable[[Path, float, int], Counts], until: float, seed: int, columns: tuple[str, ...]
 ) -> bool:
-    """Run a part of the campaign in a temporary folder, and print its table.
+    """Run a part of the campaign in two processes and their folders, and print its table.
 
     Returns:
         whether anything failed.
     """
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "work"
-        folder.mkdir()
-        counts = do(folder, until, 1_000_000 * seed)
-        os.chdir(ROOT)
+    with tempfile.TemporaryDirectory() as parent, multiprocessing.Pool(2) as pool:
+        folders = [Path(parent) / f"worker{i}" / "work" for i in range(2)]
+        for path in folders:
+            path.mkdir(parents=True)
+        seeds = [1_000_000 * (2 * seed + i) for i in range(2)]
+        counts = sum(
+            pool.starmap(do, zip(folders, [until] * 2, seeds, strict=True)),
+            start=collections.Counter(),
+        )
     print(f"| kind | tried | {' | '.join(columns)} | failed |")
     print("| --- |" + " --- |" * (len(columns) + 2))
     for kind in dict.fromkeys(kind for kind, _ in counts):
@@ -220,9 +188,9 @@ def main() -> None:
     middle = end - 60 * args.minutes * args.kills_share
     has_failed = False
     if args.kills_share < 1:
-        has_failed |= run_in_folder(try_bad_inputs, middle, args.seed, ("ran", "refused"))
+        has_failed |= run_in_folders(try_bad_inputs, middle, args.seed, ("ran", "refused"))
     if args.kills_share > 0:
-        has_failed |= run_in_folder(try_kills, end, args.seed, ("kills",))
+        has_failed |= run_in_folders(try_kills, end, args.seed, ("kills",))
     sys.exit(has_failed)
 
 

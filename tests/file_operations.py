@@ -5,10 +5,12 @@ that opens a file for writing, renames, removes, makes a folder or syncs. With N
 number on standard error.
 """
 
+import contextlib
 import os
 import runpy
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
@@ -20,10 +22,9 @@ def is_write(path: Any, _mode: Any, flags: Any) -> bool:
     return not is_device and isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
 
 
-def main() -> None:
-    n, program = int(sys.argv[1]), sys.argv[2]
-    sys.argv = sys.argv[2:]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(program)))
+@contextlib.contextmanager
+def killed_before(n: int) -> Iterator[None]:
+    """Kill this process before its n-th operation on files; print their number if n is 0."""
     count = 0
 
     def count_operation() -> None:
@@ -46,10 +47,18 @@ def main() -> None:
     os.fsync = counted_fsync
     sys.addaudithook(on_event)
     try:
-        runpy.run_path(program, run_name="__main__")
+        yield
     finally:
         if n == 0:
             print(count, file=sys.stderr)
+
+
+def main() -> None:
+    n, program = int(sys.argv[1]), sys.argv[2]
+    sys.argv = sys.argv[2:]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(program)))
+    with killed_before(n):
+        runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":

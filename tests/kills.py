@@ -1,129 +1,159 @@
-"""Training runs that are killed and resumed, for the campaign."""
+"""Runs in forks of this process, which start at once; training runs that are killed and resumed."""
 
+import contextlib
 import os
 import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+import sklearn.metrics  # noqa: F401, forks would import it, for seconds
 import torch
+import torch._dynamo
 
+import run_llama
 from minllama.checkpoints.pt import read_checkpoint
+from minllama.common.program import run_script
 from tests.bad_inputs import FINETUNE, PRETRAIN
+from tests.file_operations import killed_before
 
-ROOT = Path(__file__).parent.parent
-
-
-class Run(NamedTuple):
-    """A training run that is killed."""
-
-    flags: list[str]
-    n_processes: int = 1
-
-
+MAX_SECONDS = 20
 LONG_FINETUNE = [*FINETUNE[:-1], "3", "--save_every", "2", "--hidden_dropout_prob", "0.2"]
-RUNS = {
-    "fine-tuning": Run(LONG_FINETUNE),
-    "LoRA": Run([*FINETUNE[:-1], "2", "--tune", "lora", "--causal"]),
-    "pre-training": Run([*PRETRAIN, "--dropout", "0.1"]),
-    "fine-tuning in 2 processes": Run(LONG_FINETUNE, n_processes=2),
+RUNS = {  # flags, and the number of processes
+    "fine-tuning": (LONG_FINETUNE, 1),
+    "fine-tuning, LoRA": ([*FINETUNE[:-1], "2", "--tune", "lora", "--causal"], 1),
+    "fine-tuning in 2 processes": (LONG_FINETUNE, 2),
+    "pre-training": ([*PRETRAIN, "--dropout", "0.1"], 1),
+    "pre-training in 2 processes": ([*PRETRAIN, "--dropout", "0.1"], 2),
 }
 
 
+class Outcome(NamedTuple):
+    """How a process ended."""
+
+    code: int
+    errors: str
+    peak_bytes: int
+
+
+def fork(
+    flags: list[str], seconds: float = MAX_SECONDS, n: int = -1, **environment: str
+) -> tuple[int, IO[bytes]]:
+    """Start the program in a fork, which dies in time, or before its n-th operation on files.
+
+    Returns:
+        the fork's number, and the file of its standard error.
+    """
+    errors = tempfile.TemporaryFile()  # noqa: SIM115, `wait_for` closes it
+    pid = os.fork()
+    if pid == 0:
+        os.environ |= environment
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(errors.fileno(), 2)
+        code = 1
+        try:
+            sys.argv = ["run_llama.py", *flags]
+            with killed_before(n):
+                run_script(run_llama.main)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+            os._exit(code)
+    return pid, errors
+
+
+def wait_for(pid: int, errors: IO[bytes]) -> Outcome:
+    """Wait until a fork has ended."""
+    _, status, usage = os.wait4(pid, 0)
+    with errors:
+        errors.seek(0)
+        text = errors.read().decode(errors="replace")
+    return Outcome(os.waitstatus_to_exitcode(status), text, usage.ru_maxrss * 1024)
+
+
 class Result(NamedTuple):
-    """The weights and the names of the files of a run, and how long it took."""
+    """The weights and the names of the files of a run."""
 
     weights: dict[str, torch.Tensor]
     names: set[str]
-    n_operations: int
-    seconds: float
 
 
-def run_killed(folder: Path, run: Run, n: int = 0, seconds: float | None = None) -> str:
-    """Run, and kill rank 0 before its n-th operation on files, or all ranks after some seconds.
-
-    Returns:
-        the standard error of rank 0.
+def train(name: str, n: int = -1, seconds: float = MAX_SECONDS) -> Outcome:
+    """Train in the working folder; rank 0 may be killed, and then the others are too.
 
     Raises:
         AssertionError: a process ended in another way.
     """
-    first, *others = start(folder, run, n)
-    try:
-        _, errors = first.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        first.kill()
-        _, errors = first.communicate()
-    for process in others:
-        if first.returncode != 0:  # torchrun would end the others too
-            process.kill()
-        process.wait()
-    codes = [process.returncode for process in (first, *others)]
-    if codes[0] not in (0, -signal.SIGKILL) or (codes[0] == 0 and any(codes)):
-        raise AssertionError(f"exit codes {codes}: {errors[-500:]}")
-    return errors
-
-
-def start(folder: Path, run: Run, n: int) -> list[subprocess.Popen]:
-    """Start the processes of a run; rank 0 kills itself before its n-th operation on files."""
+    flags, n_processes = RUNS[name]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"PYTHONPATH": ROOT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = []
-    for rank in range(run.n_processes):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": run.n_processes}
-        command = [sys.executable, "-m", "tests.file_operations", 0 if rank else n]
-        command += [ROOT / "run_llama.py", *run.flags]
-        process = subprocess.Popen(
-            list(map(str, command)),
-            cwd=folder,
-            env=os.environ | {name: str(value) for name, value in (shared | own).items()},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL if rank else subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-    return processes
+        port = str(free.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(n_processes)}
+    others = [fork(flags, RANK=str(rank), **address) for rank in range(1, n_processes)]
+    first = wait_for(*fork(flags, seconds, n, RANK="0", **address))
+    for pid, _ in others:
+        if first.code != 0:  # torchrun would end the others too
+            os.kill(pid, signal.SIGKILL)
+    codes = [first.code, *(wait_for(*other).code for other in others)]
+    is_killed = first.code in (-signal.SIGKILL, -signal.SIGALRM) and (
+        n > 0 or seconds < MAX_SECONDS
+    )
+    if not is_killed and any(codes):
+        raise AssertionError(f"exit codes {codes}: {first.errors[-500:]}")
+    return first
 
 
-def new_folder(folder: Path, files: dict[str, bytes]) -> Path:
-    """Make a folder anew, with some files in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+def new_folder(files: dict[str, bytes]) -> None:
+    """Leave only some files in the working folder."""
+    for path in Path().iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
+        Path(name).write_bytes(content)
 
 
-def result_of(folder: Path, n_operations: int = 0, seconds: float = 0.0) -> Result:
-    """The result of a run in a folder."""
-    path = next(iter([*folder.glob("finetune-*.pt"), *folder.glob("run/model.pt")]))
-    names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    return Result(read_checkpoint(path)["model"], names, n_operations, seconds)
+def result() -> Result:
+    """The result of the run in the working folder."""
+    path = next(iter([*Path().glob("finetune-*.pt"), *Path().glob("run/model.pt")]))
+    return Result(read_checkpoint(path)["model"], set(map(str, Path().rglob("*"))))
 
 
 def kill_and_resume(
-    folder: Path, run: Run, expected: Result, n_kills: int, rng: random.Random
-) -> str | None:
-    """Kill a run several times, then let it end; how it differs from an undisturbed one."""
+    name: str, expected: Result, n_operations: int, seconds: float, rng: random.Random
+) -> tuple[int, str | None]:
+    """Kill a run up to three times, then let it end.
+
+    Args:
+        n_operations, seconds: of an undisturbed run.
+
+    Returns:
+        the number of kills, and how the run differs from an undisturbed one.
+    """
+    n_kills = 0
     try:
-        for _ in range(n_kills):
+        for _ in range(rng.choice((1, 1, 2, 3))):
             if rng.random() < 0.7:
-                run_killed(folder, run, rng.randint(1, expected.n_operations))
+                outcome = train(name, n=rng.randint(1, n_operations))
             else:
-                run_killed(folder, run, seconds=rng.uniform(0.5, expected.seconds))
-        run_killed(folder, run)
+                outcome = train(name, seconds=rng.uniform(0.01, seconds))
+            n_kills += outcome.code != 0
+        train(name)
     except AssertionError as error:
-        return str(error)
-    weights, names, *_ = result_of(folder)
+        return n_kills, str(error)
+    weights, names = result()
     if names != expected.names:
-        return f"other files: {names ^ expected.names}"
+        return n_kills, f"other files: {names ^ expected.names}"
     is_same = weights.keys() == expected.weights.keys() and all(
         torch.equal(weights[name], tensor) for name, tensor in expected.weights.items()
     )
-    return None if is_same else "other weights"
+    return n_kills, None if is_same else "other weights"
