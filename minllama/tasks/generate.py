@@ -251,7 +251,8 @@ def chat(generator: TextGenerator, settings: GenerateSettings) -> None:
     """
     is_terminal = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # only the prompt with bad bytes is refused
+        # Lines may end in \r, and only the prompt with bad bytes is refused.
+        sys.stdin.reconfigure(errors="surrogateescape", newline=None)
     if is_terminal:
         print("Ctrl-C ends a text, Ctrl-D leaves", file=sys.stderr)
     while True:

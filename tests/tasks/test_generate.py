@@ -127,7 +127,7 @@ def test_each_line_of_the_input_is_continued_and_bad_ones_are_refused(project):
     flags = ["--interactive", "--causal", "--max_new_tokens", "8", "--num_samples", "2"]
     done = subprocess.run(
         [*COMMAND, *flags],
-        input=b"\xff\na warm\n" + b"funny " * 500 + b"\nthe film",
+        input=b"\xff\na warm\r" + b"funny " * 500 + b"\nthe film",
         capture_output=True,
         env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
     )
