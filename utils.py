@@ -42,8 +42,9 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() and is_alone else "cpu")
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Move a tensor to a device; the CPU does not wait for a copy to CUDA."""
+    device = torch.device(device)
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

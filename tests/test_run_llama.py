@@ -302,10 +302,10 @@ def test_out_files_are_named_for_data_and_option_unless_given(project, run_cli):
         "toy-dev-finetuning-output.txt",
         "sst-test-finetuning-output.txt",
     ]
-    assert names("--option", "finetune", *data, "--dev_out", "x-dev-finetuning-output.txt") == [
-        "x-dev-finetuning-output.txt",
-        "cfimdb-test-prompting-output.txt",
-    ]
+    for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
+        given = f"x-dev-{kind}-output.txt"
+        expected = [given, f"sst-test-{kind}-output.txt"]
+        assert names("--option", option, *data, "--dev_out", given) == expected
 
 
 def test_out_file_names_are_checked_before_any_work(project, run_cli):

@@ -10,7 +10,7 @@ from typing import Any, Self
 from config import LlamaConfig
 from minllama.common.errors import InputError
 from minllama.common.files import check_outputs
-from minllama.common.settings import Settings, flag
+from minllama.common.settings import Settings, flag, values_of
 
 OPTIONS = ("generate", "prompt", "finetune", "pretrain", "predict")
 DTYPES = ("float32", "bfloat16", "int8")
@@ -120,6 +120,13 @@ class TaskSettings(Settings):
         """Build the settings from the flags on the command line."""
         return cls(**cls.known(values), explicit=tuple(sorted(values)))
 
+    @classmethod
+    def from_args(cls, args: Any) -> Self:
+        """Build the settings from a Namespace, or any object with some flags as attributes."""
+        if isinstance(args, cls):
+            return args
+        return cls.from_flags(values_of(args, cls.defaults())).resolved()
+
     def resolved(self) -> Self:
         """Fill in settings that depend on others, and on the files that are there."""
         return self
@@ -170,18 +177,18 @@ class ClassifySettings(TaskSettings):
         raise NotImplementedError
 
     def with_output_names(self, kind: str) -> Self:
-        """Name the files of predictions after data and option, unless a name was given.
+        """Name each file of predictions after its data and option, unless its name was given.
 
         Args:
             kind: "prompting" or "finetuning"; an advanced flag makes it "advanced".
         """
-        if not {"dev_out", "test_out"}.isdisjoint(self.explicit):
-            return self
         kind = "advanced" if self.advanced else kind
         dev, test = dataset_name(self.dev, "dev"), dataset_name(self.test, "test")
-        return self.replace(
-            dev_out=f"{dev}-dev-{kind}-output.txt", test_out=f"{test}-test-{kind}-output.txt"
-        )
+        names = {
+            "dev_out": f"{dev}-dev-{kind}-output.txt",
+            "test_out": f"{test}-test-{kind}-output.txt",
+        }
+        return self.replace(**{n: name for n, name in names.items() if n not in self.explicit})
 
     def check_output_names(
         self, kind: str, own_weights: bool, outputs: Sequence[str] = (), inputs: Sequence[str] = ()

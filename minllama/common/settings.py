@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -67,11 +68,6 @@ class Settings:
             object.__setattr__(self, field.name, value)  # as frozen dataclasses do themselves
 
     @classmethod
-    def from_args(cls, args: Any) -> Self:
-        """Take the attributes of a Namespace, or of any object, that are fields."""
-        return cls(**cls.known(vars(args)))
-
-    @classmethod
     def known(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Select the values whose names are fields."""
         names = {field.name for field in dataclasses.fields(cls)}
@@ -97,6 +93,22 @@ class Settings:
     def replace(self, **changes: Any) -> Self:
         """A copy with some changes."""
         return dataclasses.replace(self, **changes)
+
+
+def values_of(args: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Take the values with some names from a mapping, or from the attributes of any object.
+
+    None means that a value is not given.
+
+    Raises:
+        InputError: none of them is there.
+    """
+    get = args.get if isinstance(args, Mapping) else functools.partial(getattr, args)
+    values = {name: get(name, None) for name in names}
+    values = {name: value for name, value in values.items() if value is not None}
+    if not values:
+        raise InputError(f"{type(args).__name__}: has none of the settings, such as batch_size")
+    return values
 
 
 def spelling_of(field: dataclasses.Field) -> str:

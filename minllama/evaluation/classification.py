@@ -1,5 +1,8 @@
 """Accuracy and F1 of a classifier, and the files of its predictions."""
 
+import math
+import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,12 +19,13 @@ from minllama.common.flags import ClassifySettings
 from minllama.common.progress import progress_bar
 from minllama.evaluation.metrics import Records, append_metrics
 from minllama.text.batches import Batch, in_data_order
+from minllama.text.labelled import UNLABELLED
 from minllama.training import distributed
 from utils import peak_memory, to_device
 
 
 class Evaluation(NamedTuple):
-    """The results of a classifier on a split."""
+    """The results of a classifier on a split; without labels, accuracy and F1 are NaN."""
 
     accuracy: float
     macro_f1: float
@@ -31,7 +35,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device) -> Evaluation:
+def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device | str) -> Evaluation:
     """Classify the examples of a loader; several processes share its batches.
 
     The results are in the order of the loader, or of the data if the loader sorts by length.
@@ -60,6 +64,8 @@ def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device) -
     predictions = in_data_order(predictions, dataloader)
     labels = in_data_order(labels, dataloader)
     sentences = in_data_order(sentences, dataloader)
+    if set(labels) == {UNLABELLED}:
+        return Evaluation(math.nan, math.nan, predictions, labels, sentences)
     accuracy = accuracy_score(labels, predictions)
     macro_f1 = f1_score(labels, predictions, average="macro")
     return Evaluation(accuracy, macro_f1, predictions, labels, sentences)
@@ -70,7 +76,7 @@ def as_batch(batch: Batch | dict[str, Any]) -> Batch:
     return Batch(**batch) if isinstance(batch, dict) else batch
 
 
-def forward_inputs(batch: Batch, device: torch.device) -> list[torch.Tensor]:
+def forward_inputs(batch: Batch, device: torch.device | str) -> list[torch.Tensor]:
     """The inputs of a classifier's forward: ids and, if the batch has them, lengths."""
     inputs = [batch.token_ids] if batch.lengths is None else [batch.token_ids, batch.lengths]
     return [to_device(tensor, device) for tensor in inputs]
@@ -107,12 +113,17 @@ def metrics_of(
     result: Evaluation, seconds: float, device: torch.device, label_names: Sequence[str]
 ) -> dict[str, Any]:
     """The metrics of a split as they are written to files."""
-    return {
-        "accuracy": result.accuracy,
-        "macro_f1": result.macro_f1,
+    metrics = {
         "seconds": seconds,
         "sentences_per_second": len(result.predictions) / seconds,
         "peak_memory_bytes": peak_memory(device),
+    }
+    if math.isnan(result.accuracy):
+        return metrics
+    return {
+        "accuracy": result.accuracy,
+        "macro_f1": result.macro_f1,
+        **metrics,
         "labels": list(label_names),
         "confusion_matrix": confusion_matrix(result, len(label_names)),
     }
@@ -143,19 +154,28 @@ def write_results(
     for record in records:
         append_metrics(settings.metrics_out, **record)
     for split, result in results.items():
-        if settings.report:
-            print_report(split, result, label_names)
-        if settings.report and settings.option == "prompt":
+        if not settings.report or math.isnan(result.accuracy):
+            continue
+        print_report(split, result, label_names)
+        if settings.option == "prompt":
             print_majority_baseline(split, result, label_names)
 
 
 def write_predictions_to_file(
     split: str, outfile: str | Path, acc: float, pred: list[int], sents: list[str]
 ) -> None:
-    """Print the split's accuracy, and write a line `prediction ||| sentence` for each sentence."""
-    print(f"{split} acc :: {acc:.3f}")
+    """Print the split's accuracy, and write a line `prediction ||| sentence` for each sentence.
+
+    An accuracy of NaN, of a split without labels, is not printed. A line break in a sentence, which
+    a prompt's template may have, is written as a space.
+    """
+    if math.isnan(acc):
+        print(f"{split}: every label is {UNLABELLED}, so it has no accuracy", file=sys.stderr)
+    else:
+        print(f"{split} acc :: {acc:.3f}")
+    lines = [re.sub(r"[\r\n]", " ", f"{p} ||| {s}") for p, s in zip(pred, sents, strict=True)]
     with atomic_write(outfile) as file:
-        file.writelines(f"{p} ||| {s}\n" for p, s in zip(pred, sents, strict=True))
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def print_report(split: str, result: Evaluation, label_names: Sequence[str]) -> None:

@@ -107,7 +107,8 @@ def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
         names, source = load_label_names(settings.label_names), settings.label_names
         num_labels = len(names)
     for split, path in paths.items():
-        check_labels(sentences[split], path, num_labels, source)
+        is_test = split == "test"
+        check_labels(sentences[split], path, num_labels, source, may_be_unlabelled=is_test)
     config = ClassifierConfig(
         pretrained_model_path=settings.pretrained_model_path,
         num_labels=num_labels,

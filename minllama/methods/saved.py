@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,11 @@ def plain_values(settings: Any) -> dict[str, Any]:
     """Settings, or the attributes of any object, as a checkpoint can hold them."""
     if isinstance(settings, Settings):
         return settings.to_dict()
-    values = settings if isinstance(settings, dict) else vars(settings)
-    return {name: to_plain(value) for name, value in values.items()}
+    if isinstance(settings, Mapping):
+        return {name: to_plain(value) for name, value in settings.items()}
+    names = [name for name in dir(settings) if not name.startswith("_")]
+    values = {name: getattr(settings, name, None) for name in names}  # those of its class too
+    return {name: to_plain(value) for name, value in values.items() if not callable(value)}
 
 
 def read_classifier(path: str | Path) -> tuple[dict[str, Any], ClassifierConfig]:

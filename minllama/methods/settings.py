@@ -11,7 +11,7 @@ from minllama.checkpoints.formats import find_tokenizer
 from minllama.common.errors import InputError, missing_file
 from minllama.common.files import file_fingerprint
 from minllama.common.flags import DEMO_DATA, DEMO_MODEL, ClassifySettings, TrainSettings
-from minllama.common.settings import flag
+from minllama.common.settings import flag, values_of
 from minllama.evaluation.metrics import check_metrics_file
 from minllama.evaluation.plot import check_picture
 from minllama.methods.base import Method
@@ -63,9 +63,17 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
 
     @classmethod
     def from_args(cls, args: Any) -> Self:
-        """Take the attributes of a Namespace that are settings, the flags of methods too."""
-        values = vars(args)
-        return cls(**cls.known(values) | {"methods": methods.active_methods(values)})
+        """Build the settings from any object with some flags, of methods too, as attributes.
+
+        Labels have no names then, unless a method needs them, as in the assignment.
+        """
+        if isinstance(args, cls):
+            return args
+        values = values_of(args, [*cls.defaults(), *methods.flag_values(()), "filepath"])
+        values.pop("load", None)
+        settings = cls.from_flags(values)
+        explicit = tuple(name for name in settings.explicit if name != "label_names")
+        return settings.replace(explicit=explicit).resolved()
 
     @classmethod
     def from_flags(cls, values: dict[str, Any]) -> Self:
@@ -103,7 +111,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         return settings.replace(
             tokenizer_path=settings.tokenizer_path
             or find_tokenizer(settings.pretrained_model_path),
-            filepath=self.load or f"finetune-{self.epochs}-{self.lr}{suffix}.pt",
+            filepath=self.load or self.filepath or f"finetune-{self.epochs}-{self.lr}{suffix}.pt",
         ).with_output_names("finetuning")
 
     def to_dict(self) -> dict[str, Any]:

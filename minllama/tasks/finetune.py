@@ -4,7 +4,6 @@ import itertools
 import sys
 import time
 import warnings
-from argparse import Namespace
 from typing import Any
 
 import torch
@@ -68,8 +67,9 @@ def evaluate_saved(settings: FinetuneSettings) -> None:
         warnings.warn("--plot: nothing is trained, so nothing is drawn", stacklevel=2)
     classifier = load(settings, settings.filepath)
     dev, test = read_labelled(settings.dev), read_labelled(settings.test)
-    for sentences, path in ((dev, settings.dev), (test, settings.test)):
-        check_labels(sentences, path, classifier.config.num_labels, settings.filepath)
+    n, source = classifier.config.num_labels, settings.filepath
+    check_labels(dev, settings.dev, n, source)
+    check_labels(test, settings.test, n, source, may_be_unlabelled=True)
     report(settings, classifier, *classifier.inputs(dev, test))
 
 
@@ -196,14 +196,18 @@ def train_epochs(
     return training.records
 
 
-def train(args: Namespace) -> None:
-    """Fine-tune; the assignment's function. It saves to `args.filepath` and always starts anew."""
+def train(args: Any) -> None:
+    """Fine-tune; the assignment's function. It saves to `args.filepath` and always starts anew.
+
+    It writes no predictions, so the names of their files are free.
+    """
     settings = FinetuneSettings.from_args(args)
+    settings.replace(explicit=()).with_output_names("finetuning").check()
     classifier, (train_inputs, dev_inputs, _) = build(settings)
     train_epochs(settings, classifier, train_inputs, dev_inputs)
 
 
-def test(args: Namespace) -> None:
+def test(args: Any) -> None:
     """Evaluate the classifier in `args.filepath` on dev and test; the assignment's function."""
     settings = FinetuneSettings.from_args(args)
     settings = settings.replace(load=settings.filepath)

@@ -1,13 +1,12 @@
 """`--option generate`: continue a text and show it while it grows."""
 
-import argparse
 import io
 import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -75,6 +74,11 @@ class GenerateSettings(TaskSettings):
             raise InputError("--interactive: takes its texts from the input; leave --prefix out")
 
     @property
+    def inputs(self) -> list[str]:
+        """The files that are read."""
+        return [self.pretrained_model_path, self.tokenizer_path or TOKENIZER_MODEL]
+
+    @property
     def outputs(self) -> dict[float, str]:
         """The file of each temperature: the assignment's two, or the only one that is wanted."""
         high = self.generated_sentence_high_temp_out
@@ -93,8 +97,7 @@ def generate(settings: GenerateSettings) -> None:
     distributed.require_one_process("generate")
     settings.validate()
     if not settings.interactive:
-        inputs = [settings.pretrained_model_path, settings.tokenizer_path or TOKENIZER_MODEL]
-        check_outputs(settings.outputs.values(), inputs)
+        check_outputs(settings.outputs.values(), settings.inputs)
     with explain_out_of_memory("generating", LESS_MEMORY):
         generator = load_generator(settings, limit_threads=True)
         if settings.interactive:
@@ -105,7 +108,7 @@ def generate(settings: GenerateSettings) -> None:
 
 
 def generate_sentence(
-    args: argparse.Namespace,
+    args: Any,
     prefix: str,
     outfile: str | Path,
     max_new_tokens: int = 75,
@@ -114,12 +117,12 @@ def generate_sentence(
     """Load the model, continue `prefix`, print the text and write it to a file.
 
     Args:
-        args: needs `use_gpu`, `pretrained_model_path` and `max_sentence_len`; other flags of
-            `GenerateSettings` act if they are there.
+        args: any object with some flags of `GenerateSettings` as attributes.
         temperature: 0 takes the most likely token each time.
     """
     settings = GenerateSettings.from_args(args)
     settings = settings.replace(prefix=prefix, max_new_tokens=max_new_tokens)
+    check_outputs([outfile], settings.inputs)
     write_texts(load_generator(settings), settings, outfile, temperature)
 
 

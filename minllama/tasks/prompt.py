@@ -1,6 +1,5 @@
 """`--option prompt`: zero-shot classification by asking for the label."""
 
-import argparse
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -88,7 +87,7 @@ def prompt(settings: PromptSettings) -> None:
         classify_splits(settings)
 
 
-def test_with_prompting(args: argparse.Namespace) -> None:
+def test_with_prompting(args: Any) -> None:
     """Classify dev and test by prompting; the assignment's function."""
     classify_splits(PromptSettings.from_args(args))
 
@@ -104,7 +103,8 @@ def classify_splits(settings: PromptSettings) -> None:
     paths = {"train": settings.train, "dev": settings.dev, "test": settings.test}
     sentences = {split: read_labelled(path) for split, path in paths.items()}
     for split, path in paths.items():
-        check_labels(sentences[split], path, len(label_names), settings.label_names)
+        is_test, source = split == "test", settings.label_names
+        check_labels(sentences[split], path, len(label_names), source, may_be_unlabelled=is_test)
     classifier = zero_shot_classifier(settings, label_names)
     for split, path in paths.items():  # train is counted only, as in the assignment
         print(f"load {len(sentences[split])} data from {path}")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from minllama.checkpoints.formats import find_tokenizer
 from minllama.common.errors import InputError, missing_file
 from minllama.text.batches import Example, collate
 from minllama.text.lines import lines_of
@@ -16,6 +18,7 @@ from tokenizer import Tokenizer
 
 SEPARATOR = " ||| "
 MAX_LABELS = 10_000
+UNLABELLED = -1  # the label of all lines of a test set whose labels are secret
 
 
 def read_labelled(filename: str | Path) -> list[Example]:
@@ -39,9 +42,16 @@ def read_labelled(filename: str | Path) -> list[Example]:
 
 
 def check_labels(
-    sentences: Sequence[Example], filename: str | Path, num_labels: int, known_from: str | Path
+    sentences: Sequence[Example],
+    filename: str | Path,
+    num_labels: int,
+    known_from: str | Path,
+    *,
+    may_be_unlabelled: bool = False,
 ) -> None:
     """Check that every label of a file is in the range that the file `known_from` defines."""
+    if may_be_unlabelled and all(example.label == UNLABELLED for example in sentences):
+        return
     for number, (_, label, _) in enumerate(sentences, start=1):
         if not 0 <= label < num_labels:
             raise InputError(
@@ -62,6 +72,7 @@ def load_label_names(filename: str | Path) -> list[str]:
         not isinstance(names, list)
         or not 2 <= len(names) <= MAX_LABELS
         or not all(isinstance(name, str) and name.strip() for name in names)
+        or any(re.search(r"[\t\r\n]", name) for name in names)
         or len(set(names)) < len(names)
     ):
         raise InputError(
@@ -144,7 +155,10 @@ class LlamaDataset(Dataset):
 
     def __init__(self, dataset: Sequence[tuple[str, int, list[int]]], args: Any, eos: bool = False):
         self.dataset, self.p, self.eos = dataset, args, eos
-        self.tokenizer = Tokenizer(args.max_sentence_len, getattr(args, "tokenizer_path", None))
+        path = getattr(args, "tokenizer_path", None)
+        if path is None and hasattr(args, "pretrained_model_path"):
+            path = find_tokenizer(args.pretrained_model_path)
+        self.tokenizer = Tokenizer(args.max_sentence_len, path)
 
     def __len__(self) -> int:
         return len(self.dataset)

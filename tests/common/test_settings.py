@@ -74,7 +74,7 @@ def test_flags_come_from_the_fields():
     add_flags(parser, [Example, Other])
     assert vars(parser.parse_args([])) == {}  # flags that are not given stay absent
     args = parser.parse_args(["--size", "5", "--the-kind", "b", "--shares", "0", "1", "--is_on"])
-    assert Example.from_args(args) == Example(size=5, kind="b", shares=(0.0, 1.0), is_on=True)
+    assert Example(**vars(args)) == Example(size=5, kind="b", shares=(0.0, 1.0), is_on=True)
     help = " ".join(parser.format_help().split())
     assert "an example:" in help and "--names" not in help
     assert "--size N how large (default: 3; another 7)" in help

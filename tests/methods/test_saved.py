@@ -1,7 +1,6 @@
 """Saved classifiers: they predict the same, and nothing else is loaded as one."""
 
 import re
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -138,31 +137,3 @@ def test_a_malformed_saved_run_is_one_line(saved_run, run_cli, part):
     for broken in ({}, [1], None):
         edit(saved_run, **{part: broken})
         assert_refused(run_cli(*LOAD, saved_run))
-
-
-def test_settings_from_code_need_not_be_of_the_very_type(project):
-    """As other people's scripts call it: whole numbers for rates."""
-    data = {split: f"data/toy-{split}.txt" for split in ("train", "dev", "test")}
-    whole_numbers = {"mixout": 0, "smart": 1}
-    args = Namespace(
-        **data,
-        label_names="data/toy-label-mapping.json",
-        pretrained_model_path="model.pt",
-        max_sentence_len=None,
-        seed=1,
-        epochs=1,
-        option="finetune",
-        use_gpu=False,
-        dev_out=OUTPUTS[0],
-        test_out=OUTPUTS[1],
-        batch_size=4,
-        hidden_dropout_prob=0,
-        lr=1e-3,
-        filepath="m.pt",
-        **whole_numbers,
-    )
-    run_llama.train(args)
-    run_llama.test(args)
-    assert (project.path / OUTPUTS[0]).exists()
-    saved = read_checkpoint("m.pt")["model_config"]
-    assert {name: saved[name] for name in whole_numbers} == whole_numbers
