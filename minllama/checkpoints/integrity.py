@@ -1,39 +1,50 @@
-"""Checks of a file that `torch.save` wrote, which `torch.load(weights_only=True)` does not make.
+"""Checks of a file that `torch.save` wrote, made before PyTorch reads it.
 
-PyTorch ignores the checksums in its files, and a few bytes can describe tensors of any size.
+`torch.load(weights_only=True)` runs no code, but it ignores checksums, and a few bytes can make it
+allocate any amount of memory. So the checksums are compared here, and the pickle is first read with
+its tensors on the meta device, which takes no memory.
 """
 
+import io
+import pickle
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from pickle import UnpicklingError
+from typing import IO, Any, ClassVar
 
 import torch
+from torch.storage import _dtype_to_storage_type_map as storage_names
 
-from minllama.common.errors import InputError
+from minllama.common.errors import InputError, is_out_of_memory
 from minllama.common.progress import progress_bar
 
 MAX_PICKLE = 4 * 2**20  # bytes; enough for a model of 1000 layers and its optimizer
 MAX_VALUES, MAX_DEPTH = 1_000_000, 100
 ZIP_MAGIC, ZIP_HEADER, ENCRYPTED = b"PK\x03\x04", 30, 1  # the header's bytes, and a flag in it
+UNKNOWN = "not a checkpoint of tensors and plain values, and loading anything else could run code"
 
 
 def check(path: str | Path) -> None:
-    """Check, before PyTorch reads it, that a file is whole and its records are as they were saved.
+    """Check that a file is intact, and that loading it takes no more memory than its size.
 
     Raises:
-        InputError: the file is damaged, or not one of `torch.save`.
+        InputError: the file is damaged, or holds something else than tensors and plain values.
     """
     path = Path(path)
+    size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            if is_zip(path):
-                check_records(file)
-            else:
-                check_start(file.read(512).lstrip())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # all of zipfile
+            value = read_zip(file) if is_zip(path) else read_legacy(file, size)
+        check_values(value, size)
+    except UnpicklingError as error:
+        raise InputError(f"{path}: refused, {error}") from error
+    except zipfile.BadZipFile as error:
         remedy = "copy or fetch it again (`bash setup.sh` does for stories42M.pt)"
-        fault = f"damaged, incomplete or rewritten: {error}"
-        raise InputError(f"{path}: {fault}; {remedy}") from error
+        raise InputError(f"{path}: damaged or incomplete, {error}; {remedy}") from error
+    except Exception as error:  # of zipfile, pickle or torch, for bytes that make no sense
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            raise
+        raise InputError(f"{path}: refused, it is damaged or {UNKNOWN}") from error
 
 
 def is_zip(path: str | Path) -> bool:
@@ -42,70 +53,150 @@ def is_zip(path: str | Path) -> bool:
         return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
 
 
-def check_start(start: bytes) -> None:
-    """Check that a file that is no zip may be one of PyTorch before 1.6."""
-    if not start or start.startswith(b"<"):
-        raise zipfile.BadZipFile("a web page, not a checkpoint" if start else "an empty file")
-
-
-def check_records(file: IO[bytes]) -> None:
-    """Check the records of a file of PyTorch 1.6 or later."""
+def read_zip(file: IO[bytes]) -> Any:
+    """Check the records of a file of PyTorch 1.6 or later, and read the outline of its pickle."""
     if not zipfile.is_zipfile(file):
         raise zipfile.BadZipFile("its end is missing")
     archive = zipfile.ZipFile(file)
     records = archive.infolist()
     check_layout(records, archive.start_dir)
     pickles = [record for record in records if record.filename.endswith("/data.pkl")]
-    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
-        raise zipfile.BadZipFile("it is a zip, but not one of torch.save")
     for record in progress_bar(records, desc="verify", unit=" records", delay=1):
         with archive.open(record) as content:
             while content.read(1 << 20):  # at the end zipfile compares the CRC-32
                 pass
+    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
+        raise UnpicklingError("it is a zip, but not one of torch.save")
+    outline = OutlineReader(io.BytesIO(archive.read(pickles[0])))
+    value = outline.load()
+    for key, n_bytes in outline.storages:
+        name = pickles[0].filename.removesuffix(".pkl") + f"/{key}"
+        if archive.getinfo(name).file_size != n_bytes:
+            raise UnpicklingError(f"its record {name} has another size than its tensors")
+    return value
 
 
 def check_layout(records: list[zipfile.ZipInfo], end: int) -> None:
     """Check that records are stored as they are, lie before `end`, and do not overlap."""
     if len({record.filename.casefold() for record in records}) < len(records):
-        raise zipfile.BadZipFile("it has two records of the same name")
+        raise UnpicklingError("it has two records of the same name")
     for record in sorted(records, key=lambda record: record.header_offset, reverse=True):
         is_stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & ENCRYPTED
         if not is_stored or record.file_size != record.compress_size:
-            raise zipfile.BadZipFile(f"its record {record.filename} is compressed; save it again")
+            raise UnpicklingError(f"its record {record.filename} is compressed; save it again")
         if not 0 <= record.header_offset <= end - ZIP_HEADER - record.file_size:
-            raise zipfile.BadZipFile(
-                f"its record {record.filename} overlaps another or lies outside"
-            )
+            raise UnpicklingError(f"its record {record.filename} overlaps another or lies outside")
         end = record.header_offset
 
 
-def check_values(value: Any, path: Path) -> None:
-    """Check that a file has few values, and dense tensors of at most twice its size.
+def read_legacy(file: IO[bytes], size: int) -> Any:
+    """Read the outline of a file of PyTorch before 1.6: five pickles, then the storages."""
+    content = io.BytesIO(file.read(MAX_PICKLE))
+    start = content.getvalue()[:512].lstrip()
+    if not start or start.startswith(b"<"):
+        raise zipfile.BadZipFile("a web page, not a checkpoint" if start else "an empty file")
+    outline = OutlineReader(content)
+    _magic, _protocol, _system, value, _keys = [outline.load() for _ in range(5)]
+    if sum(n_bytes for _, n_bytes in outline.storages) > size:
+        raise zipfile.BadZipFile("its end is missing")
+    return value
 
-    A tensor may be an expanded view, which takes no memory before it is copied.
 
-    Raises:
-        InputError: it has others; nothing but the file's own size was allocated.
-    """
-    file_size = path.stat().st_size
+def check_values(value: Any, file_size: int) -> None:
+    """Check that an outline has few values, and tensors of at most twice the size of the file."""
     stack = [(value, 0)]
     n_values = n_bytes = 0  # a value counts again wherever it is referred to, as a tied head does
     while stack:
         item, depth = stack.pop()
         n_values += 1
         if isinstance(item, torch.Tensor):
-            is_dense = item.layout == torch.strided and not item.is_nested
-            if not is_dense or item.is_quantized or item.is_meta:
-                raise InputError(f"{path}: refused, it has a sparse, quantized or empty tensor")
             n_bytes += item.nbytes
         elif isinstance(item, list | tuple | dict):
             items = item.values() if isinstance(item, dict) else item
             stack += [(each, depth + 1) for each in items]
         if n_values + len(stack) > MAX_VALUES or depth > MAX_DEPTH:
-            raise InputError(
-                f"{path}: refused, it has more values than any checkpoint, or nested too deeply"
-            )
+            raise UnpicklingError("it has more values than any checkpoint, or nested too deeply")
         if n_bytes > 2 * file_size:
-            raise InputError(
-                f"{path}: refused, its tensors take more than twice the {file_size:,} bytes of it"
-            )
+            raise UnpicklingError(f"its tensors take more than twice the {file_size:,} bytes of it")
+
+
+class CheckedDict(dict):
+    """A dict with texts and small numbers as keys: to hash others may take very long."""
+
+    def __init__(self, items: Any = ()):
+        for key, value in items:
+            self[key] = value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) not in (str, bytes, bool) and not (type(key) is int and abs(key) < 2**31):
+            raise UnpicklingError("a key in it is neither a text nor a small number")
+        super().__setitem__(key, value)
+
+
+def rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> torch.Tensor:
+    """`torch._utils._rebuild_tensor` and its `_v2` and `_v3` (with a dtype) on the meta device."""
+    dtype = next((value for value in more if isinstance(value, torch.dtype)), storage.dtype)
+    tensor = torch.empty_strided(size, stride, dtype=dtype, device="meta")
+    end = offset * dtype.itemsize + tensor.untyped_storage().nbytes()
+    if offset < 0 or (tensor.nbytes and max(end, tensor.nbytes) > storage.nbytes):
+        raise UnpicklingError("it has a tensor of more elements than are stored for it")
+    return tensor
+
+
+def encode(text: str, encoding: str) -> str:
+    if encoding != "latin1":  # which pickled bytes use; others can make a text much longer
+        raise UnpicklingError(UNKNOWN)
+    return text
+
+
+class OutlineReader(pickle._Unpickler):  # the one in Python, whose instructions can be replaced
+    """Reads a pickle of few instructions and names, with tensors on the meta device."""
+
+    OPCODES = """PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
+        BINUNICODE SHORT_BINSTRING EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+        SETITEM SETITEMS BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL REDUCE BINPERSID"""
+    GLOBALS: ClassVar[dict[str, Any]] = {
+        **{f"torch.{name}": x for name, x in vars(torch).items() if isinstance(x, torch.dtype)},
+        **{f"torch.{name}": dtype for dtype, name in storage_names().items()},
+        "torch.storage.UntypedStorage": torch.uint8,
+        **{f"torch._utils._rebuild_tensor{v}": rebuild_tensor for v in ("", "_v2", "_v3")},
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch.Size": tuple,
+        "torch.device": lambda *_: None,
+        "collections.OrderedDict": CheckedDict,
+        "builtins.set": lambda items: CheckedDict((item, None) for item in items),
+        "builtins.complex": complex,
+        "_codecs.encode": encode,
+    }
+    stack: list[Any]
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file, encoding="latin1")
+        self.storages: set[tuple[str, int]] = set()  # keys, and sizes in bytes
+
+    def load_empty_dict(self) -> None:
+        self.stack.append(CheckedDict())
+
+    def load_build(self) -> None:
+        self.stack.pop()  # attributes of an OrderedDict, which nobody reads
+        if not isinstance(self.stack[-1], CheckedDict):
+            raise UnpicklingError(UNKNOWN)
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        opcode[0]: pickle._Unpickler.dispatch[opcode[0]]
+        for opcode in (getattr(pickle, name) for name in OPCODES.split())
+    } | {pickle.EMPTY_DICT[0]: load_empty_dict, pickle.BUILD[0]: load_build}
+
+    def find_class(self, module: str, name: str) -> Any:
+        full_name = f"{module}.{name}".replace("__builtin__", "builtins").replace(".cuda.", ".")
+        if full_name not in self.GLOBALS:
+            raise UnpicklingError(f"it names {module}.{name}; it is {UNKNOWN}")
+        return self.GLOBALS[full_name]
+
+    def persistent_load(self, pid: Any) -> torch.Tensor:
+        name, dtype, key, _device, n_elements, *_view = pid
+        if name != "storage" or type(key) is not str:
+            raise UnpicklingError(UNKNOWN)
+        storage = torch.empty(n_elements, dtype=dtype, device="meta")
+        self.storages.add((key, storage.nbytes))
+        return storage

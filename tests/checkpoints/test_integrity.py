@@ -1,6 +1,8 @@
 """Damaged files, and small ones that would take much memory: each is refused in one line."""
 
 import os
+import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -14,7 +16,7 @@ from conftest import MODEL_ARGS, ROOT, assert_refused, make_llama, save_llama
 
 from config import LlamaConfig
 from llama import load_pretrained
-from minllama.checkpoints import pt
+from minllama.checkpoints import integrity, pt
 from minllama.checkpoints.layout import Checkpoint, shapes_of
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError
@@ -35,12 +37,13 @@ def flip(path: Path, record: str, offset: int = 0) -> None:
     path.write_bytes(content)
 
 
-def rewritten(path: Path, compression: int = zipfile.ZIP_STORED) -> Path:
-    """The same zip written by another program."""
+def rewritten(path: Path, compression: int = zipfile.ZIP_STORED, pickled: bytes = b"") -> Path:
+    """The same zip written by another program, with another pickle if one is given."""
     new = path.with_name("rewritten.pt")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(new, "w", compression) as archive:
         for name in old.namelist():
-            archive.writestr(name, old.read(name))
+            is_replaced = pickled and name.endswith("data.pkl")
+            archive.writestr(name, pickled if is_replaced else old.read(name))
     return new
 
 
@@ -71,6 +74,39 @@ def test_any_changed_byte_is_refused_or_harmless(tmp_path):
 
 
 # Files that are larger than they look
+
+
+def call(function: str, *arguments: int) -> bytes:
+    """A pickle of a dict whose value a function returns."""
+    module, _, name = function.rpartition(".")
+    numbers = b"".join(pickle.dumps(value, protocol=2)[2:-1] for value in arguments)
+    reduce = f"c{module}\n{name}\n".encode() + b"(" + numbers + b"tR"
+    return b"\x80\x02}X\x05\0\0\0model" + reduce + b"s."
+
+
+BOMBS = {
+    "bytearray": call("__builtin__.bytearray", 2**32),
+    "storage": call("torch.storage.UntypedStorage", 2**33),
+    "tensor": call("torch.Tensor", 2**20, 2**20),
+    "attributes of a storage": b"\x80\x02}ctorch.storage\nUntypedStorage\n}b.",
+    "nested keys": pickle.dumps({}, 2)[:-1] + b"X\x01\0\0\0a\x85" + b"q\0h\0\x86" * 40 + b"Ns.",
+    "nested encodings": b"\x80\x02}X\x01\0\0\0ac_codecs\nencode\n(X\x01\0\0\0aX\x03\0\0\0hextRs.",
+    "large memo": b"\x80\x02}r\xff\xff\xff\xff\x96\xff\xff\xff\xff\xff\0\0\0.",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_pickle_that_would_make_something_large_is_refused(tmp_path, name, is_zip):
+    path = tmp_path / "x.pt"
+    torch.save({"x": torch.zeros(16)}, path, _use_new_zipfile_serialization=is_zip)
+    if is_zip:
+        path = rewritten(path, pickled=BOMBS[name])
+    else:  # the last of the five pickles, the list of storages
+        content = path.read_bytes()
+        path.write_bytes(content[: content.rindex(b"\x80\x02")] + BOMBS[name])
+    with pytest.raises(InputError, match="refused"):
+        integrity.check(path)
 
 
 def test_values_of_many_references_are_refused_without_printing_them(tmp_path):
@@ -152,6 +188,39 @@ def test_files_of_old_versions_load_and_are_checked_too(tmp_path, model):
     old.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="incomplete"):
         load_pretrained(old)
+    torch.save({"x": torch.zeros(1)}, old, _use_new_zipfile_serialization=False)
+    huge = b"\x8a\x06" + b"\xff" * 5 + b"\x0f"  # a number of 44 bits
+    wide, n = re.subn(rb"(cpuq.)K\x01", lambda found: found[1] + huge, old.read_bytes())
+    assert n == 1
+    old.write_bytes(wide)
+    with pytest.raises(InputError, match="incomplete"):
+        read_checkpoint(old)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_ordinary_values_and_tensors_load(tmp_path, is_zip):
+    base = torch.arange(24.0).view(4, 6)
+    values = {
+        "text": "ü", "none": None, "numbers": [1, -2, 2**70, 1.5, True, 1 + 2j], "set": {1, "a"},
+        "bytes": b"\x00\xff", "size": torch.Size([2, 3]), "dtype": torch.bfloat16,
+        "device": torch.device("cpu"), 5: (1, (2, 3)),
+    }  # fmt: skip
+    tensors = {
+        "slice": base[1:, ::2], "transposed": base.t(), "row": base[0], "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(3), "parameter": torch.nn.Parameter(torch.ones(2)),
+        "bool": torch.tensor([True]), "complex": torch.ones(2, dtype=torch.complex64),
+    }  # fmt: skip
+    if is_zip:  # types without a storage class, which old files cannot have
+        tensors["float8"] = torch.ones(4).to(torch.float8_e4m3fn)
+        tensors["uint16"] = torch.ones(3).to(torch.uint16)
+    saved = values | tensors | {"state": torch.nn.Linear(2, 2).state_dict()}
+    torch.save(saved, tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
+    for mapped in (False, True):
+        loaded = read_checkpoint(tmp_path / "x.pt", mapped=mapped)
+        assert all(loaded[name] == value for name, value in values.items())
+        for name, tensor in tensors.items():
+            assert loaded[name].dtype == tensor.dtype
+            assert torch.equal(loaded[name], tensor)
 
 
 @pytest.mark.filterwarnings("ignore")
