@@ -53,6 +53,10 @@ class ClassifierConfig(Settings):
             raise InputError(f"{self.num_labels} labels, expected 1 to {MAX_LABELS}")
         if names is not None and len(names) != self.num_labels:
             raise InputError(f"{len(names)} names for {self.num_labels} labels")
+        if self.option not in ("finetune", "pretrain"):
+            raise InputError(f"option {self.option}, expected finetune or pretrain")
+        if not 0 <= self.hidden_dropout_prob <= 1:
+            raise InputError(f"hidden_dropout_prob {self.hidden_dropout_prob}, expected 0 to 1")
 
     def to_dict(self) -> dict[str, Any]:
         """All values, with the flags of methods in place of `methods`."""
