@@ -11,7 +11,7 @@ import torch
 from llama import Llama, load_pretrained
 from minllama.checkpoints.formats import find_tokenizer
 from minllama.common.errors import InputError
-from minllama.inference.decoding import decode, decode_unmasked
+from minllama.inference.decoding import decode
 from minllama.inference.sampling import Sampling
 from minllama.kernels.batch1 import Batch1Llama
 from minllama.kernels.cpu import accelerate
@@ -118,14 +118,14 @@ class GenerationBatch:
         self.n_new = 0
 
     def __iter__(self) -> Iterator[None]:
+        is_causal = self.llama.config.causal
+        stop_ids = (self.tokenizer.bos_id, self.tokenizer.eos_id) if is_causal else ()
         arguments = (self.llama, self.rows, self.max_new_tokens, self.sampling)
-        if self.llama.config.causal:
-            stop_ids = (self.tokenizer.bos_id, self.tokenizer.eos_id)
-            steps = decode(*arguments, stop_ids, self._has_stop)
-        else:
-            steps = decode_unmasked(*arguments, self._has_stop)
-        for new in steps:
-            self._append(new)
+        for new in decode(*arguments, stop_ids, self._has_stop):
+            for ids, token in zip(self.rows, new, strict=True):
+                if token is not None:
+                    ids.append(token)
+                    self.n_new += 1
             yield
 
     def text(self, row: int) -> str:
@@ -150,12 +150,6 @@ class GenerationBatch:
                 if text.endswith(stop[:n]) and len(text) - n >= self.prompt_lengths[row]:
                     n_open = max(n_open, n)
         return text[: len(text) - n_open]
-
-    def _append(self, new: Sequence[int | None]) -> None:
-        for ids, token in zip(self.rows, new, strict=True):
-            if token is not None:
-                ids.append(token)
-                self.n_new += 1
 
     def _has_stop(self, row: int, ids: list[int]) -> bool:
         return bool(self.stop) and self._find_stop(self.tokenizer.decode(ids), row) is not None

@@ -5,9 +5,6 @@ token goes through the layers as a vector: without a batch, with one rotation of
 value, one write to the cache, and the norm's factor as a number.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Self
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,34 +12,6 @@ from torch import nn
 from llama import Llama
 from minllama.inference.cache import KVCache
 from rope import rotary_table
-
-Linear = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Batch1Layer(NamedTuple):
-    """The weights of a layer's norms and its linear functions.
-
-    These are the modules' `forward`, because `nn.Module.__call__` takes a microsecond each time.
-    """
-
-    attention_norm: torch.Tensor
-    query_key_value: Linear
-    output: Linear
-    ffn_norm: torch.Tensor
-    w1_w3: Linear
-    w2: Linear
-
-    @classmethod
-    def of(cls, layer: nn.Module) -> Self:
-        """The parts of a layer of a prepared model."""
-        return cls(
-            layer.get_parameter("attention_norm.weight"),
-            layer.get_submodule("attention.query_key_value").forward,
-            layer.get_submodule("attention.output").forward,
-            layer.get_parameter("ffn_norm.weight"),
-            layer.get_submodule("feed_forward.w1_w3").forward,
-            layer.get_submodule("feed_forward.w2").forward,
-        )
 
 
 class Batch1Llama(nn.Module):
@@ -64,7 +33,18 @@ class Batch1Llama(nn.Module):
         device = llama.tok_embeddings.weight.device
         self.rotations = rotary_table(self.head_dim, config.max_seq_len, config.rope_theta, device)
         self.no_rotation = torch.ones(self.n_kv_heads, self.head_dim // 2, dtype=torch.complex64)
-        self.layers = [Batch1Layer.of(layer) for layer in llama.layers]
+        # The modules' `forward`, because `nn.Module.__call__` takes a microsecond each time.
+        self.layers = [
+            (
+                layer.get_parameter("attention_norm.weight"),
+                layer.get_submodule("attention.query_key_value").forward,
+                layer.get_submodule("attention.output").forward,
+                layer.get_parameter("ffn_norm.weight"),
+                layer.get_submodule("feed_forward.w1_w3").forward,
+                layer.get_submodule("feed_forward.w2").forward,
+            )
+            for layer in llama.layers
+        ]
 
     def hidden_states(
         self,
@@ -96,10 +76,11 @@ class Batch1Llama(nn.Module):
         seen = keys_values[:, :, :, : position + 1].unbind(0)
         x = self.tok_embeddings.weight[token].float()  # (dim,)
         for layer, seen_by_layer in zip(self.layers, seen, strict=True):
-            heads = layer.query_key_value(norm(x, layer.attention_norm, eps)).float()
-            x = x + layer.output(self.attend(heads, seen_by_layer, rotation))
-            gate, up = layer.w1_w3(norm(x, layer.ffn_norm, eps)).chunk(2)
-            x = x + layer.w2(F.silu(gate) * up)
+            attention_norm, query_key_value, output, ffn_norm, w1_w3, w2 = layer
+            heads = query_key_value(norm(x, attention_norm, eps)).float()
+            x = x + output(self.attend(heads, seen_by_layer, rotation))
+            gate, up = w1_w3(norm(x, ffn_norm, eps)).chunk(2)
+            x = x + w2(F.silu(gate) * up)
         return self.output(norm(x, self.llama.norm.weight, eps)[None])
 
     def attend(

@@ -216,7 +216,11 @@ class CompiledLlama(Batch1Llama):
         elif embedding.dtype == torch.float16:  # which Numba does not have on a CPU
             embedding = embedding.float()
         super().__init__(llama)
-        norms = [w for layer in self.layers for w in (layer.attention_norm, layer.ffn_norm)]
+        norms = [
+            norm.weight
+            for layer in layers_of(llama)
+            for norm in (layer.attention_norm, layer.ffn_norm)
+        ]
         self.constants = (
             tuple(as_array(tensor) for tensor in (embedding, *stacks)),
             tuple(as_array(tensor) for tensor in scales),
@@ -254,15 +258,9 @@ def stack_weights(llama: Llama, dtype: str) -> tuple[list[torch.Tensor], list[to
         the stacks `(n_layers, out, in)` of query, key and value; output; w1 and w3; w2; and the
         head's `(1, out, in)`; and the scales of their rows, `(…, out)`, 1 except in int8.
     """
-    config = llama.config
-    kv_dim = (config.n_kv_heads or config.n_heads) * (config.dim // config.n_heads)
-    shapes = [
-        (config.n_layers, config.dim + 2 * kv_dim, config.dim),
-        (config.n_layers, config.dim, config.dim),
-        (config.n_layers, 2 * config.ffn_dim, config.dim),
-        (config.n_layers, config.dim, config.ffn_dim),
-        (1, config.vocab_size, config.dim),
-    ]
+    layers = layers_of(llama)
+    shapes = [(len(layers), *weight.shape) for weight in fused_weights(layers[0])]
+    shapes.append((1, *llama.output.weight.shape))
     stacks = [empty_in_huge_pages(shape, getattr(torch, dtype)) for shape in shapes]
     scales = [torch.ones(shape[:-1]) for shape in shapes]
 
@@ -274,7 +272,7 @@ def stack_weights(llama: Llama, dtype: str) -> tuple[list[torch.Tensor], list[to
         return Int8Linear(stack.copy_(numbers), scale.copy_(factors))
 
     with torch.no_grad():
-        for i, layer in enumerate(layers_of(llama)):
+        for i, layer in enumerate(layers):
             weights = enumerate(fused_weights(layer))
             replace_layer(layer, [store(kind, i, weight) for kind, weight in weights])
         replace_ends(llama, store(len(shapes) - 1, 0, llama.output.weight))
