@@ -43,10 +43,9 @@ class AdamW(Optimizer):
     ):
         if not lr >= 0.0:  # also refuses NaN
             raise ValueError(f"Invalid learning rate: {lr} - should be >= 0.0")
-        if not 0.0 <= betas[0] < 1.0:
-            raise ValueError(f"Invalid beta parameter: {betas[0]} - should be in [0.0, 1.0)")
-        if not 0.0 <= betas[1] < 1.0:
-            raise ValueError(f"Invalid beta parameter: {betas[1]} - should be in [0.0, 1.0)")
+        for beta in betas:
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"Invalid beta parameter: {beta} - should be in [0.0, 1.0)")
         if not eps >= 0.0:
             raise ValueError(f"Invalid epsilon value: {eps} - should be >= 0.0")
         if not weight_decay >= 0.0:

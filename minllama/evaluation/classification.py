@@ -105,7 +105,7 @@ def report_results(
         seconds = time.perf_counter() - start
         record = {"option": settings.option, "split": split}
         records.append(record | metrics_of(results[split], seconds, device, label_names))
-    distributed.on_rank0(lambda: write_results(settings, results, records, label_names))
+    distributed.on_rank0(lambda: write_results(settings, results, records))
     return records
 
 
@@ -120,27 +120,20 @@ def metrics_of(
     }
     if math.isnan(result.accuracy):
         return metrics
+    counts = Counter(zip(result.labels, result.predictions, strict=True))
+    numbers = range(len(label_names))
     return {
         "accuracy": result.accuracy,
         "macro_f1": result.macro_f1,
         **metrics,
         "labels": list(label_names),
-        "confusion_matrix": confusion_matrix(result, len(label_names)),
+        # A row for each true label, a column for each prediction.
+        "confusion_matrix": [[counts[label, guess] for guess in numbers] for label in numbers],
     }
 
 
-def confusion_matrix(result: Evaluation, num_labels: int) -> list[list[int]]:
-    """Count the examples by true label (rows) and predicted label (columns)."""
-    counts = Counter(zip(result.labels, result.predictions, strict=True))
-    numbers = range(num_labels)
-    return [[counts[label, prediction] for prediction in numbers] for label in numbers]
-
-
 def write_results(
-    settings: ClassifySettings,
-    results: dict[str, Evaluation],
-    records: Records,
-    label_names: Sequence[str],
+    settings: ClassifySettings, results: dict[str, Evaluation], records: Records
 ) -> None:
     """Print the accuracies, and with `report` more, and write predictions and metrics.
 
@@ -153,12 +146,9 @@ def write_results(
         write_predictions_to_file(split, outfiles[split], accuracy, predictions, sentences)
     for record in records:
         append_metrics(settings.metrics_out, **record)
-    for split, result in results.items():
-        if not settings.report or math.isnan(result.accuracy):
-            continue
-        print_report(split, result, label_names)
-        if settings.option == "prompt":
-            print_majority_baseline(split, result, label_names)
+    for record, result in zip(records, results.values(), strict=True):
+        if settings.report and not math.isnan(result.accuracy):
+            print_report(record, result, with_baseline=settings.option == "prompt")
 
 
 def write_predictions_to_file(
@@ -178,31 +168,32 @@ def write_predictions_to_file(
         file.writelines(f"{line}\n" for line in lines)
 
 
-def print_report(split: str, result: Evaluation, label_names: Sequence[str]) -> None:
-    """Print precision, recall and F1 of every label, and the confusion matrix."""
+def print_report(record: dict[str, Any], result: Evaluation, *, with_baseline: bool) -> None:
+    """Print precision, recall and F1 of every label, and the confusion matrix of a split.
+
+    Args:
+        record: the split's metrics.
+        with_baseline: print the accuracy of always predicting the most frequent label too.
+    """
     from sklearn.metrics import classification_report
 
+    split, names = record["split"], record["labels"]
     table = classification_report(
         result.labels,
         result.predictions,
-        labels=range(len(label_names)),
-        target_names=label_names,
+        labels=range(len(names)),
+        target_names=names,
         digits=3,
         zero_division=0,
     )
     print(f"\n{split}:\n{table}")
     print("confusion matrix (a row for each true label, a column for each prediction):")
-    width = max(map(len, label_names))
-    matrix = confusion_matrix(result, len(label_names))
-    for name, row in zip(label_names, matrix, strict=True):
+    width = max(map(len, names))
+    for name, row in zip(names, record["confusion_matrix"], strict=True):
         print(f"{name:>{width}}", *(f"{count:6d}" for count in row))
-
-
-def print_majority_baseline(split: str, result: Evaluation, label_names: Sequence[str]) -> None:
-    """Print the accuracy beside that of always predicting the most frequent label."""
-    label, count = Counter(result.labels).most_common(1)[0]
-    baseline = count / len(result.labels)
-    print(
-        f"{split} acc :: {result.accuracy:.3f}, majority-class baseline ({label_names[label]}) :: "
-        f"{baseline:.3f}"
-    )
+    if with_baseline:
+        label, count = Counter(result.labels).most_common(1)[0]
+        print(
+            f"{split} acc :: {result.accuracy:.3f}, majority-class baseline ({names[label]}) :: "
+            f"{count / len(result.labels):.3f}"
+        )

@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 SUFFIXES = (".svg", ".png")
 # The palette of Okabe and Ito, for colour-blind readers too.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# The panels of a picture, with the curves in each: the keys that lead to a value in a record.
+Panels = dict[str, dict[str, list[str]]]
+PRETRAINING: Panels = {
+    "loss (nats per token)": {s: [s, "loss"] for s in ("train", "validation")},
+    "bits per byte": {s: [s, "bits_per_byte"] for s in ("train", "validation")},
+    "learning rate": {"learning rate": ["lr"]},
+}
+FINETUNING: Panels = {
+    "loss (nats per sentence)": {"train": ["train_loss"]},
+    "accuracy": {"train": ["train_accuracy"], "dev": ["dev_accuracy"]},
+}
 
 
 def check_picture(path: str | Path) -> None:
@@ -50,110 +61,63 @@ def draw(runs: dict[str, Records], path: str | Path) -> None:
         InputError: these are no such metrics.
     """
     import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    options = {option_of(name, records) for name, records in runs.items()}
-    if len(options) > 1:
-        raise InputError(f"{' and '.join(sorted(options))} in one picture; draw them apart")
-    draw_runs = draw_pretraining if options == {"pretrain"} else draw_finetuning
     style = {"svg.hashsalt": "minllama", "axes.prop_cycle": mpl.cycler(color=COLORS)}
     with mpl.rc_context(style):
+        figure = Figure(layout="constrained", figsize=(12, 3.6))
         try:
-            figure = draw_runs(runs)
+            draw_runs(figure, runs)
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{', '.join(runs)}: not the metrics of a training run") from error
+            raise InputError(
+                f"{', '.join(runs)}: not the metrics of a training run, or of both kinds"
+            ) from error
         suffix = Path(path).suffix[1:].lower()
         metadata = {"Date": None} if suffix == "svg" else {}  # equal pictures are equal files
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format=suffix, metadata=metadata, dpi=150)
 
 
-def steps_of(records: Records) -> Records:
-    """The reports of pre-training."""
-    return [record for record in records if "step" in record and "train" in record]
+def draw_runs(figure: "Figure", runs: dict[str, Records]) -> None:
+    """Draw the panels side by side; for a single fine-tuning run also dev's confusion matrix."""
+    every = [record for records in runs.values() for record in records]
+    x, panels, confusions = "step", PRETRAINING, []
+    if not any(x in record for record in every):
+        x, panels = "epoch", FINETUNING
+        finetuned = [record for record in every if record.get("option") == "finetune"]
+        confusions = [record for record in finetuned if record.get("split") == "dev"]
+    has_confusion = len(runs) == 1 and len(confusions) > 0
+    axes = figure.subplots(1, len(panels) + has_confusion)
+    for panel, (title, curves) in zip(axes, panels.items(), strict=False):
+        for i, (name, records) in enumerate(runs.items()):
+            for (curve, keys), style in zip(curves.items(), (".-", ".--"), strict=False):
+                label = curve if len(runs) == 1 else f"{name}, {curve}"
+                panel.plot(*points_of(records, x, keys), style, color=f"C{i}", label=label)
+        panel.set(xlabel=x, ylabel=title)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.legend(fontsize="small")
+    if has_confusion:
+        draw_confusion(axes[-1], confusions[-1]["labels"], confusions[-1]["confusion_matrix"])
 
 
-def epochs_of(records: Records) -> Records:
-    """The epochs of fine-tuning."""
-    return [r for r in records if r.get("option") == "finetune" and "epoch" in r]
-
-
-def option_of(name: str, records: Records) -> str:
-    """The option that wrote some metrics.
+def points_of(records: Records, x: str, keys: Sequence[str]) -> tuple[list[float], list[float]]:
+    """The points of a curve: x and a value of each record that has them.
 
     Raises:
-        InputError: no training run did.
+        KeyError, TypeError, ValueError: no record has x, or a value is no number.
     """
-    if steps_of(records):
-        return "pretrain"
-    if epochs_of(records):
-        return "finetune"
-    raise InputError(f"{name}: no report of a training run in it; name another file")
-
-
-def column(records: Records, name: str) -> list[float]:
-    """A value of each record."""
-    return [float(record[name]) for record in records]
-
-
-def subplots(n: int) -> tuple["Figure", "Sequence[Axes]"]:
-    """A figure with `n` axes beside each other. It has no window, so it needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained", figsize=(12, 3.6))
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, n, squeeze=False)[0]
-
-
-def draw_pretraining(runs: dict[str, Records]) -> "Figure":
-    """Draw loss, bits per byte and learning rate over the steps."""
-    figure, (loss, bits, rate) = subplots(3)
-    for i, (name, records) in enumerate(runs.items()):
-        steps = steps_of(records)
-        for split, style in (("train", "-"), ("validation", "--")):
-            reports = [record for record in steps if split in record]
-            label = split if len(runs) == 1 else f"{name}, {split}"
-            for axes, value in ((loss, "loss"), (bits, "bits_per_byte")):
-                values = column([record[split] for record in reports], value)
-                axes.plot(column(reports, "step"), values, style, color=f"C{i}", label=label)
-        rate.plot(column(steps, "step"), column(steps, "lr"), color=f"C{i}")
-    loss.set(xlabel="steps", ylabel="loss (nats per token)")
-    bits.set(xlabel="steps", ylabel="bits per byte")
-    rate.set(xlabel="steps", ylabel="learning rate", ylim=(0, None))
-    loss.legend(fontsize="small")
-    return figure
-
-
-def draw_finetuning(runs: dict[str, Records]) -> "Figure":
-    """Draw loss and accuracies over the epochs; for a single run also dev's confusion matrix."""
-    evaluations = [
-        record
-        for records in runs.values()
-        for record in records
-        if (record.get("option"), record.get("split")) == ("finetune", "dev")
-    ]
-    has_matrix = len(runs) == 1 and len(evaluations) > 0
-    figure, (loss, accuracy, *others) = subplots(3 if has_matrix else 2)
-    for i, (name, records) in enumerate(runs.items()):
-        epochs = epochs_of(records)
-        numbers = [epoch + 1 for epoch in column(epochs, "epoch")]
-        style: dict[str, Any] = {"markersize": 4, "color": f"C{i}"}
-        loss.plot(numbers, column(epochs, "train_loss"), "o-", label=name, **style)
-        for split, marker in (("train", "o-"), ("dev", "s--")):
-            label = split if len(runs) == 1 else f"{name}, {split}"
-            if all(epoch.get(f"{split}_accuracy") is not None for epoch in epochs):
-                accuracies = column(epochs, f"{split}_accuracy")
-                accuracy.plot(numbers, accuracies, marker, label=label, **style)
-    loss.set(xlabel="epochs", ylabel="loss of train (nats per sentence)")
-    accuracy.set(xlabel="epochs", ylabel="accuracy")
-    for axes in (loss, accuracy):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    accuracy.legend(fontsize="small")
-    if len(runs) > 1:
-        loss.legend(fontsize="small")
-    if has_matrix:
-        draw_confusion(others[0], evaluations[-1]["labels"], evaluations[-1]["confusion_matrix"])
-    return figure
+    reports = [record for record in records if x in record]
+    if not reports:
+        raise ValueError
+    xs, ys = [], []
+    for report in reports:
+        if report.get(keys[0]) is not None:
+            value: Any = report
+            for key in keys:
+                value = value[key]
+            xs.append(float(report[x]))
+            ys.append(float(value))
+    return xs, ys
 
 
 def draw_confusion(axes: "Axes", labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> None:
@@ -176,20 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     check_picture(args.out)
     check_outputs([args.out], args.metrics)
-    draw({name: read_metrics(path) for name, path in run_names(args.metrics).items()}, args.out)
-
-
-def run_names(paths: Sequence[str]) -> dict[str, str]:
-    """Name each file after its folder if these differ, else by its path.
-
-    Raises:
-        InputError: a file is named twice.
-    """
-    folders = [Path(path).resolve().parent.name for path in paths]
-    names = folders if len(set(folders)) == len(paths) else paths
-    if len(set(names)) < len(paths):
-        raise InputError(f"{', '.join(paths)}: the same file twice")
-    return dict(zip(names, paths, strict=True))
+    draw({path: read_metrics(path) for path in args.metrics}, args.out)
 
 
 if __name__ == "__main__":

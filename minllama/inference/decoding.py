@@ -22,11 +22,6 @@ STOP_IDS = (BOS_ID, EOS_ID)
 StopRule = Callable[[int, list[int]], bool]  # whether a row ends, by its index and its ids
 
 
-def never_stop(row: int, ids: list[int]) -> bool:
-    """End no row."""
-    return False
-
-
 @torch.inference_mode()
 def decode(
     llama: Llama | Batch1Llama,
@@ -34,7 +29,7 @@ def decode(
     max_new_tokens: int,
     sampling: Sampling,
     stop_ids: Collection[int] = STOP_IDS,
-    should_stop: StopRule = never_stop,
+    should_stop: StopRule = lambda row, ids: False,
 ) -> Iterator[list[int | None]]:
     """Continue prompts of any lengths together. Only active rows, which have not ended, run.
 

@@ -1,7 +1,7 @@
 """AdamW in multi-tensor operations, in blocks that fit a CPU's cache."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -9,7 +9,7 @@ from optimizer import AdamW
 
 BLOCK = 1 << 18  # elements
 
-Piece = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # p, gradient, m, v
+Tensors = tuple[torch.Tensor, ...]  # parameter, gradient and its two moments, or a block of them
 
 
 class FastAdamW(AdamW):
@@ -29,55 +29,41 @@ class FastAdamW(AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for pieces, step_sizes in self._blocks(group):
-                update(pieces, step_sizes, group)
+            pieces = []
+            for p in group["params"]:
+                if p.grad is not None:
+                    pieces += self.pieces(p, p.grad, group)
+            together = [pieces]
+            if all(p.device.type == "cpu" for p in group["params"]):
+                together = [[piece] for piece in pieces]
+            for some in together:
+                if some:
+                    update(some, group)
         return loss
 
-    def _blocks(self, group: dict) -> Iterator[tuple[list[Piece], list[float]]]:
-        """Yield pieces of about `BLOCK` elements together, each with its step size."""
-        beta1, beta2 = group["betas"]
-        pieces: list[Piece] = []
-        step_sizes: list[float] = []
-        n_elements = 0
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            state = self.next_state(p, p.grad)
-            step_size = group["lr"]
-            if group["correct_bias"]:
-                t = state["step"]
-                step_size *= math.sqrt(1 - beta2**t) / (1 - beta1**t)
-            m, v = state["exp_avg"], state["exp_avg_sq"]
-            tensors = (local_shard(p), local_shard(p.grad), local_shard(m), local_shard(v))
-            for piece in split(tensors):
-                if pieces and p.device.type == "cpu" and n_elements + piece[0].numel() > BLOCK:
-                    yield pieces, step_sizes
-                    pieces, step_sizes, n_elements = [], [], 0
-                pieces.append(piece)
-                step_sizes.append(step_size)
-                n_elements += piece[0].numel()
-        if pieces:
-            yield pieces, step_sizes
+    def pieces(
+        self, p: torch.nn.Parameter, grad: torch.Tensor, group: dict
+    ) -> list[tuple[Tensors, float]]:
+        """Cut a parameter with a gradient into blocks on a CPU; each comes with its step size."""
+        state = self.next_state(p, grad)
+        step_size = group["lr"]
+        if group["correct_bias"]:
+            beta1, beta2 = group["betas"]
+            step_size *= math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        tensors: Tensors = (p, grad, state["exp_avg"], state["exp_avg_sq"])
+        # Of a sharded tensor, this process's shard.
+        tensors = tuple(t.to_local() if hasattr(t, "to_local") else t for t in tensors)
+        if p.device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+            return [(tensors, step_size)]
+        blocks = zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
+        return [(block, step_size) for block in blocks]
 
 
-def split(tensors: Piece) -> list[Piece]:
-    """Cut a parameter, its gradient and its moments into blocks, where that is possible."""
-    on_cpu = tensors[0].device.type == "cpu"
-    if not on_cpu or not all(tensor.is_contiguous() for tensor in tensors):
-        return [tensors]
-    p, grad, m, v = (tensor.view(-1).split(BLOCK) for tensor in tensors)
-    return list(zip(p, grad, m, v, strict=True))
-
-
-def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this process's shard of a sharded tensor, and other tensors as they are."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def update(pieces: list[Piece], step_sizes: list[float], group: dict) -> None:
-    """Apply the equations of `AdamW` to some pieces."""
+def update(pieces: list[tuple[Tensors, float]], group: dict) -> None:
+    """Apply the equations of `AdamW` to some pieces and their step sizes."""
     beta1, beta2 = group["betas"]
-    p, grad, m, v = (list(column) for column in zip(*pieces, strict=True))
+    tensors, step_sizes = zip(*pieces, strict=True)
+    p, grad, m, v = (list(column) for column in zip(*tensors, strict=True))
     torch._foreach_mul_(m, beta1)
     torch._foreach_add_(m, grad, alpha=1 - beta1)
     torch._foreach_mul_(v, beta2)

@@ -98,19 +98,11 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 class OneDNNProduct(torch.autograd.Function):
     """x Wᵀ in float32; its derivatives are such products themselves."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """`(…, in)` and `(out, in)` to `(…, out)`."""
+        ctx.save_for_backward(x, weight)
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-    @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor
-    ) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -121,11 +113,6 @@ class OneDNNProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             weight_grad = OneDNNProduct.apply(grad.flatten(0, -2).t(), x.flatten(0, -2).t())
         return x_grad, weight_grad
-
-    @staticmethod
-    def jvp(ctx: Any, x_tangent: torch.Tensor, weight_tangent: torch.Tensor) -> torch.Tensor:
-        x, weight = ctx.saved_tensors
-        return F.linear(x_tangent, weight) + F.linear(x, weight_tangent)
 
 
 class FastAttention(Attention):

@@ -99,7 +99,7 @@ def generate(settings: GenerateSettings) -> None:
     if not settings.interactive:
         check_outputs(settings.outputs.values(), settings.inputs)
     with explain_out_of_memory("generating", LESS_MEMORY):
-        generator = load_generator(settings, limit_threads=True)
+        generator = load_generator(settings)
         if settings.interactive:
             chat(generator, settings)
             return
@@ -126,7 +126,7 @@ def generate_sentence(
     write_texts(load_generator(settings), settings, outfile, temperature)
 
 
-def load_generator(settings: GenerateSettings, *, limit_threads: bool = False) -> TextGenerator:
+def load_generator(settings: GenerateSettings) -> TextGenerator:
     """Load the model and the tokenizer that the flags name."""
     compile = settings.compile
     if compile and not settings.use_gpu and (settings.num_samples or 1) > 1:
@@ -139,7 +139,7 @@ def load_generator(settings: GenerateSettings, *, limit_threads: bool = False) -
         dtype=settings.dtype,
         use_gpu=settings.use_gpu,
         compile=compile,
-        limit_threads=limit_threads,
+        limit_threads=True,
     )
     generator.tokenizer.max_len = settings.max_sentence_len
     return generator
@@ -260,7 +260,9 @@ def chat(generator: TextGenerator, settings: GenerateSettings) -> None:
         print("Ctrl-C ends a text, Ctrl-D leaves", file=sys.stderr)
     while True:
         try:
-            prompt = read_prompt() if is_terminal else input()
+            if is_terminal:  # standard output may be a file
+                print("> ", end="", file=sys.stderr, flush=True)
+            prompt = input()
         except EOFError:
             break
         try:
@@ -272,12 +274,4 @@ def chat(generator: TextGenerator, settings: GenerateSettings) -> None:
         if was_interrupted and not is_terminal:
             raise KeyboardInterrupt
     if is_terminal:
-        print(file=None if sys.stdout.isatty() else sys.stderr)
-
-
-def read_prompt() -> str:
-    """Read a line from the terminal. The "> " before it never goes into a redirected output."""
-    if sys.stdout.isatty():
-        return input("> ")
-    print("> ", end="", file=sys.stderr, flush=True)
-    return input()
+        print(file=sys.stderr)

@@ -82,38 +82,33 @@ def prompt(settings: PromptSettings) -> None:
     whole, and each example is read at its own last token.
     """
     distributed.require_one_process("prompt")
-    keep_freed_memory()
-    with explain_out_of_memory("prompting", LESS_MEMORY):
-        classify_splits(settings)
-
-
-def test_with_prompting(args: Any) -> None:
-    """Classify dev and test by prompting; the assignment's function."""
-    classify_splits(PromptSettings.from_args(args))
-
-
-test_with_prompting.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
-
-
-def classify_splits(settings: PromptSettings) -> None:
-    """Read the data, load the model, and report its accuracies on dev and test."""
     settings.check_output_names("prompting", "pretrained_model_path" in settings.explicit)
     check_metrics_file(settings.metrics_out)
+    keep_freed_memory()
     label_names = load_label_names(settings.label_names)
     paths = {"train": settings.train, "dev": settings.dev, "test": settings.test}
     sentences = {split: read_labelled(path) for split, path in paths.items()}
     for split, path in paths.items():
         is_test, source = split == "test", settings.label_names
         check_labels(sentences[split], path, len(label_names), source, may_be_unlabelled=is_test)
-    classifier = zero_shot_classifier(settings, label_names)
-    for split, path in paths.items():  # train is counted only, as in the assignment
-        print(f"load {len(sentences[split])} data from {path}")
-    dev, test = classifier.inputs(sentences["dev"], sentences["test"])
-    loaders = {
-        "dev": classifier.loader(dev, settings.batch_size),
-        "test": classifier.loader(test, settings.batch_size),
-    }
-    report_results(settings, loaders, classifier.evaluate, classifier.device, label_names)
+    with explain_out_of_memory("prompting", LESS_MEMORY):
+        classifier = zero_shot_classifier(settings, label_names)
+        for split, path in paths.items():  # train is counted only, as in the assignment
+            print(f"load {len(sentences[split])} data from {path}")
+        dev, test = classifier.inputs(sentences["dev"], sentences["test"])
+        loaders = {
+            "dev": classifier.loader(dev, settings.batch_size),
+            "test": classifier.loader(test, settings.batch_size),
+        }
+        report_results(settings, loaders, classifier.evaluate, classifier.device, label_names)
+
+
+def test_with_prompting(args: Any) -> None:
+    """Classify dev and test by prompting; the assignment's function."""
+    prompt(PromptSettings.from_args(args))
+
+
+test_with_prompting.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
 
 
 def zero_shot_classifier(settings: ZeroShotSettings, label_names: list[str]) -> Classifier:

@@ -60,10 +60,9 @@ def test_finetuning_is_drawn_with_the_confusion_of_dev(project, run_cli, monkeyp
 @pytest.mark.parametrize(
     ("content", "out", "message"),
     [
-        ("{}", "x.svg", "no report of a training run in it"),
+        ("{}", "x.svg", "not the metrics of a training run"),
         ("[1]", "x.svg", "line 1: no line of metrics"),
         ('{"step": 1, "train": 5}', "x.svg", "not the metrics of a training run"),
-        ('{"option": "finetune", "epoch": 0}', "x.svg", "not the metrics of a training run"),
         (
             '{"option": "finetune", "epoch": 0, "train_loss": 1, "dev_accuracy": 1}\n'
             '{"option": "finetune", "split": "dev", "labels": 1, "confusion_matrix": [[1]]}',
