@@ -52,18 +52,6 @@ def test_rows_of_different_lengths_share_a_cache(n_kv_heads):
                 assert relative_error(hidden[row], alone) < 1e-5
 
 
-def test_tokens_can_be_forgotten():
-    llama = make_llama(causal=True)
-    tokens = random_ids(2, 20)
-    with torch.inference_mode():
-        cache = KVCache(llama.config, 2, 20)
-        llama.hidden_states(tokens[:, :10], cache=cache)
-        llama.hidden_states(random_ids(2, 6, seed=9), cache=cache)
-        cache.lengths = [10, 10]
-        again = llama.hidden_states(tokens[:, 10:], cache=cache)
-        assert relative_error(again, llama.hidden_states(tokens)[:, 10:]) < 1e-5
-
-
 def test_nothing_is_cached_without_a_mask():
     with pytest.raises(ValueError):
         KVCache(make_llama().config, 1, 8)
@@ -116,14 +104,6 @@ def test_only_active_rows_are_computed(monkeypatch):
     )
     assert [len(new_tokens(steps, row)) for row in range(4)] == [7, 2, 9, 2]
     assert batch_sizes == [4] * 2 + [2] * 5 + [1] * 2
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_row_that_ends_before_its_context_is_full_costs_others_nothing():
-    llama = make_llama(causal=True, max_seq_len=32)
-    prompts, alone = [[5] * 28, [5]], greedy(llama, [5], 12)
-    steps = list(decode(llama, prompts, 12, Sampling(0.0), (), lambda row, ids: len(ids) == 30))
-    assert new_tokens(steps, 1) == alone and len(new_tokens(steps, 0)) == 2
 
 
 def test_a_row_whose_context_is_full_ends_with_a_warning():

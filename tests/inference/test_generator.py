@@ -5,12 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_llama
 
-from llama import Llama
 from minllama.common.flags import DEMO
 from minllama.inference import generator as generator_module
-from minllama.inference.generator import GenerationBatch, TextGenerator, prepared
+from minllama.inference.generator import GenerationBatch, TextGenerator
 from minllama.inference.sampling import Sampling
 from minllama.kernels.quantize import DTYPES
 
@@ -97,14 +95,6 @@ def test_compiled_decoding_writes_the_same_texts(project, checkpoint, dtype):
     )
     assert type(compiled.llama) is not type(plain.llama)
     assert compiled.complete(["a warm"], GREEDY, 12) == plain.complete(["a warm"], GREEDY, 12)
-
-
-@pytest.mark.parametrize(("causal", "device"), [(True, "cuda"), (False, "cpu")])
-def test_compiling_where_it_is_not_available_is_a_warning(causal, device):
-    with pytest.warns(UserWarning) as warned:
-        llama = prepared(make_llama(causal=causal), "float32", torch.device(device), compile=True)
-    assert len(warned) == 1
-    assert isinstance(llama, Llama)
 
 
 @pytest.mark.parametrize(

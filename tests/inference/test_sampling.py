@@ -16,18 +16,6 @@ def candidates(sampling: Sampling) -> list[set[int]]:
     return [set(row) for row in ids.tolist()]
 
 
-def test_temperature_0_takes_the_likeliest():
-    assert Sampling(0.0)(LOGITS, ((), ())).tolist() == [[0], [1]]
-
-
-def test_draws_follow_the_softmax_of_logits_over_temperature():
-    torch.manual_seed(0)
-    logits = LOGITS[:1].expand(20_000, -1)
-    drawn = Sampling(0.7)(logits, ())
-    shares = torch.bincount(drawn[:, 0], minlength=5) / len(drawn)
-    assert torch.allclose(shares, torch.softmax(LOGITS[0] / 0.7, 0), atol=0.015)
-
-
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
 def test_top_k_leaves_the_k_likeliest(k):
     order = [[0, 1, 2, 3, 4], [1, 3, 4, 0, 2]]
@@ -73,13 +61,8 @@ def test_generate_takes_them_all(causal):
         greedy = llama.generate(prompt, 6, 0.0)
         assert torch.equal(llama.generate(prompt, 6, 2.0, top_k=1), greedy)
         assert torch.equal(llama.generate(prompt, 6, 2.0, top_p=0.0), greedy)
-        penalized = llama.generate(prompt, 12, 0.0, repetition_penalty=1e9)
-        for row in penalized.tolist():
+        for row in llama.generate(prompt, 12, 0.0, repetition_penalty=1e9).tolist():
             assert len(set(row[3:])) == len(row[3:])
-        draws = [
-            llama.generate(prompt, 6, generator=torch.Generator().manual_seed(3)) for _ in range(2)
-        ]
-        assert torch.equal(*draws)
         if causal:
             stop = int(greedy[0, 4])
             assert stop not in llama.generate(prompt, 6, 0.0, stop_ids=[stop])[0, 3:].tolist()

@@ -159,11 +159,3 @@ def test_bits_per_byte_in_lower_precision(form, trained, real_assets):
         llama = form(load(checkpoint), dtype)
         logits = [read_by_token(llama, row) for row in ids]
         assert abs(bits_per_byte(logits, ids, texts) - expected) < bound
-
-
-def test_int8_tells_the_story_of_the_model(form, real_assets):
-    folder = real_assets("stories260K")
-    llama = form(load(folder / "stories260K.pt"), "int8")
-    tokenizer = Tokenizer(tokenizer_model=folder / "tok512.model")
-    ids = [token for (token,) in decode(llama, [[tokenizer.bos_id]], 300, GREEDY)]
-    assert tokenizer.decode(ids).startswith("Once upon a time, there was a little girl named Lily.")

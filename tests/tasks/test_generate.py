@@ -140,13 +140,6 @@ def test_each_line_of_the_input_is_continued_and_bad_ones_are_refused(project):
     assert not any((project.path / name).exists() for name in FILES)
 
 
-def test_every_text_of_the_chat_loop_has_its_warning(project):
-    save_llama(make_llama(max_seq_len=24), project.path / "model.pt")
-    flags = ["--interactive", "--causal", "--max_new_tokens", "60", "--temperature", "0"]
-    done = subprocess.run([*COMMAND, *flags], input="a\na\n", capture_output=True, text=True)
-    assert done.stderr.count("warning: the context of 24 tokens is full") == 2
-
-
 def test_ctrl_c_ends_a_text_and_ctrl_d_the_chat_loop(project):
     save_llama(make_llama(max_seq_len=100_000), project.path / "model.pt")
     flags = ["--causal", "--interactive", "--max_new_tokens", "90000", "--temperature", "0"]
