@@ -3,9 +3,6 @@
 import ast
 import graphlib
 import importlib.util
-import json
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +11,6 @@ import pytest
 from conftest import ROOT
 
 UNIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix_ipc"}
-RUN_ALL = """
-import json, os, runpy, sys
-root, folder, commands = sys.argv[1], os.getcwd(), json.loads(sys.argv[2])
-sys.path.insert(0, root)
-for name in {names!r}:
-    sys.modules[name] = None  # its import fails
-for script, *sys.argv[1:] in commands:
-    sys.argv[0] = script
-    os.chdir(folder if script == "run_llama.py" else root)
-    runpy.run_path(os.path.join(root, script), run_name="__main__")
-    print("done:", script, file=sys.stderr)
-"""
 LEVELS = (  # a room may import those of its own line and of the lines above
     {"common", "config", "utils"},
     {"rope", "tokenizer", "optimizer"},
@@ -38,27 +23,6 @@ LEVELS = (  # a room may import those of its own line and of the lines above
     {"tasks"},
     {"run_llama"},
 )
-
-
-def test_all_options_and_checks_run_without_the_modules_of_unix(project):
-    (project.path / "text.txt").write_text("The fox saw the hen.\n<|endoftext|>\n" * 100)
-    pretrain = ["--option", "pretrain", "--text", "text.txt", "--steps", "2", "--dim", "8"]
-    pretrain += ["--vocab_size", "280", "--n_layers", "1", "--n_heads", "2", "--max_seq_len", "8"]
-    commands = [
-        ["run_llama.py", *project.flags, "--max_new_tokens", "3"],
-        ["run_llama.py", *project.flags, "--option", "prompt"],
-        ["run_llama.py", *project.flags, "--option", "finetune", "--metrics_out", "m.jsonl"],
-        ["run_llama.py", *pretrain],
-        *([script] for script in ("rope_test.py", "optimizer_test.py", "sanity_check.py")),
-    ]
-    code = RUN_ALL.format(names=sorted(UNIX_ONLY))
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT), json.dumps(commands)],
-        cwd=project.path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr.count("done:") == len(commands), done.stderr
 
 
 def sources() -> list[Path]:

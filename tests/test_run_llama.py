@@ -170,14 +170,6 @@ def test_metrics_that_cannot_be_written_cost_no_run(project, run_cli):
     assert "warning: /dev/full: No space left on device; a line of metrics is lost\n" in err
 
 
-def test_the_report_names_labels_that_do_not_occur(project, run_cli):
-    (project.path / "data/toy-dev.txt").write_text("2 ||| a good film .\n" * 6)
-    code, out, err = run_cli("--option", "prompt", *project.flags, "--report")
-    assert code == 0 and "warning" not in err
-    dev = out[out.index("\ndev:") : out.index("\ntest:")]
-    assert all(re.search(rf"\n *{name} +0 +0 +0\n", dev) for name in ("bad", "fair"))
-
-
 def test_train_need_not_be_evaluated(project, run_cli):
     """Nothing else changes: a causal evaluation draws no random numbers."""
     outputs = []
@@ -248,14 +240,6 @@ def test_finetuning_learns_saves_its_best_epoch_and_evaluates_it(project, run_cl
     assert {"model", "optim", "args", "model_config", "torch_rng"} <= saved.keys()
     lines = (project.path / "toy-test-finetuning-output.txt").read_text().splitlines()
     assert [line.split(" ||| ")[1] for line in lines] == [f"{s} ." for s in SENTENCES]
-
-
-def test_the_same_seed_gives_the_same_run_and_another_does_not(project, run_cli):
-    def losses(seed):
-        out = run_cli("--option", "finetune", *project.flags, "--seed", seed, "--fresh")[1]
-        return re.findall(r"train loss :: ([\d.]+)", out)
-
-    assert losses("1") == losses("1") != losses("2")
 
 
 def test_args_of_the_assignments_own_making_work(project, capsys):

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from minllama.common.errors import InputError
-from minllama.common.program import end_at_interrupt, outliving_output, run_script
+from minllama.common.program import outliving_output
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Unix's signals and streams")
 
@@ -158,17 +158,3 @@ def test_ctrl_c_is_ignored_where_the_shell_ignores_it(script, trap, code):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert (*process.communicate(), process.returncode) == ("", "", code)
-
-
-def test_run_script_restores_the_handler_of_ctrl_c():
-    before = signal.getsignal(signal.SIGINT)
-    run_script(lambda: None)
-    assert signal.getsignal(signal.SIGINT) is before
-    try:
-        end_at_interrupt()
-        seen = []
-        run_script(lambda: seen.append(signal.getsignal(signal.SIGINT)))
-        assert seen == [signal.default_int_handler]
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -9,7 +9,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -345,24 +344,6 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_reports(folder, run_c
     assert ours == theirs
 
 
-def test_a_killed_run_ends_with_the_same_weights(folder, run_cli):
-    flags = [*SMALL, "--steps", "100"]
-    assert run_cli(*flags, "--output_dir", "whole")[0] == 0
-    metrics = Path("out/metrics.jsonl")
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "run_llama.py", *flags], stdout=subprocess.DEVNULL
-    )
-    while not metrics.exists() or len(reports()) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() != 0
-    assert run_cli(*flags)[0] == 0
-    assert same(weights("out/model.pt"), weights("whole/model.pt"))
-    assert [r.get("step") for r in reports()] == [*range(10, 101, 10), None]
-    assert list(Path("out").rglob(".*.tmp")) == []
-
-
 def test_a_longer_run_continues_one_with_a_constant_rate(folder, run_cli):
     flags = [*without(SMALL, "--steps"), "--lr", "1e-3", "--eval_every", "10"]
     constant = [*flags, "--min_lr", "1e-3", "--warmup_steps", "5"]
@@ -490,8 +471,6 @@ def test_a_state_of_another_run_is_refused(trained, run_cli):
         (["--n_layers", "2147483647"], "n_layers is 2147483647"),
         (["--hidden_dim", "2147483647"], "out of memory"),
         (["--grad_accum", "2147483647"], "--grad_accum 2147483647"),
-        (["--seed", "4294967296"], "--seed 4294967296"),
-        (["--steps=--"], "--steps"),
         (["--n_kv_heads", "3"], "n_kv_heads 3"),
         (["--max_seq_len", "50000"], "50000"),
         (["--vocab_size", "9000"], "9000"),

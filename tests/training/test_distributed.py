@@ -1,14 +1,11 @@
 """Several processes: real ones, over gloo, against one."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,8 +27,8 @@ LONGER = [*TEXT, "--batch_size", "4", "--min_lr", "1e-3", "--warmup_steps", "5"]
 LONGER += ["--eval_every", "5"]
 PLAIN = [*FINETUNE, "--causal", "--metrics_out", "plain.jsonl"]
 LORA = [*FINETUNE, "--tune", "lora", "--grad_accum", "2", "--metrics_out", "lora.jsonl"]
-KILLED = ["--option", "finetune", *PROJECT_FLAGS, "--epochs", "12", "--lr", "1e-3", "--causal"]
-KILLED += ["--save_every", "2", "--skip_train_eval"]
+INTERRUPTED = ["--option", "finetune", *PROJECT_FLAGS, "--epochs", "4", "--lr", "1e-3", "--causal"]
+INTERRUPTED += ["--save_every", "2", "--skip_train_eval", "--metrics_out", "interrupted.jsonl"]
 
 
 def torchrun(n: int, *arguments: object) -> subprocess.Popen:
@@ -80,7 +77,7 @@ def runs(tmp_path_factory, tokenizer_path, run_once) -> SimpleNamespace:
         [0, *DROPOUT, "--output_dir", "whole"],
         [0, *LONGER, "--output_dir", "many", "--steps", "20"],
         [0, *LONGER, "--output_dir", "many", "--steps", "30", "--shard"],
-        [0, *KILLED],
+        *([stop, *INTERRUPTED, *more] for stop, more in ((0, []), (6, ["--fresh"]), (0, []))),
     ]
     with pytest.MonkeyPatch.context() as patch:
         for n, each in ((2, in_two), (3, [[0, *SEVEN_ROWS], [0, *PLAIN]])):
@@ -137,6 +134,15 @@ def test_an_interrupted_run_ends_with_the_same_weights(runs):
     assert torch.equal(weights(resumed / "model.pt"), weights(whole / "model.pt"))
 
 
+def test_interrupted_finetuning_ends_with_the_same_losses(runs):
+    """After a whole run, the same one is interrupted in its second epoch, and resumed."""
+    lines = (runs.folders[2] / "interrupted.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if "epoch" in record]
+    assert [record["epoch"] for record in records] == [0, 1, 2, 3] * 2
+    losses = [record["train_loss"] for record in records]
+    assert losses[:4] == losses[4:]
+
+
 def test_a_run_continues_in_another_number_of_processes(runs, tmp_path, monkeypatch, run_cli):
     """1, 2, 2 with shards and 1 give the losses of one process."""
     shutil.copytree(runs.folders[2], tmp_path / "copy")
@@ -144,44 +150,6 @@ def test_a_run_continues_in_another_number_of_processes(runs, tmp_path, monkeypa
     assert read_checkpoint("many/state.pt")["step"] == 30
     assert run_cli(*LONGER, "--output_dir", "many", "--steps", "40")[0] == 0
     assert reports(Path("many")) == pytest.approx(reports(runs.folders[1] / "whole"), abs=1e-5)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")
-def test_finetuning_that_is_killed_ends_with_the_same_weights(runs, tmp_path, monkeypatch):
-    """Both of two processes are killed at some moment of the first epochs."""
-    shutil.copytree(runs.folders[2], tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    (whole,) = runs.folders[2].glob("finetune-12-*.pt")
-    Path(whole.name).unlink()
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, str(ROOT / "run_llama.py"), *KILLED]
-    pair = [
-        subprocess.Popen(command, env=os.environ | together | {"RANK": rank}) for rank in ("0", "1")
-    ]
-    while newest_step() < 4:
-        assert [process.poll() for process in pair] == [None, None]
-        time.sleep(0.002)
-    for process in pair:
-        process.kill()
-    for process in pair:
-        process.wait()
-    assert 4 <= newest_step() < 36
-    process = torchrun(2, ROOT / "run_llama.py", *KILLED)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "epoch 0:" not in out and torch.equal(weights(Path(whole.name)), weights(whole))
-    assert newest_step() == -1
-
-
-def newest_step() -> int:
-    """The step of the only state of fine-tuning, which may be changing; -1 without one."""
-    for path in Path().glob("finetune-*.state/state.pt"):
-        with contextlib.suppress(OSError, InputError):
-            return read_checkpoint(path)["step"]
-    return -1
 
 
 @pytest.mark.parametrize(
