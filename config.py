@@ -50,6 +50,7 @@ class LlamaConfig:
         rope_theta: base of the wavelengths of the rotary position embedding.
         causal: whether a position attends only to itself and earlier ones. The assignment attends
             without a mask, so the default is False.
+        tokenizer: the `fingerprint` of the tokenizer that the weights were trained with, if known.
         **kwargs: kept as attributes.
     """
 
@@ -71,6 +72,7 @@ class LlamaConfig:
         rope_theta: float = 10000.0,
         ffn_dim_multiplier: float | None = None,
         tie_embeddings: bool = True,
+        tokenizer: str | None = None,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -86,6 +88,7 @@ class LlamaConfig:
         self.rope_theta = rope_theta
         self.ffn_dim_multiplier = ffn_dim_multiplier
         self.tie_embeddings = tie_embeddings
+        self.tokenizer = tokenizer
         self.causal = causal
         self.attention_dropout = dropout if attention_dropout is None else attention_dropout
         for name, value in kwargs.items():

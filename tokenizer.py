@@ -1,10 +1,13 @@
 """The SentencePiece tokenizer of Llama 2."""
 
+import functools
+import hashlib
 import struct
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from config import LlamaConfig
 from minllama.common.errors import InputError, missing_file
 from minllama.common.files import atomic_write, check_outputs
 
@@ -50,6 +53,11 @@ class Tokenizer:
         self.eos_id = self.sp_model.eos_id()
         self.pad_id = self.sp_model.piece_to_id("<0x00>")
         self.max_len = max_len
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the pieces and the rules, which identifies the tokenizer."""
+        return hashlib.sha256(self.sp_model.serialized_model_proto()).hexdigest()
 
     def encode(self, s: str, bos: bool, eos: bool, truncate: bool = True) -> list[int]:
         """Tokenize a text.
@@ -103,17 +111,31 @@ class Tokenizer:
         return b"".join(parts)
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, checkpoint: str | Path) -> None:
+def check_fingerprint(tokenizer: Tokenizer, expected: str | None, weights: str | Path) -> None:
+    """Check that a tokenizer is the one that weights were trained with; None if that is unknown.
+
+    Raises:
+        InputError: it is another one.
+    """
+    if expected not in (None, tokenizer.fingerprint):
+        raise InputError(
+            f"{tokenizer.model_path}: not the tokenizer that {weights} was trained with; name that "
+            "one with --tokenizer-path"
+        )
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig, checkpoint: str | Path) -> None:
     """Check that a tokenizer fits a model.
 
     Raises:
-        InputError: its vocabulary size differs from the model's, or it lacks BOS or EOS.
+        InputError: it is another model's, or lacks BOS or EOS.
     """
     for name, token_id in (("BOS", tokenizer.bos_id), ("EOS", tokenizer.eos_id)):
         if token_id < 0:
             raise InputError(f"{tokenizer.model_path}: a tokenizer without {name} is no Llama's")
-    if tokenizer.n_words != vocab_size:
+    if tokenizer.n_words != config.vocab_size:
         raise InputError(
             f"{tokenizer.model_path}: its {tokenizer.n_words} pieces do not match the vocabulary "
-            f"of {vocab_size} in {checkpoint}; name that model's own with --tokenizer-path"
+            f"of {config.vocab_size} in {checkpoint}; name that model's own with --tokenizer-path"
         )
+    check_fingerprint(tokenizer, config.tokenizer, checkpoint)

@@ -59,7 +59,7 @@ def main() -> None:
 
     def load(causal: bool) -> Llama:
         llama = load_pretrained(args.pretrained_model_path, causal=causal, init_weights=False)
-        check_vocabulary(tokenizer, llama.vocab_size, args.pretrained_model_path)
+        check_vocabulary(tokenizer, llama.config, args.pretrained_model_path)
         accelerate(llama)
         return llama.eval()
 

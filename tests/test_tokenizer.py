@@ -4,6 +4,7 @@ import struct
 
 import pytest
 
+from config import LlamaConfig
 from minllama.common.errors import InputError
 from tokenizer import Tokenizer, check_vocabulary
 
@@ -72,7 +73,7 @@ def test_a_tokenizer_with_one_changed_byte_loads_or_is_refused(tokenizer_path, t
         path.write_bytes(changed)
         try:
             tokenizer = Tokenizer(tokenizer_model=path)
-            check_vocabulary(tokenizer, 320, "model.pt")
+            check_vocabulary(tokenizer, LlamaConfig(vocab_size=320), "model.pt")
         except InputError:
             continue
         ids = tokenizer.encode("a warm and funny film, naïve 映画", bos=True, eos=True)

@@ -16,7 +16,7 @@ from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, check_outputs, identity
 from minllama.common.program import run_script, script_parser
-from tokenizer import TOKENIZER_MODEL, Tokenizer
+from tokenizer import TOKENIZER_MODEL, Tokenizer, check_fingerprint
 
 FLOATS = ("float32", "bfloat16", "float16")
 DTYPES = {"pt": FLOATS, "hf": FLOATS, "llama2c": ("float32", "int8")}  # by format
@@ -37,6 +37,8 @@ def convert(source: str, target: str, to: str, dtype: str | None = None) -> None
         check_outputs([target], [source] if tokenizer is None else [source, tokenizer])
     tokenizer_files = tokenizer_for(target, to, tokenizer)
     checkpoint = load(source)
+    if tokenizer is not None:
+        check_fingerprint(Tokenizer(tokenizer_model=tokenizer), checkpoint.config.tokenizer, source)
     if to != "pt" and not checkpoint.config.causal:
         raise InputError(f"{source}: attends without a mask, which --to {to} cannot express")
     if to != "llama2c" and dtype is not None:

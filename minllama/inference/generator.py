@@ -58,7 +58,7 @@ class TextGenerator:
         llama = load_pretrained(checkpoint, causal=causal, init_weights=False, dtype=None)
         path = tokenizer_path or find_tokenizer(checkpoint)
         self.tokenizer = Tokenizer(tokenizer_model=path)
-        check_vocabulary(self.tokenizer, llama.vocab_size, checkpoint)
+        check_vocabulary(self.tokenizer, llama.config, checkpoint)
         if limit_threads and llama.config.causal and self.device.type == "cpu":
             use_one_thread_if_small(llama, dtype)
         self.llama = prepared(llama.to(self.device).eval(), dtype, self.device, compile)

@@ -23,7 +23,7 @@ from minllama.text.labelled import (
 from minllama.training import distributed
 from minllama.training.precision import mixed_precision
 from minllama.training.prepare import prepare_for_training
-from tokenizer import Tokenizer, check_vocabulary
+from tokenizer import Tokenizer, check_fingerprint, check_vocabulary
 from utils import pick_device
 
 
@@ -85,11 +85,11 @@ def make_classifier(settings: TaskSettings, config: ClassifierConfig) -> Classif
     for method in config.methods:
         model = model or method.build(config, tokenizer)
     model = model or LlamaEmbeddingClassifier(config)
-    check_vocabulary(tokenizer, model.llama.vocab_size, config.pretrained_model_path)
+    check_vocabulary(tokenizer, model.llama.config, config.pretrained_model_path)
     accelerate(model.llama)
     for method in config.methods:
         method.adapt(model)
-    config = config.replace(causal=model.llama.config.causal)
+    config = config.replace(causal=model.llama.config.causal, tokenizer=tokenizer.fingerprint)
     return Classifier(model.to(device), tokenizer, config, device, settings.dtype)
 
 
@@ -137,7 +137,8 @@ def load(settings: TaskSettings, path: str) -> Classifier:
     """Load a classifier that fine-tuning saved, for inference.
 
     Raises:
-        InputError: it was trained on other weights, or the flags name other labels.
+        InputError: it was trained on other weights or with another tokenizer, or the flags name
+            other labels.
     """
     saved, config = read_classifier(path)
     base = settings.pretrained_model_path
@@ -149,6 +150,7 @@ def load(settings: TaskSettings, path: str) -> Classifier:
         config = config.replace(label_names=names)
     config = config.replace(pretrained_model_path=base, init_weights=False)
     classifier = make_classifier(settings, config)
+    check_fingerprint(classifier.tokenizer, config.tokenizer, path)
     load_weights(classifier.model, saved["model"], path)
     check_frozen(classifier.model, saved, path, base)
     classifier.merge()

@@ -34,6 +34,7 @@ class ClassifierConfig(Settings):
         label_names: None where they are unknown.
         init_weights: whether to draw the initial weights before they are loaded, so that later
             random draws are the assignment's.
+        tokenizer: its fingerprint; None if it is unknown, as in version 0.2.
         methods: that it is trained with.
     """
 
@@ -44,6 +45,7 @@ class ClassifierConfig(Settings):
     causal: bool | None = None
     label_names: list[str] | None = None
     init_weights: bool = True
+    tokenizer: str | None = None
     methods: tuple[Method, ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from config import LlamaConfig
 from llama import Llama, load_pretrained
 from minllama.checkpoints.formats import find_tokenizer
 from minllama.common.errors import InputError, explain_out_of_memory, missing_file
@@ -213,8 +214,8 @@ def given_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tokenize
     if settings.given_tokenizer is None:
         return None
     tokenizer = Tokenizer(tokenizer_model=settings.given_tokenizer)
-    vocab_size = tokenizer.n_words if llama is None else llama.vocab_size
-    check_vocabulary(tokenizer, vocab_size, settings.pretrained_model_path)
+    config = LlamaConfig(vocab_size=tokenizer.n_words) if llama is None else llama.config
+    check_vocabulary(tokenizer, config, settings.pretrained_model_path)
     return tokenizer
 
 
@@ -229,6 +230,7 @@ def train_steps(
     device = pick_device(True) if settings.use_gpu else best_device()
     seqlen = settings.max_seq_len or llama.config.max_seq_len
     check_lengths(seqlen, settings.grad_accum, llama.config.max_seq_len, len(texts["train"]))
+    llama.config.tokenizer = texts["train"].tokenizer.fingerprint
     set_dropout(llama, settings.dropout, settings.attention_dropout)
     accelerate(llama)
     llama = llama.to(device)

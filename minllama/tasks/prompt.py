@@ -132,7 +132,7 @@ def zero_shot_classifier(settings: ZeroShotSettings, label_names: list[str]) -> 
     )
     model_class = CalibratedClassifier if settings.calibrate else LlamaZeroShotClassifier
     model = model_class(config, tokenizer, label_names).to(device).eval()
-    check_vocabulary(tokenizer, model.llama.vocab_size, settings.pretrained_model_path)
+    check_vocabulary(tokenizer, model.llama.config, settings.pretrained_model_path)
     is_causal = model.llama.config.causal
     if settings.calibrate and not is_causal:
         raise InputError("--calibrate: scores without a mask depend on the batch; add --causal")

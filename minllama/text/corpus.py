@@ -4,7 +4,6 @@ A folder has for each split the ids, each document after its BOS, and the positi
 `index.json` has sizes and fingerprints; it is written last.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -58,15 +57,14 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, To
     Raises:
         InputError: a split would be empty, or the folder has the ids of another tokenizer.
     """
-    digest = hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
     index = _read_index(folder)
     if index is None:
         folder.mkdir(exist_ok=True)
         index = _write_ids(corpus, tokenizer, folder)
-        index |= {"files": _fingerprints(folder), "tokenizer": digest}
+        index |= {"files": _fingerprints(folder), "tokenizer": tokenizer.fingerprint}
         with atomic_write(folder / INDEX) as file:
             json.dump(index, file)
-    elif index["tokenizer"] != digest:
+    elif index["tokenizer"] != tokenizer.fingerprint:
         raise InputError(
             f"{tokenizer.model_path}: not the tokenizer that made {folder}; put it back, or name "
             "another --output_dir"
