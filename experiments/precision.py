@@ -10,7 +10,7 @@ import functools
 from statistics import mean, stdev
 
 from experiments.runs import RESULTS, ROOT, classify, recorded
-from minllama.common.program import run_script
+from minllama.common.program import run_script, script_parser
 
 REVIEWS = str(ROOT / "data/demo/reviews")
 RECORDS = RESULTS / "precision.jsonl"
@@ -19,6 +19,7 @@ SEEDS = (1, 2, 3)
 
 
 def main() -> None:
+    script_parser(__doc__).parse_args()
     for dtype in DTYPES:
         records = []
         for seed in SEEDS:

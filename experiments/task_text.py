@@ -8,7 +8,6 @@ Reviews are then cut into sentences, each with its review's label.
 
 import random
 import re
-import sys
 
 from experiments.runs import ROOT
 from minllama.common.program import run_script, script_parser
@@ -50,7 +49,7 @@ def task_text(labelled: bool) -> list[str]:
 
 def main() -> None:
     script_parser(__doc__).parse_args()
-    sys.stdout.writelines(task_text(labelled=False))
+    print("".join(task_text(labelled=False)), end="")
 
 
 if __name__ == "__main__":
