@@ -103,7 +103,6 @@ class Llama(LlamaPreTrainedModel):
         top_p: float | None = None,
         repetition_penalty: float = 1.0,
         stop_ids: Collection[int] = (BOS_ID, EOS_ID),
-        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Continue each sequence, one token at a time; returns ids `(batch, seqlen + new)`.
 
@@ -111,13 +110,13 @@ class Llama(LlamaPreTrainedModel):
             idx: ids `(batch, seqlen)`.
             max_new_tokens: a causal model adds fewer if its context is full or all have ended.
             temperature: tokens are drawn from softmax(logits / temperature); 0 takes the likeliest.
-            top_k, top_p, repetition_penalty, generator: see `minllama/inference/sampling.py`.
+            top_k, top_p, repetition_penalty: see `minllama/inference/sampling.py`.
             stop_ids: tokens that end a sequence of a causal model; EOS fills up the rest.
         """
         from minllama.inference.cache import KVCache
         from minllama.inference.sampling import Sampling
 
-        sample = Sampling(temperature, top_k, top_p, repetition_penalty, generator)
+        sample = Sampling(temperature, top_k, top_p, repetition_penalty)
         max_len, cache = self.config.max_seq_len, None
         if self.config.causal:
             max_new_tokens = min(max_new_tokens, max_len - idx.shape[1])

@@ -17,8 +17,8 @@ class KVCache:
     Attributes:
         lengths: number of tokens of each sequence. Setting one lower forgets its last tokens.
         data: keys and values of all layers, `(n_layers, 2, batch, n_kv_heads, max_len, head_dim)`.
-        keys, values: of each layer, `(batch, n_kv_heads, max_len, head_dim)`; views of `data`, or
-            copies where autograd needs them.
+        layers: keys and values of each, `(2, batch, n_kv_heads, max_len, head_dim)`; views of
+            `data`, or copies where autograd needs them.
         start: during a forward pass, the position of its first token: one number if all sequences
             agree, otherwise `(batch,)`.
         stop: during a forward pass, the number of positions that it reaches to.
@@ -41,7 +41,7 @@ class KVCache:
         n_kv_heads = config.n_kv_heads or config.n_heads
         shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
         self.data = torch.zeros(config.n_layers, 2, *shape, device=device)
-        self._split_layers()
+        self.layers = list(self.data)
         self.lengths = [0] * batch_size
         self.start: int | torch.Tensor = 0
         self.stop = 0
@@ -72,9 +72,8 @@ class KVCache:
             those of all tokens so far, `(batch, n_kv_heads, stop, head_dim)`.
         """
         if torch.is_grad_enabled():  # the backward pass needs the former ones as they are
-            self.keys[layer_id] = self.keys[layer_id].clone()
-            self.values[layer_id] = self.values[layer_id].clone()
-        keys, values = self.keys[layer_id], self.values[layer_id]
+            self.layers[layer_id] = self.layers[layer_id].clone()
+        keys, values = self.layers[layer_id][0], self.layers[layer_id][1]
         if self.mask is None:
             keys[:, :, self.start : self.stop] = key
             values[:, :, self.start : self.stop] = value
@@ -92,8 +91,4 @@ class KVCache:
         """Forget all sequences except these."""
         self.lengths = [self.lengths[row] for row in rows]
         self.data = self.data[:, :, rows]
-        self._split_layers()
-
-    def _split_layers(self) -> None:
-        self.keys = [layer[0] for layer in self.data]
-        self.values = [layer[1] for layer in self.data]
+        self.layers = list(self.data)

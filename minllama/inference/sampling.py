@@ -20,14 +20,12 @@ class Sampling:
             (nucleus sampling, arXiv 1904.09751).
         repetition_penalty: lowers the logits of a row's own tokens: positive ones are divided by
             it, negative ones multiplied (arXiv 1909.05858, section 4.1). 1 changes nothing.
-        generator: source of the random numbers; None is PyTorch's global one.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float = 1.0
-    generator: torch.Generator | None = None
 
     def __call__(self, logits: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Draw one token for each row.
@@ -51,7 +49,7 @@ class Sampling:
         probabilities = F.softmax(logits, dim=-1)
         if self.top_p is not None and self.top_p < 1:
             probabilities = nucleus(probabilities, self.top_p)
-        return torch.multinomial(probabilities, num_samples=1, generator=self.generator)
+        return torch.multinomial(probabilities, num_samples=1)
 
 
 def penalize(

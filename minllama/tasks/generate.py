@@ -182,7 +182,11 @@ def write_texts(
         file.write(f"\n{LINE}\n".join(batch.text(row) for row in range(n_texts)))
     noun = "sentence" if n_texts == 1 else "sentences"
     print(f"Wrote generated {noun} to {outfile}.", flush=True)
-    report_speed(batch.n_new, seconds, generator.device)
+    print(
+        f"{batch.n_new} tokens, {seconds:.2f} s, {batch.n_new / seconds:.1f} tokens/s, "
+        f"peak memory {in_gibibytes(peak_memory(generator.device))}",
+        file=sys.stderr,
+    )
     if was_interrupted:
         raise KeyboardInterrupt
     if is_unmasked and temperature == 0:
@@ -218,11 +222,12 @@ def show(batch: GenerationBatch, *, is_live: bool, desc: str | None = None) -> b
         try:
             for _ in steps:
                 if is_live:
-                    n_shown = print_rest(batch.stable_prefix(0), n_shown)
+                    text = batch.stable_prefix(0)
+                    print(text[n_shown:], end="", flush=True)
+                    n_shown = len(text)
         except KeyboardInterrupt:
             was_interrupted = True
-    print_rest(batch.text(0), n_shown)
-    print()
+    print(batch.text(0)[n_shown:])
     for row in range(1, len(batch.rows)):
         print(LINE)
         print(batch.text(row))
@@ -230,21 +235,6 @@ def show(batch: GenerationBatch, *, is_live: bool, desc: str | None = None) -> b
         warnings.warn(warning.message, stacklevel=2)
     print(LINE, flush=True)
     return was_interrupted
-
-
-def print_rest(text: str, n_shown: int) -> int:
-    """Print a text without its first `n_shown` characters; return how many are shown now."""
-    print(text[n_shown:], end="", flush=True)
-    return max(n_shown, len(text))
-
-
-def report_speed(n_new: int, seconds: float, device: torch.device) -> None:
-    """Print tokens per second and peak memory to standard error."""
-    print(
-        f"{n_new} tokens, {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, "
-        f"peak memory {in_gibibytes(peak_memory(device))}",
-        file=sys.stderr,
-    )
 
 
 def chat(generator: TextGenerator, settings: GenerateSettings) -> None:
