@@ -50,6 +50,7 @@ class LlamaConfig:
         rope_theta: base of the wavelengths of the rotary position embedding.
         causal: whether a position attends only to itself and earlier ones. The assignment attends
             without a mask, so the default is False.
+        bos_token_id, eos_token_id: ids that begin and end a text; generation stops at both.
         tokenizer: the `fingerprint` of the tokenizer that the weights were trained with, if known.
         **kwargs: kept as attributes.
     """
@@ -72,6 +73,8 @@ class LlamaConfig:
         rope_theta: float = 10000.0,
         ffn_dim_multiplier: float | None = None,
         tie_embeddings: bool = True,
+        bos_token_id: int = 1,
+        eos_token_id: int = 2,
         tokenizer: str | None = None,
         **kwargs: Any,
     ):
@@ -88,6 +91,8 @@ class LlamaConfig:
         self.rope_theta = rope_theta
         self.ffn_dim_multiplier = ffn_dim_multiplier
         self.tie_embeddings = tie_embeddings
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
         self.tokenizer = tokenizer
         self.causal = causal
         self.attention_dropout = dropout if attention_dropout is None else attention_dropout
@@ -100,6 +105,11 @@ class LlamaConfig:
         if self.hidden_dim is not None:
             return self.hidden_dim
         return feed_forward_dim(self.dim, self.multiple_of, self.ffn_dim_multiplier)
+
+    @property
+    def stop_ids(self) -> tuple[int, int]:
+        """The ids that end a text: after EOS it is over, and at BOS another one begins."""
+        return self.bos_token_id, self.eos_token_id
 
     def validate(self) -> None:
         """Check that a Llama can have this configuration.
@@ -118,6 +128,8 @@ class LlamaConfig:
                 if type(value) not in (int, float) or not low <= value < high:
                     expected = f"expected a number from {low} to below {high}"
                     raise ValueError(f"{name} is {value!r}, {expected}")
+            if name.endswith("_token_id") and not (type(value) is int and value >= 0):
+                raise ValueError(f"{name} is {value!r}, expected an integer of 0 or more")
             if name in ("causal", "tie_embeddings") and type(value) is not bool:
                 raise ValueError(f"{name} is {value!r}, expected True or False")
         n_kv_heads = self.n_kv_heads or self.n_heads

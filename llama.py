@@ -23,8 +23,6 @@ from rope import apply_rotary_emb
 if TYPE_CHECKING:
     from minllama.inference.cache import KVCache
 
-BOS_ID, EOS_ID = 1, 2  # of every Llama 2 tokenizer
-
 
 class Llama(LlamaPreTrainedModel):
     """A decoder-only transformer.
@@ -102,7 +100,7 @@ class Llama(LlamaPreTrainedModel):
         top_k: int | None = None,
         top_p: float | None = None,
         repetition_penalty: float = 1.0,
-        stop_ids: Collection[int] = (BOS_ID, EOS_ID),
+        stop_ids: Collection[int] | None = None,
     ) -> Tensor:
         """Continue each sequence, one token at a time; returns ids `(batch, seqlen + new)`.
 
@@ -111,7 +109,8 @@ class Llama(LlamaPreTrainedModel):
             max_new_tokens: a causal model adds fewer if its context is full or all have ended.
             temperature: tokens are drawn from softmax(logits / temperature); 0 takes the likeliest.
             top_k, top_p, repetition_penalty: see `minllama/inference/sampling.py`.
-            stop_ids: tokens that end a sequence of a causal model; EOS fills up the rest.
+            stop_ids: tokens that end a sequence of a causal model, by default BOS and EOS; EOS
+                fills up the rest.
         """
         from minllama.inference.cache import KVCache
         from minllama.inference.sampling import Sampling
@@ -121,6 +120,7 @@ class Llama(LlamaPreTrainedModel):
         if self.config.causal:
             max_new_tokens = min(max_new_tokens, max_len - idx.shape[1])
             cache = KVCache(self.config, len(idx), idx.shape[1] + max_new_tokens, idx.device)
+        stop_ids = self.config.stop_ids if stop_ids is None else stop_ids
         stop = torch.tensor(list(stop_ids) if self.config.causal else [], device=idx.device)
         has_ended = torch.zeros_like(idx[:, :1], dtype=torch.bool)
         new = idx
@@ -133,7 +133,7 @@ class Llama(LlamaPreTrainedModel):
             has_ended |= torch.isin(new, stop)
             if has_ended.all():
                 break
-            new = new.masked_fill(has_ended, EOS_ID)
+            new = new.masked_fill(has_ended, self.config.eos_token_id)
             idx = torch.cat((idx, new), dim=1)
         return idx
 

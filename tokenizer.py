@@ -86,8 +86,13 @@ class Tokenizer:
         """Write the pieces in llama2.c's format, next to the model with the suffix `.bin`.
 
         Raises:
-            InputError: that file is the model itself.
+            InputError: that file is the model itself, or llama2.c needs another order of pieces.
         """
+        if self.llama2c_order() != list(range(self.n_words)):
+            raise InputError(
+                f"{self.model_path}: llama2.c has the 256 bytes at 3, after <unk>, BOS and EOS; "
+                "minllama.checkpoints.convert writes model and tokenizer in that order"
+            )
         path = self.model_path.with_suffix(".bin")
         check_outputs([path], [self.model_path])
         with atomic_write(path, "wb") as file:
@@ -97,18 +102,34 @@ class Tokenizer:
         """The pieces in llama2.c's format.
 
         First the length in bytes of the longest piece (int32), then for each piece its score
-        (float32), its length in bytes (int32) and its bytes.
+        (float32), its length in bytes (int32) and its bytes, in the order of `llama2c_order`.
         """
-        texts = []
-        for i in range(self.n_words):
+        parts, longest = [], 0
+        for i in self.llama2c_order():
             piece = self.sp_model.id_to_piece(i)
             if i in (self.bos_id, self.eos_id):
                 piece = f"\n{piece}\n"
-            texts.append(piece.replace("▁", " ").encode())
-        parts = [struct.pack("<i", max(len(text) for text in texts))]
-        for i, text in enumerate(texts):
+            text = piece.replace("▁", " ").encode()
             parts.append(struct.pack("<fi", self.sp_model.get_score(i), len(text)) + text)
-        return b"".join(parts)
+            longest = max(longest, len(text))
+        return struct.pack("<i", longest) + b"".join(parts)
+
+    def llama2c_order(self) -> list[int]:
+        """The ids in the order of llama2.c: `<unk>`, BOS, EOS, the 256 bytes, all other pieces.
+
+        Its programs take the id of a byte for the byte + 3, begin with 1 and stop at 1.
+
+        Raises:
+            InputError: there are no pieces for bytes.
+        """
+        first = [self.sp_model.unk_id(), self.bos_id, self.eos_id]
+        first += [self.sp_model.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        if len(set(first)) < len(first):
+            raise InputError(
+                f"{self.model_path}: no pieces for BOS, EOS and the 256 bytes, without which "
+                "llama2.c's programs fail; train with a larger --vocab_size"
+            )
+        return first + [i for i in range(self.n_words) if i not in set(first)]
 
 
 def check_fingerprint(tokenizer: Tokenizer, expected: str | None, weights: str | Path) -> None:

@@ -20,6 +20,7 @@ from minllama.checkpoints.layout import HEAD, Checkpoint
 from minllama.common.errors import InputError
 from minllama.common.files import check_outputs
 from minllama.common.program import run_script, script_parser
+from tokenizer import Tokenizer
 
 
 def average(checkpoints: Sequence[Checkpoint], weights: Sequence[float]) -> Checkpoint:
@@ -59,7 +60,9 @@ def main() -> None:
     if len({path.read_bytes() for path in tokenizers}) > 1:
         raise InputError(f"{tokenizers[0]}: another checkpoint has another one; average one model")
     check_outputs([args.out], [*args.sources, *tokenizers])
-    tokenizer_files = tokenizer_for(args.out, "pt", tokenizers[0] if tokenizers else None)
+    tokenizer_files = tokenizer_for(
+        args.out, "pt", Tokenizer(tokenizer_model=tokenizers[0]) if tokenizers else None
+    )
     checkpoints = [load(source) for source in args.sources]
     pt.save(average(checkpoints, [weight / total for weight in weights]), args.out)
     write_files(tokenizer_files)

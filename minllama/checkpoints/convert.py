@@ -16,7 +16,7 @@ from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, check_outputs, identity
 from minllama.common.program import run_script, script_parser
-from tokenizer import TOKENIZER_MODEL, Tokenizer, check_fingerprint
+from tokenizer import TOKENIZER_MODEL, Tokenizer, check_vocabulary
 
 FLOATS = ("float32", "bfloat16", "float16")
 DTYPES = {"pt": FLOATS, "hf": FLOATS, "llama2c": ("float32", "int8")}  # by format
@@ -30,16 +30,19 @@ def convert(source: str, target: str, to: str, dtype: str | None = None) -> None
     """
     if dtype is not None and dtype not in DTYPES[to]:
         raise InputError(f"--dtype {dtype}: --to {to} has {', '.join(DTYPES[to])}")
-    tokenizer = tokenizer_beside(source)
+    path = tokenizer_beside(source)
     if to == "hf":
         check_new_folder(Path(target))
     else:
-        check_outputs([target], [source] if tokenizer is None else [source, tokenizer])
+        check_outputs([target], [source] if path is None else [source, path])
+    tokenizer = None if path is None else Tokenizer(tokenizer_model=path)
     tokenizer_files = tokenizer_for(target, to, tokenizer)
     checkpoint = load(source)
+    config = checkpoint.config
     if tokenizer is not None:
-        check_fingerprint(Tokenizer(tokenizer_model=tokenizer), checkpoint.config.tokenizer, source)
-    if to != "pt" and not checkpoint.config.causal:
+        check_vocabulary(tokenizer, config, source)
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
+    if to != "pt" and not config.causal:
         raise InputError(f"{source}: attends without a mask, which --to {to} cannot express")
     if to != "llama2c" and dtype is not None:
         checkpoint = in_dtype(checkpoint, getattr(torch, dtype))
@@ -48,6 +51,8 @@ def convert(source: str, target: str, to: str, dtype: str | None = None) -> None
     elif to == "hf":
         hf.save(checkpoint, target, tokenizer)
     else:
+        if tokenizer is not None:
+            checkpoint = llama2c.in_order(checkpoint, tokenizer.llama2c_order())
         llama2c.save(checkpoint, target, version=2 if dtype == "int8" else 0)
     write_files(tokenizer_files)
 
@@ -60,22 +65,27 @@ def check_new_folder(path: Path) -> None:
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
 
 
-def tokenizer_for(target: str, to: str, tokenizer: Path | None) -> dict[Path, bytes]:
-    """The tokenizer file to write beside the target, with its content, unless it is there."""
+def tokenizer_for(target: str, to: str, tokenizer: Tokenizer | None) -> dict[Path, bytes]:
+    """The tokenizer files to write beside the target, with their content, unless they are there."""
     if tokenizer is None or to == "hf":
         return {}
+    model, folder = tokenizer.model_path.read_bytes(), Path(target).parent
     if to == "pt":
-        path, content = Path(target).parent / TOKENIZER_MODEL, tokenizer.read_bytes()
+        files = {folder / TOKENIZER_MODEL: model}
     else:
-        path = Path(target).parent / "tokenizer.bin"
-        content = Tokenizer(tokenizer_model=tokenizer).to_llama2c()
-    if identity(path) == identity(target):
-        raise InputError(f"{target}: the tokenizer takes this name; choose another")
-    if not path.exists():
-        return {path: content}
-    if not path.is_file() or path.read_bytes() != content:
-        raise InputError(f"{path}: not the same tokenizer as {tokenizer}; move it away")
-    return {}
+        files = {folder / "tokenizer.bin": tokenizer.to_llama2c()}
+        order = tokenizer.llama2c_order()
+        if order != list(range(tokenizer.n_words)):
+            files[folder / TOKENIZER_MODEL] = llama2c.reorder_pieces(model, order)
+    for path, content in files.items():
+        if identity(path) == identity(target):
+            raise InputError(f"{target}: the tokenizer takes this name; choose another")
+        if path.exists() and not (path.is_file() and path.read_bytes() == content):
+            raise InputError(
+                f"{path}: not the tokenizer that {target} needs, whose pieces have the order of "
+                f"--to {to}; name a file in another folder"
+            )
+    return {path: content for path, content in files.items() if not path.exists()}
 
 
 def write_files(contents: dict[Path, bytes]) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from config import LlamaConfig
-from minllama.checkpoints import layout
+from minllama.checkpoints import hf_tokenizer, layout
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError, is_out_of_memory
 from minllama.common.files import atomic_write
 from minllama.common.progress import progress_bar
+from tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -49,13 +50,13 @@ SETTINGS = {  # of config.json, and ours
     "num_key_value_heads": "n_kv_heads",
     "max_position_embeddings": "max_seq_len",
     "rms_norm_eps": "layer_norm_eps",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
 }
 EXPECTED: dict[str, Any] = {  # Llama 2's values, if they are there
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "hidden_act": "silu",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
     "partial_rotary_factor": 1,
 }
 IGNORED = {  # without effect on the computation here
@@ -64,17 +65,6 @@ IGNORED = {  # without effect on the computation here
     "_attn_implementation", "_attn_implementation_autoset", "id2label", "label2id",
     "chunk_size_feed_forward", "is_decoder", "problem_type",
 }  # fmt: skip
-TOKENIZER_CONFIG = {
-    "tokenizer_class": "LlamaTokenizer",
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "add_bos_token": True,
-    "add_eos_token": False,
-    "clean_up_tokenization_spaces": False,
-    "legacy": True,
-}
-GENERATION_CONFIG = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def reads(path: str | Path) -> bool:
@@ -127,9 +117,10 @@ def read_config(path: Path) -> tuple[LlamaConfig, bool]:
     head_dim = values.pop("head_dim", None)
     theta = 10000.0 if theta is None else theta
     arguments = {"causal": True, "n_kv_heads": None, "rope_theta": theta}
+    arguments |= {"bos_token_id": 1, "eos_token_id": 2}
     for name, value in values.items():
         is_set = value is not None and value is not False and value not in ([], {})
-        if name in SETTINGS:
+        if name in SETTINGS and (value is not None or not name.endswith("_token_id")):
             arguments[SETTINGS[name]] = value
         elif is_set and name not in IGNORED and value != EXPECTED.get(name):
             raise InputError(f"{path}: {name} {value!r} is not Llama 2's")
@@ -208,13 +199,11 @@ def config_json(config: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
         "hidden_act": "silu",
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
-def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> None:
+def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Tokenizer | None) -> None:
     """Write the folder of a causal model, with its tokenizer, as Transformers reads it.
 
     It must be absent or empty, and takes its name once it is complete.
@@ -225,6 +214,7 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> 
         raise InputError("--to hf needs a package: pip install safetensors") from None
     folder = Path(folder)
     config, tensors, _ = checkpoint
+    tokenizer_files = {} if tokenizer is None else hf_tokenizer.files(tokenizer)
     half = config.dim // config.n_heads // 2
     theirs = {}
     for name, ours in progress_bar(
@@ -238,11 +228,13 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Path | None) -> 
     temporary.mkdir()
     try:
         write_json(temporary / CONFIG, config_json(config, tensors[EMBEDDING].dtype))
-        write_json(temporary / "generation_config.json", GENERATION_CONFIG)
+        stop_ids = {"bos_token_id": config.bos_token_id, "eos_token_id": [*config.stop_ids[::-1]]}
+        write_json(temporary / "generation_config.json", stop_ids)
         save_file(theirs, temporary / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
-            shutil.copyfile(tokenizer, temporary / "tokenizer.model")
-            write_json(temporary / "tokenizer_config.json", TOKENIZER_CONFIG)
+            shutil.copyfile(tokenizer.model_path, temporary / "tokenizer.model")
+            for name, value in tokenizer_files.items():
+                write_json(temporary / name, value)
         if folder.is_dir():
             folder.rmdir()  # it is empty
         temporary.rename(folder)

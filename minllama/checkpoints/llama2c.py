@@ -156,6 +156,35 @@ def save(checkpoint: Checkpoint, path: str | Path, version: int) -> None:
                 file.write(tensors[name].float().contiguous().numpy().tobytes())
 
 
+def in_order(checkpoint: Checkpoint, order: list[int]) -> Checkpoint:
+    """The checkpoint with the ids of its vocabulary in another order."""
+    if order == list(range(len(order))):
+        return checkpoint
+    moved = {name: checkpoint.tensors[name][order] for name in (EMBEDDING, HEAD)}
+    return checkpoint._replace(tensors=checkpoint.tensors | moved)
+
+
+def reorder_pieces(model: bytes, order: list[int]) -> bytes:
+    """A SentencePiece model with its pieces in another order.
+
+    It is a message of protocol buffers. Each piece is a field 1: the byte 10, a length, a content.
+    """
+    pieces: list[bytes] = []
+    others: list[bytes] = []
+    start = 0
+    while start < len(model):
+        length, position = 0, start + 1
+        while True:  # seven bits in each byte, the lowest first
+            length |= (model[position] & 127) << 7 * (position - start - 1)
+            position += 1
+            if model[position - 1] < 128:
+                break
+        fields = pieces if model[start] == 10 else others
+        fields.append(model[start : position + length])
+        start = position + length
+    return b"".join([*(pieces[i] for i in order), *others])
+
+
 def quantize(weight: torch.Tensor, group: int) -> bytes:
     """Q8_0: groups of int8, then a float32 scale for each; 127 steps of the largest magnitude."""
     groups = weight.float().reshape(-1, group)

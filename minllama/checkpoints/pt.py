@@ -21,7 +21,7 @@ from minllama.common.files import atomic_write
 MODEL_ARGS = (
     *("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of"),
     *("ffn_dim_multiplier", "max_seq_len", "vocab_size", "layer_norm_eps", "rope_theta"),
-    *("causal", "tie_embeddings", "tokenizer"),
+    *("causal", "tie_embeddings", "bos_token_id", "eos_token_id", "tokenizer"),
 )
 OTHER_NAMES = {  # llama2.c's, and ours
     "attention.wq.": "attention.compute_query.",

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from config import LlamaConfig
-from llama import BOS_ID, EOS_ID, Llama
+from llama import Llama
 from minllama.common.errors import InputError
 from minllama.inference.cache import KVCache
 from minllama.inference.sampling import Sampling
@@ -18,7 +18,6 @@ from minllama.inference.sampling import Sampling
 if TYPE_CHECKING:
     from minllama.kernels.batch1 import Batch1Llama
 
-STOP_IDS = (BOS_ID, EOS_ID)
 StopRule = Callable[[int, list[int]], bool]  # whether a row ends, by its index and its ids
 
 
@@ -28,18 +27,19 @@ def decode(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,
-    stop_ids: Collection[int] = STOP_IDS,
+    stop_ids: Collection[int] | None = None,
     should_stop: StopRule = lambda row, ids: False,
 ) -> Iterator[list[int | None]]:
     """Continue prompts of any lengths together. Only active rows, which have not ended, run.
 
-    A row ends before a stop id, after a token with which `should_stop` is true, or with a warning
-    when the context of a causal model is full.
+    A row ends before a stop id (None means BOS and EOS), after a token with which `should_stop` is
+    true, or with a warning when the context of a causal model is full.
 
     Yields:
         at each step the next id of every row, None for rows that have ended.
     """
     config, rows = llama.config, [list(prompt) for prompt in prompts]
+    stop_ids = config.stop_ids if stop_ids is None else stop_ids
     check_prompts(rows, config)
     active, cache = list(range(len(rows))), None
     in_cache, ids = active, torch.empty(0)  # the rows in the cache and their newest ids, (n, 1)

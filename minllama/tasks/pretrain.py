@@ -230,7 +230,9 @@ def train_steps(
     device = pick_device(True) if settings.use_gpu else best_device()
     seqlen = settings.max_seq_len or llama.config.max_seq_len
     check_lengths(seqlen, settings.grad_accum, llama.config.max_seq_len, len(texts["train"]))
-    llama.config.tokenizer = texts["train"].tokenizer.fingerprint
+    config, tokenizer = llama.config, texts["train"].tokenizer
+    config.tokenizer = tokenizer.fingerprint
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
     set_dropout(llama, settings.dropout, settings.attention_dropout)
     accelerate(llama)
     llama = llama.to(device)

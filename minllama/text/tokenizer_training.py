@@ -67,7 +67,7 @@ def _train(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
             vocab_size=vocab_size,
             byte_fallback=byte_fallback,
             character_coverage=0.9995 if byte_fallback else 1.0,
-            user_defined_symbols=["\n"],
+            user_defined_symbols=[] if byte_fallback else ["\n"],  # else it is the byte 10
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             split_digits=True,

@@ -17,16 +17,17 @@ def small_config(vocab_size=16) -> LlamaConfig:
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path, tokenizer_path):
     """Writes a checkpoint of one value everywhere, with a tokenizer beside it."""
 
-    def write(name, value, vocab_size=16, tokenizer=b"pieces", dtype=torch.float16):
+    def write(name, value, vocab_size=16, tokenizer=None, dtype=torch.float16):
         path = tmp_path / name / "model.pt"
         path.parent.mkdir()
         config = small_config(vocab_size)
         tensors = {n: torch.full(s, value, dtype=dtype) for n, s in shapes_of(config).items()}
         pt.save(checked(config, tensors, path), path)
-        path.with_name("tokenizer.model").write_bytes(tokenizer)
+        pieces = tokenizer or tokenizer_path.read_bytes()
+        path.with_name("tokenizer.model").write_bytes(pieces)
         return str(path)
 
     return write
@@ -48,7 +49,8 @@ def test_the_average_has_the_weights_asked_for(write, tmp_path, monkeypatch, wei
         assert tensor.dtype == torch.float16
         assert torch.equal(tensor, torch.full_like(tensor, expected))
     assert averaged.tensors[EMBEDDING] is averaged.tensors[HEAD]
-    assert out.with_name("tokenizer.model").read_bytes() == b"pieces"
+    copied = out.with_name("tokenizer.model").read_bytes()
+    assert copied == (tmp_path / "a/tokenizer.model").read_bytes()
 
 
 def test_each_tensor_has_its_own_mean():

@@ -6,7 +6,7 @@ from conftest import make_llama
 
 from minllama.common.errors import InputError
 from minllama.inference.cache import KVCache
-from minllama.inference.decoding import STOP_IDS, decode
+from minllama.inference.decoding import decode
 from minllama.inference.sampling import Sampling
 
 
@@ -63,7 +63,7 @@ def greedy(llama, prompt, n):
     for _ in range(n):
         with torch.inference_mode():
             token = llama(ids)[0][0, -1].argmax()
-        if token in STOP_IDS:
+        if token in (1, 2):
             break
         ids = torch.cat((ids, token.view(1, 1)), dim=1)
     return ids[0, len(prompt) :].tolist()

@@ -1,0 +1,123 @@
+"""The tokenizer of a Hugging Face folder: a SentencePiece BPE model as `tokenizer.json`.
+
+Transformers reads `tokenizer.model` only with more packages, and then puts a space after every line
+break that is a piece of its own. From `tokenizer.json` it gives the ids that SentencePiece gives.
+"""
+
+from typing import Any
+
+from minllama.common.errors import InputError
+from tokenizer import SAMPLE, Tokenizer
+
+SPACE = "▁"  # SentencePiece's sign for a space
+
+
+def files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """The files that Transformers reads, with their content.
+
+    Raises:
+        InputError: the tokenizer is not BPE with Llama's normalization, so ids would differ.
+    """
+    check_expressible(tokenizer)
+    piece = tokenizer.sp_model.id_to_piece
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": piece(tokenizer.bos_id),
+        "eos_token": piece(tokenizer.eos_id),
+        "unk_token": piece(tokenizer.sp_model.unk_id()),
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,  # for LlamaTokenizer of Transformers 4, which then asks SentencePiece
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    return {"tokenizer.json": tokenizer_json(tokenizer), "tokenizer_config.json": config}
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of `tokenizer.json`."""
+    sp = tokenizer.sp_model
+    pieces = [sp.id_to_piece(i) for i in range(tokenizer.n_words)]
+    special = [sp.unk_id(), tokenizer.bos_id, tokenizer.eos_id]
+    bos = pieces[tokenizer.bos_id]
+    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": i,
+                "content": pieces[i],
+                "special": True,
+                "normalized": False,
+                **dict.fromkeys(("single_word", "lstrip", "rstrip"), False),
+            }
+            for i in sorted(special)
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, a],
+            "pair": [begin, a, begin, b],
+            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": pieces[sp.unk_id()],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": sp.piece_to_id("<0x00>") != sp.unk_id(),
+            "vocab": {piece: i for i, piece in enumerate(pieces)},
+            "merges": merges(tokenizer, pieces),
+        },
+    }
+
+
+def merges(tokenizer: Tokenizer, pieces: list[str]) -> list[list[str]]:
+    """All pairs of pieces that make a piece, the earliest merge first."""
+    sp = tokenizer.sp_model
+    texts = {
+        piece: sp.get_score(i)
+        for i, piece in enumerate(pieces)
+        if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i))
+    }
+    pairs = []
+    for piece in sorted(texts, key=lambda piece: -texts[piece]):
+        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        pairs += [[left, right] for left, right in splits if left in texts and right in texts]
+    return pairs
+
+
+def check_expressible(tokenizer: Tokenizer) -> None:
+    """Check that SentencePiece computes what `tokenizer_json` describes."""
+    sp = tokenizer.sp_model
+    scores = [sp.get_score(i) for i in range(tokenizer.n_words)]
+    if any(score != round(score) for score in scores):  # BPE's are ranks, unigram's log-probs
+        fault = "is not a BPE model"
+    elif sp.normalize(SAMPLE + "  a ") != SPACE + (SAMPLE + "  a ").replace(" ", SPACE):
+        fault = "changes texts before it tokenizes them, such as runs of spaces"
+    else:
+        return
+    raise InputError(
+        f"{tokenizer.model_path}: {fault}, unlike Llama's; --to hf cannot express that"
+    )
