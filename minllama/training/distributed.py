@@ -36,11 +36,14 @@ def process_group() -> Iterator[None]:
 
     Raises:
         SystemExit: for such an error.
+        InputError: the environment describes no group of processes.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    n_processes = environment_number("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
+    if n_processes == 1:
         yield
         return
-    env_rank = int(os.environ["RANK"])
+    env_rank = environment_number("RANK", 0, n_processes - 1)
+    environment_number("MASTER_PORT", 0, 2**16 - 1)
     stderr = sys.stderr
     with contextlib.ExitStack() as stack:
         if env_rank > 0:
@@ -66,10 +69,20 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def environment_number(name: str, low: int, high: int = 2**31 - 1) -> int:
+    """Read a number that `torchrun` gives to the processes it starts, or raise InputError."""
+    text = os.environ.get(name)
+    if text is None or not text.isdecimal() or not low <= int(text) <= high:
+        found = "is not set" if text is None else f"is {text!r}, not a number from {low} to {high}"
+        raise InputError(f"{name} {found}; start with torchrun, or unset WORLD_SIZE")
+    return int(text)
+
+
 def _init_process_group(rank: int) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
-        local_rank, n_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        local_rank = environment_number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else 0
+        n_gpus = torch.cuda.device_count()
         if local_rank >= n_gpus:
             raise InputError(
                 f"{local_rank + 1} processes for {n_gpus} GPUs; start fewer with --nproc_per_node, "
@@ -80,6 +93,10 @@ def _init_process_group(rank: int) -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error):
+            raise InputError(
+                f"{address}: the port is taken; choose another --master_port"
+            ) from error
         raise InputError(
             f"rank {rank} on {socket.gethostname()} could not reach the other processes at "
             f"{address}; check that all are started and that the address can be reached"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PROJECT_FLAGS, ROOT, SENTENCES, make_project
+from conftest import PROJECT_FLAGS, ROOT, SENTENCES, assert_refused, make_project
 
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError
@@ -169,10 +170,39 @@ def test_an_error_is_printed_once_whichever_process_has_it(tmp_path, monkeypatch
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("WORLD_SIZE", value) for value in ("", "0", "-2", "two")),
+        *(("RANK", value) for value in (None, "", "2", "x")),
+        *(("MASTER_PORT", value) for value in (None, "70000", "x")),
+    ],
+)
+def test_an_environment_of_no_processes_is_refused_by_the_variables_name(
+    monkeypatch, run_cli, name, value
+):
+    together = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29511"} | {name: value}
+    for variable, text in together.items():
+        monkeypatch.delenv(variable, raising=False)
+        if text is not None:
+            monkeypatch.setenv(variable, text)
+    assert_refused(run_cli(), f"{name} is", "torchrun")
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch, run_cli):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        together = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for variable, text in together.items():
+            monkeypatch.setenv(variable, text)
+        assert_refused(run_cli(), f"127.0.0.1:{port}: the port is taken")
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("MASTER_PORT", "29511")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="2 GPUs"), distributed.process_group():
