@@ -163,10 +163,10 @@ class Training:
         if not self.restore():
             self.save()
             return
-        print(f"resuming from epoch {self.epoch}, step {len(self.losses)}", file=sys.stderr)
         filepath = self.settings.filepath
         if self.epoch > 0 and not Path(filepath).is_file():
             raise InputError(f"{filepath}: the run's weights are gone; --fresh trains again")
+        print(f"resuming from epoch {self.epoch}, step {len(self.losses)}", file=sys.stderr)
 
     def save(self) -> None:
         """Save the state of the run, if it can be resumed."""

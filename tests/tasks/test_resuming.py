@@ -143,6 +143,14 @@ def interrupted(*_args):
     raise KeyboardInterrupt
 
 
+def test_a_run_whose_best_weights_are_gone_is_refused_before_it_trains(flags, run_cli):
+    interrupt(run_cli, flags, 9)  # in the second epoch
+    Path(WEIGHTS).unlink()
+    with interrupted_at(1):
+        assert_refused(run_cli(*flags), WEIGHTS, "--fresh trains again")
+    assert run_cli(*flags, "--fresh")[0] == 0
+
+
 def test_a_state_holds_no_frozen_weights(flags, run_cli):
     saved = read_checkpoint(interrupt(run_cli, [*flags, "--tune", "lora"], 3) / "state.pt")
     assert saved["model"] and all("lora_" in name or "head" in name for name in saved["model"])
