@@ -23,7 +23,6 @@ from minllama import methods
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError
 from minllama.methods.saved import count_parameters, load_weights
-from minllama.methods.settings import FinetuneSettings
 from minllama.training import run
 from minllama.training.activation_checkpointing import checkpoint_activations
 
@@ -180,32 +179,6 @@ def test_flags_that_do_not_go_together_are_one_line(project, run_cli, flags, nam
 
 
 # Files
-
-
-def test_advanced_names_are_for_advanced_methods_and_own_weights(project):
-    advanced = {f"{split}_out": f"x-{split}-advanced-output.txt" for split in ("dev", "test")}
-    plain = {f"{split}_out": f"x-{split}-finetuning-output.txt" for split in ("dev", "test")}
-    data = {split: f"data/toy-{split}.txt" for split in ("train", "dev", "test")}
-    for flags, explicit in (
-        ({}, ()),
-        ({"mixout": 0.5}, ()),
-        ({}, ("pretrained_model_path",)),
-    ):
-        settings = FinetuneSettings(
-            option="finetune",
-            pretrained_model_path="model.pt",
-            explicit=explicit,
-            methods=methods_of(flags),
-            filepath="x.pt",
-            **data,
-            **advanced,
-        )
-        if flags or explicit:
-            settings.check()
-        else:
-            with pytest.raises(InputError, match="dev-finetuning-output"):
-                settings.check()
-        settings.replace(**plain).check()
 
 
 def test_the_files_name_has_what_is_not_at_its_default_or_a_digest():

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from methods_kit import BATCH, NAMES, loss_of, make_training, predictions, snapshot, train
+from methods_kit import BATCH, NAMES, loss_of, make_training, predictions, snapshot
 
-from minllama.methods.smart import averaged_model, perturbed_embeddings, symmetric_divergence
+from minllama.methods.smart import averaged_model, perturbed_embeddings
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -15,22 +15,6 @@ pytest_plugins = ["methods_fixtures"]
 def divergence(log_p, log_q):
     both = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
     return both + F.kl_div(log_p, log_q, log_target=True, reduction="sum")
-
-
-def test_the_divergence_is_symmetric_and_zero_of_equals():
-    p, q = torch.randn(2, 8, 5).log_softmax(-1)
-    assert symmetric_divergence(p, q).item() == pytest.approx(divergence(p, q).item(), rel=1e-5)
-    assert symmetric_divergence(p, p).item() == 0
-
-
-def test_without_perturbation_smart_is_plain_training(make_classifier):
-    plain = make_classifier()
-    smooth = make_classifier(smart=5.0, smart_radius=0.0, smart_mu=0.0)
-    for classifier in (plain, smooth):
-        torch.manual_seed(0)
-        train(classifier)
-    for name, tensor in snapshot(plain.model).items():
-        assert torch.allclose(tensor, smooth.model.get_parameter(name), atol=1e-4), name
 
 
 def test_the_regularizers_are_computed_without_dropout(make_classifier):
@@ -152,8 +136,3 @@ def test_the_averaged_model_is_the_moving_average(make_classifier):
     with torch.no_grad():
         averaged = averaged_model(training)(BATCH.token_ids, BATCH.lengths)
     assert torch.allclose(averaged, predictions(average), atol=1e-5)
-
-
-def test_without_its_weight_no_average_is_kept(make_classifier):
-    assert make_training(make_classifier(smart=1.0)).method_state
-    assert not make_training(make_classifier(smart=1.0, smart_mu=0.0)).method_state

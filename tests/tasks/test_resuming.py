@@ -179,16 +179,6 @@ def test_an_edited_state_is_one_line(flags, run_cli):
         assert_refused(run_cli(*flags), folder.name)
 
 
-def test_weights_with_an_edited_owner_are_another_runs(flags, run_cli):
-    assert run_cli(*flags)[0] == 0
-    saved = read_checkpoint(WEIGHTS)
-    for value in ("[" * 100_000, "5", 5):
-        torch.save(saved | {"run": value}, WEIGHTS)
-        before = Path(WEIGHTS).read_bytes()
-        assert run_cli(*flags, "--fresh")[0] == 0
-        assert Path(WEIGHTS).read_bytes() == before
-
-
 def test_a_finished_run_is_evaluated_and_not_trained_again(flags, run_cli):
     flags = [*flags, "--metrics_out", "metrics.jsonl"]
     code, first, err = run_cli(*flags)
