@@ -8,6 +8,7 @@ texts, in bits, over the number of UTF-8 bytes. Lower is better; it does not dep
 tokenizer. Several files get a line each, causal in float32.
 """
 
+import itertools
 import math
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from minllama.common.errors import InputError
 from minllama.common.program import run_script, script_parser
 from minllama.kernels.cpu import accelerate
 from minllama.kernels.quantize import DTYPES, prepare_for_decoding
+from minllama.text.corpus import warn_if_lossy
 from tokenizer import Tokenizer, check_vocabulary
 
 
@@ -56,6 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     texts = {path: read_stories(path) for path in args.text}
     tokenizer = Tokenizer(tokenizer_model=args.tokenizer_path)
+    warn_if_lossy(tokenizer, itertools.chain(*texts.values()))
 
     def load(causal: bool) -> Llama:
         llama = load_pretrained(args.pretrained_model_path, causal=causal, init_weights=False)

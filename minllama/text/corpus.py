@@ -4,8 +4,10 @@ A folder has for each split the ids, each document after its BOS, and the positi
 `index.json` has sizes and fingerprints; it is written last.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tokenizer import Tokenizer
 INDEX = "index.json"
 FILES = [f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".starts.bin")]
 COUNTERS = ("n_bytes", "n_tokens", "n_unknown", "n_documents")  # of each split, in the index
+N_CHECKED, MAX_CHECKED = 1000, 1000  # texts that `warn_if_lossy` reads, and characters of each
 START = np.dtype("<i8")  # type of a position in a file of starts
 
 
@@ -59,6 +62,8 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, To
     """
     index = _read_index(folder)
     if index is None:
+        texts = (chunk.text for _, chunk in corpus.split_chunks())
+        warn_if_lossy(tokenizer, itertools.islice(texts, N_CHECKED))
         folder.mkdir(exist_ok=True)
         index = _write_ids(corpus, tokenizer, folder)
         index |= {"files": _fingerprints(folder), "tokenizer": tokenizer.fingerprint}
@@ -80,6 +85,24 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, To
         for split in SPLITS
         if index[split]["n_tokens"]
     }
+
+
+def warn_if_lossy(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+    """Warn if decoding does not give texts back, as a tokenizer that joins spaces does not."""
+    for text in texts:
+        text = text[:MAX_CHECKED]
+        ids = tokenizer.encode(text, bos=False, eos=False, truncate=False)
+        back = tokenizer.decode(ids)
+        if back != text and tokenizer.sp_model.unk_id() not in ids:
+            pairs = enumerate(zip(text, back, strict=False))
+            start = max(0, next((i for i, (a, b) in pairs if a != b), len(back)) - 5)
+            warnings.warn(
+                f"{tokenizer.model_path}: does not give the text back; "
+                f"{text[start : start + 20]!r} comes back as {back[start : start + 20]!r}. A model "
+                "cannot learn what is lost, and its bits per byte look better than they are",
+                stacklevel=2,
+            )
+            return
 
 
 def encode_chunk(tokenizer: Tokenizer, chunk: Chunk) -> list[int]:

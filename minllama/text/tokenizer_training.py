@@ -52,7 +52,8 @@ def _train(texts: Iterable[str], vocab_size: int, byte_fallback: bool) -> bytes:
     def lines() -> Iterator[str]:
         try:
             for text in texts:
-                for line in text.split("\n"):
+                # The trainer would drop every line with its mark of unknown characters.
+                for line in text.replace("\u2585", " ").split("\n"):
                     yield from (line[i : i + MAX_LINE] for i in range(0, len(line), MAX_LINE))
         except Exception as error:  # SentencePiece would hide it in a RuntimeError
             reading_errors.append(error)

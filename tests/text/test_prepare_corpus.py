@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import sentencepiece
+from conftest import SENTENCES
 from text_kit import SHARES, words, write_documents
 
 from minllama.common.errors import InputError
@@ -94,3 +96,25 @@ def test_unknown_characters_are_counted(tmp_path, folder):
     tokenizer = Tokenizer(tokenizer_model=tmp_path / "tokenizer.model")
     paths = write_documents(tmp_path / "a.txt", ["a 猫 bc ö ghij"])
     assert tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)["train"].n_unknown == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("the fox\nsaw the hen", r"'e fox\\nsaw the hen' comes back as 'e fox saw the hen'"),
+        ("the fox  saw the hen", r"' fox  saw the hen' comes back as ' fox saw the hen'"),
+    ],
+)
+def test_a_tokenizer_that_loses_text_is_named_before_training(tmp_path, folder, text, lost):
+    """SentencePiece's defaults join lines and spaces."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES),
+        model_prefix=str(tmp_path / "lossy"),
+        model_type="bpe",
+        vocab_size=60,
+        minloglevel=2,
+    )
+    tokenizer = Tokenizer(tokenizer_model=tmp_path / "lossy.model")
+    paths = write_documents(tmp_path / "a.txt", ["the fox saw the hen", text])
+    with pytest.warns(UserWarning, match=lost):
+        tokenize(Corpus(paths, (1, 0, 0)), tokenizer, folder)

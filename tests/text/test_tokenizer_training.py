@@ -41,3 +41,12 @@ def test_errors_leave_no_file(tmp_path):
     with pytest.raises(InputError, match="the file is broken"):
         train_tokenizer(broken, 290, path)
     assert not path.exists()
+
+
+def test_lines_with_sentencepieces_reserved_character_are_learned_from(tmp_path):
+    """Its trainer drops every line with U+2585."""
+    text = words(2000).replace("\n", "\u2585\n") + "\u2585"
+    train_tokenizer(lambda: [text], 290, tmp_path / "tokenizer.model")
+    tokenizer = Tokenizer(tokenizer_model=tmp_path / "tokenizer.model")
+    ids = tokenizer.encode(text, bos=False, eos=False)
+    assert tokenizer.decode(ids) == text and len(ids) < len(text)
