@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from experiments.baseline import fit_classifier, read_splits
 from experiments.runs import classify
 from minllama.common.program import run_script, script_parser
+from minllama.text.lines import lines_of
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         if n_train is not None:  # at random, since the file need not be in random order
             for name in ("dev.txt", "test.txt", "label-mapping.json"):
                 shutil.copy(f"{data}-{name}", f"{folder}/data-{name}")
-            lines = Path(f"{data}-train.txt").read_text().splitlines(keepends=True)
+            lines = [f"{line}\n" for line in lines_of(f"{data}-train.txt")]
             data = f"{folder}/data"
             Path(f"{data}-train.txt").write_text("".join(random.Random(0).sample(lines, n_train)))
         splits = read_splits(data)

@@ -6,10 +6,8 @@ import re
 import runpy
 import shutil
 import sys
-from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SENTENCES, assert_refused, diverging_at, make_llama, save_llama
@@ -17,7 +15,6 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 import minllama.common.flags
 import minllama.tasks.generate
-import run_llama
 from llama import Llama
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.text.prompts import TEMPLATE, frame
@@ -240,35 +237,6 @@ def test_finetuning_learns_saves_its_best_epoch_and_evaluates_it(project, run_cl
     assert {"model", "optim", "args", "model_config", "torch_rng"} <= saved.keys()
     lines = (project.path / "toy-test-finetuning-output.txt").read_text().splitlines()
     assert [line.split(" ||| ")[1] for line in lines] == [f"{s} ." for s in SENTENCES]
-
-
-def test_args_of_the_assignments_own_making_work(project, capsys):
-    """Only the reference's attributes, as code written against it would pass."""
-    args = Namespace(
-        train="data/toy-train.txt",
-        dev="data/toy-dev.txt",
-        test="data/toy-test.txt",
-        label_names="data/toy-label-mapping.json",
-        pretrained_model_path=project.path / "model.pt",
-        max_sentence_len=None,
-        epochs=1,
-        option="finetune",
-        use_gpu=False,
-        dev_out="toy-dev-finetuning-output.txt",
-        test_out="toy-test-finetuning-output.txt",
-        batch_size=8,
-        hidden_dropout_prob=0.3,
-        lr=np.float64(1e-4),
-        filepath=project.path / "best.pt",
-    )
-    run_llama.seed_everything(3)
-    run_llama.train(args)
-    run_llama.test(args)
-    args.dev_out, args.test_out = "toy-dev-prompting-output.txt", "toy-test-prompting-output.txt"
-    run_llama.test_with_prompting(args)
-    run_llama.generate_sentence(args, "a warm", "g.txt", max_new_tokens=3)
-    assert capsys.readouterr().out.count("dev acc ::") == 3
-    assert (project.path / "g.txt").exists()
 
 
 def test_out_files_are_named_for_data_and_option_unless_given(project, run_cli):

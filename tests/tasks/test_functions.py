@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,18 +117,19 @@ def test_writing_a_text_is_checked_before_it_is_generated(project, monkeypatch):
             run_llama.generate_sentence(VALUES, "a warm", outfile)
 
 
-def test_the_tokenizer_beside_the_checkpoint_is_found(project):
+def test_the_tokenizer_beside_the_checkpoint_is_found(project, capsys):
     (project.path / "models").mkdir()
     for name in ("model.pt", "tokenizer.model"):
         (project.path / name).rename(project.path / "models" / name)
-    names = {f"{split}_out": f"x-{split}-prompting-output.txt" for split in ("dev", "test")}
-    args = VALUES | {"pretrained_model_path": "models/model.pt", "max_sentence_len": 9}
+    paths = {"pretrained_model_path": Path("models/model.pt"), "filepath": Path("best.pt")}
+    args = VALUES | paths | {"max_sentence_len": 9, "lr": np.float64(1e-4)}
     run_llama.train(args)
     run_llama.test(args)
-    run_llama.test_with_prompting(
-        args | names | {"option": "prompt", "label_names": "data/toy-label-mapping.json"}
-    )
+    names = {f"{split}_out": f"x-{split}-prompting-output.txt" for split in ("dev", "test")}
+    names |= {"option": "prompt", "label_names": "data/toy-label-mapping.json"}
+    run_llama.test_with_prompting(args | names)
     run_llama.generate_sentence(args, "a warm", "g.txt", max_new_tokens=2)
+    assert capsys.readouterr().out.count("dev acc ::") == 3 and Path("g.txt").exists()
     dataset = run_llama.LlamaDataset([("a warm", 0, [1])], SimpleNamespace(**args))
     assert dataset.collate_fn(dataset)["token_ids"].shape[0] == 1
 
