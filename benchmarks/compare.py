@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import harmonic_mean, median
 
 from experiments.runs import ROOT, arguments, data_flags, run_command, run_llama, write_sample
-from minllama.common.program import ArgumentParser, script_parser
+from minllama.common.program import ArgumentParser, positive, script_parser
 from minllama.common.progress import progress_bar
 
 Measure = Callable[[], dict[str, float]]  # measures some quantities once
@@ -30,8 +30,8 @@ WAYS: dict[str, dict[str, object]] = {  # by name their flags
 def make_parser(description: str | None) -> ArgumentParser:
     """A parser with the flags that these benchmarks share."""
     parser = script_parser(description)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="of one process")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=2, help="of one process")
     return parser
 
 
@@ -80,7 +80,7 @@ def make_ways_parser(description: str | None, batch_size: int) -> ArgumentParser
     parser.add_argument("--pretrained-model-path", required=True)
     parser.add_argument("--tokenizer-path", default="tokenizer.model")
     parser.add_argument("--data", default="data/sst", help="path up to -train.txt")
-    parser.add_argument("--batch_size", type=int, default=batch_size)
+    parser.add_argument("--batch_size", type=positive, default=batch_size)
     return parser
 
 

@@ -13,6 +13,7 @@ its README says for speed.
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -23,7 +24,8 @@ from pathlib import Path
 
 from benchmarks.compare import make_parser, print_table, run, take_turns
 from experiments.runs import ROOT, run_command, run_llama
-from minllama.common.program import run_script
+from minllama.common.errors import InputError
+from minllama.common.program import positive, run_script
 from tokenizer import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -52,12 +54,16 @@ def peers(flags: argparse.Namespace, model: str, folder: str) -> dict[str, list[
         Path(folder, "tokenizer.bin").write_bytes(tokenizer.to_llama2c())
         for name, dtype in (("run", "float32"), ("runq", "int8")):
             source, program = f"{flags.llama2c}/{name}.c", f"{folder}/{name}"
+            if not Path(source).is_file():
+                raise InputError(f"{source}: no such file; --llama2c names llama2.c's folder")
             gcc = ["gcc", "-Ofast", "-fopenmp", "-march=native", source, "-lm", "-o", program]
             subprocess.run(gcc, check=True)
             convert(model, f"{program}.bin", "llama2c", dtype)
             options = ["-z", f"{folder}/tokenizer.bin", "-t", "0", "-n", str(flags.max_new_tokens)]
             commands[f"llama2.c {name}"] = [program, f"{program}.bin", *options]
     if flags.transformers:
+        if importlib.util.find_spec("transformers") is None:
+            raise InputError("--transformers: `pip install -r benchmarks/requirements.txt` first")
         convert(model, f"{folder}/hf", "hf", "float32")
         peer = [sys.executable, "-m", "benchmarks.transformers_peer", f"{folder}/hf"]
         commands["Transformers"] = [*peer, str(flags.batch_size), str(flags.max_new_tokens)]
@@ -71,8 +77,8 @@ def main() -> None:
     parser.add_argument("--llama2c", metavar="DIR", help="with its run.c and runq.c")
     parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--compile", action="store_true", help="compare our --compile too")
-    parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=positive, default=256)
+    parser.add_argument("--batch_size", type=positive, default=1)
     flags = parser.parse_args()
     model = os.path.abspath(flags.pretrained_model_path)
     settings: dict[str, object] = {"causal": True, "temperature": 0, "prefix": ""}

@@ -14,18 +14,23 @@ ratio to the first way. `--less_memory` adds ways that save memory.
 """
 
 from benchmarks.compare import WAYS, evaluation_rate, make_ways_parser, race
-from minllama.common.program import run_script
+from minllama.common.errors import InputError
+from minllama.common.program import positive, run_script
 from minllama.text.labelled import read_labelled
 
 
 def main() -> None:
     parser = make_ways_parser(__doc__, batch_size=80)
-    parser.add_argument("--n_train", type=int, default=1600, help="sentences to train on")
-    parser.add_argument("--min_words", type=int, default=0, help="repeat sentences up to so many")
+    parser.add_argument("--n_train", type=positive, default=1600, help="sentences to train on")
+    parser.add_argument(
+        "--min_words", type=positive, default=1, help="repeat sentences up to so many"
+    )
     parser.add_argument("--less_memory", action="store_true", help="compare more ways")
     flags = parser.parse_args()
     n_train, n_dev = (len(read_labelled(f"{flags.data}-{split}.txt")) for split in ("train", "dev"))
     ways = dict(WAYS)
+    if flags.less_memory and flags.batch_size < 5:
+        raise InputError(f"--batch_size {flags.batch_size}: --less_memory needs 5 or more")
     if flags.less_memory:
         accumulate = {"grad_accum": 5, "batch_size": flags.batch_size // 5}
         checkpoint = {"activation_checkpointing": True}

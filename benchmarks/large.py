@@ -26,7 +26,7 @@ from benchmarks.startup import seconds_to_first_token
 from benchmarks.training_memory import SHAPES
 from experiments.runs import ROOT, run_llama
 from minllama.checkpoints import hf
-from minllama.common.program import run_script, script_parser
+from minllama.common.program import positive, run_script, script_parser
 from minllama.kernels.quantize import BYTES
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="for the models")
     parser.add_argument("--shape", choices=("1.1b", "7b"), default="1.1b")
     parser.add_argument("--dtype", nargs="+", choices=BYTES, default=["bfloat16", "int8"])
-    parser.add_argument("--tokens", type=int, default=32, help="to generate, at temperature 0")
+    parser.add_argument("--tokens", type=positive, default=32, help="to generate, at temperature 0")
     parser.add_argument("--tokenizer-path", default=str(ROOT / "tokenizer.model"))
     flags = parser.parse_args()
     model, shape = flags.folder.absolute() / flags.shape, SHAPES[flags.shape]

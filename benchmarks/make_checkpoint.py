@@ -8,7 +8,6 @@ Use it to measure speed and memory only.
 import torch
 
 from benchmarks.training_memory import SHAPES
-from config import LlamaConfig
 from minllama.checkpoints import pt
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
 from minllama.common.program import run_script, script_parser
@@ -16,17 +15,14 @@ from minllama.common.program import run_script, script_parser
 
 def random_checkpoint(shape: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """A checkpoint of one of `SHAPES`."""
-    s = SHAPES[shape]
-    names = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim")
-    numbers = {name: getattr(s, name) for name in names}
-    config = LlamaConfig(**numbers, max_seq_len=s.context, tie_embeddings=s.tied)
+    config = SHAPES[shape].config
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, size in shapes_of(config).items():
         tensors[name] = torch.ones(size, dtype=dtype)
         if len(size) == 2:
             tensors[name].normal_(std=0.02, generator=generator)
-    if s.tied:  # two copies, as in stories42M.pt
+    if config.tie_embeddings:  # two copies, as in stories42M.pt
         tensors[EMBEDDING] = tensors[HEAD].clone()
     return Checkpoint(config, tensors, shape)
 

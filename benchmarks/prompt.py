@@ -9,7 +9,7 @@ The table has sentences per second, and in brackets the ratio to the first way.
 """
 
 from benchmarks.compare import WAYS, evaluation_rate, make_ways_parser, race
-from minllama.common.program import run_script
+from minllama.common.program import positive, run_script
 
 
 def measure(records: list[dict]) -> dict[str, float]:
@@ -18,7 +18,7 @@ def measure(records: list[dict]) -> dict[str, float]:
 
 def main() -> None:
     parser = make_ways_parser(__doc__, batch_size=10)
-    parser.add_argument("--n_dev", type=int, default=320, help="sentences of dev, and of test")
+    parser.add_argument("--n_dev", type=positive, default=320, help="sentences of dev, and of test")
     flags = parser.parse_args()
     n_lines = {"train": 2, "dev": flags.n_dev, "test": flags.n_dev}
     race(flags, WAYS, n_lines, measure, option="prompt")

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 import rope
 from llama import Attention, load_pretrained
-from minllama.common.program import run_script, script_parser
+from minllama.common.program import positive, run_script, script_parser
 from minllama.text.batches import Example
 from minllama.text.labelled import LlamaDataset, create_data, load_label_names
 from minllama.text.prompts import TEMPLATE, frame
@@ -105,7 +105,7 @@ def main() -> None:
     for name in ("pretrained-model-path", "train", "dev", "test", "label-names"):
         parser.add_argument(f"--{name}", required=True, metavar="FILE")
     parser.add_argument("--tokenizer-path", default="tokenizer.model")
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=positive, default=8)
     parser.add_argument("--lr", type=float, default=2e-5)
     args = parser.parse_args()
     seed_everything(1337)

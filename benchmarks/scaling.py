@@ -16,7 +16,7 @@ from statistics import median
 
 from benchmarks.compare import make_parser, print_table, run, take_turns
 from experiments.runs import ROOT, run_llama
-from minllama.common.program import run_script
+from minllama.common.program import positive, run_script
 
 SHAPES: dict[str, dict[str, object]] = {
     "5m": {},
@@ -49,7 +49,7 @@ def measure(flags: argparse.Namespace, n: int, **more: bool) -> dict[str, float]
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="5m")
-    parser.add_argument("--steps", type=int, default=3, help="of each report")
+    parser.add_argument("--steps", type=positive, default=3, help="of each report")
     flags = parser.parse_args()
     contenders = {
         "one process": partial(measure, flags, 1),

@@ -20,7 +20,7 @@ from functools import partial
 
 from benchmarks.compare import print_table, take_turns
 from experiments.runs import DEMO, run_llama
-from minllama.common.program import run_script, script_parser
+from minllama.common.program import positive, run_script, script_parser
 from minllama.tasks.generate import PREFIX
 
 COMMANDS = {  # with their exit codes
@@ -84,7 +84,7 @@ def seconds(measure: Callable[..., float], *arguments: object) -> dict[str, floa
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     rounds = parser.parse_args().rounds
     contenders = {
         name: partial(seconds, seconds_to_end, *command) for name, command in COMMANDS.items()

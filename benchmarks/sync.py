@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from minllama.common.files import atomic_write
-from minllama.common.program import run_script, script_parser
+from minllama.common.program import positive, run_script, script_parser
 
 SIZES = {"240 MB": 240_000_000, "1 kB": 1_000}
 
@@ -27,7 +27,7 @@ def seconds_to_write(path: Path, content: bytes) -> float:
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=positive, default=10)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(dir=".") as folder:
         path = Path(folder, "file")

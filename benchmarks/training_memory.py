@@ -10,8 +10,9 @@ them. --on_cpu is for processes on a CPU.
 
 from dataclasses import dataclass, replace
 
+from config import LlamaConfig
 from minllama.common.errors import InputError
-from minllama.common.program import run_script, script_parser
+from minllama.common.program import positive, run_script, script_parser
 
 FLOAT32, BFLOAT16 = 4, 2
 BYTES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
@@ -37,6 +38,12 @@ class Training:
     shard: bool = False
     activation_checkpointing: bool = False
     on_cpu: bool = False
+
+    @property
+    def config(self) -> LlamaConfig:
+        names = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim")
+        numbers = {name: getattr(self, name) for name in names}
+        return LlamaConfig(**numbers, max_seq_len=self.context, tie_embeddings=self.tied)
 
     @property
     def kv_dim(self) -> int:
@@ -126,11 +133,15 @@ def main() -> None:
         elif name == "dtype":
             parser.add_argument("--dtype", choices=BYTES)
         else:
-            parser.add_argument(f"--{name}", type=int, metavar="N")
+            parser.add_argument(f"--{name}", type=positive, metavar="N")
     flags = {name: v for name, v in vars(parser.parse_args()).items() if v is not None}
     t = replace(SHAPES[flags.pop("shape")], **flags)
-    if t.gpus < 1 or t.batch_size % t.gpus:
+    if t.batch_size % t.gpus:
         raise InputError(f"--batch_size {t.batch_size}: make it a multiple of --gpus {t.gpus}")
+    try:
+        t.config.validate()
+    except ValueError as error:
+        raise InputError(f"{error}; change the flags of the shape") from error
     print(f"{t.weights:,} weights; GiB of each of {t.gpus} GPUs")
     for name, n_bytes in (memory(t) | {"sent in a step": traffic(t)}).items():
         print(f"  {name:26}{n_bytes / 2**30:8.2f}")

@@ -64,6 +64,8 @@ def fit_classifier(
     """
     y = {split: [s.label for s in sentences] for split, sentences in splits.items()}
     x = {split: features.transform([s.sentence for s in splits[split]]) for split in splits}
+    if len(set(y["train"])) < 2:
+        raise InputError("the training sentences have one label only; take more of them")
     models = [LogisticRegression(C=c, max_iter=max_iter).fit(x["train"], y["train"]) for c in cs]
     best = max(models, key=lambda model: model.score(x["dev"], y["dev"]))
     return {

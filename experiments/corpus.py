@@ -85,7 +85,9 @@ def read_documents(path: Path) -> list[str]:
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         kind = "an xz-compressed" if path.suffix == ".xz" else "a"
         raise InputError(f"{path}: not {kind} UTF-8 text; fetch it anew") from error
-    documents = (document.strip() for document in text.split(DOCUMENT_SEPARATOR))
+    documents = [document.strip() for document in text.split(DOCUMENT_SEPARATOR)]
+    if not any(documents):
+        raise InputError(f"{path}: no text in it; name a file that has some")
     return [document for document in documents if document]
 
 

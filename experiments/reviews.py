@@ -21,6 +21,7 @@ are shuffled; a smaller text is the beginning of a larger one.
 
 import gzip
 import html
+import math
 import random
 import re
 import tarfile
@@ -136,8 +137,8 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, help="about so much of them; by default all")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    if args.megabytes is not None and not args.megabytes > 0:
-        raise InputError(f"--megabytes {args.megabytes}: must be greater than 0")
+    if args.megabytes is not None and not 0 < args.megabytes < math.inf:
+        raise InputError(f"--megabytes {args.megabytes}: need a number greater than 0")
     check_outputs([args.out], args.corpora)
     everything = [review for path in args.corpora for review in read_reviews(path)]
     unique = list(dict.fromkeys(everything))

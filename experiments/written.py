@@ -17,8 +17,7 @@ import torch
 
 from experiments.corpus import has_offensive_word, read_documents, words_of
 from experiments.runs import DEMO
-from minllama.common.errors import InputError
-from minllama.common.program import run_script, script_parser
+from minllama.common.program import positive, run_script, script_parser
 from minllama.inference.generator import GenerationBatch, TextGenerator
 from minllama.inference.sampling import Sampling
 
@@ -67,10 +66,8 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, required=True, help="all source texts in one")
     parser.add_argument("--pretrained-model-path", default=str(DEMO))
     parser.add_argument("--tokenizer-path", help="by default the one beside the model")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=positive, default=20)
     args = parser.parse_args()
-    if args.seeds < 1:
-        raise InputError(f"--seeds {args.seeds}: need 1 or more")
     words = frozenset(words_of("\n".join(read_documents(args.sources))))
     generator = TextGenerator(args.pretrained_model_path, args.tokenizer_path, causal=True)
     texts: list[str] = []

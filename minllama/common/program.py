@@ -23,6 +23,13 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists all flags")
 
 
+def positive(text: str) -> int:
+    """The `type` of a flag that takes a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: need a whole number of 1 or more")
+    return int(text)
+
+
 def script_parser(docstring: str | None) -> ArgumentParser:
     """A parser whose help begins with the docstring of a script, line breaks included."""
     return ArgumentParser(

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks.training_memory import SHAPES, Training, layer_activations, memory, traffic
-from config import LlamaConfig
 from llama import Llama
 from minllama.kernels.cpu import accelerate
 
@@ -55,8 +54,9 @@ def test_shapes_have_as_many_weights_as_published(shape, published):
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
 def test_layers_keep_what_autograd_saves(n_kv_heads):
     t = Training(50, 32, 1, 4, n_kv_heads, 48, context=16)
-    names = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim")
-    llama = Llama(LlamaConfig(**{name: getattr(t, name) for name in names}, causal=True))
+    config = t.config
+    config.causal = True
+    llama = Llama(config)
     accelerate(llama)
     saved: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in llama.parameters()}
 

@@ -7,8 +7,11 @@ import re
 import sys
 
 import pytest
+import torch
+from conftest import make_llama
 
 from experiments import corpus
+from experiments.bits_per_byte import bits_per_byte
 from minllama.common.errors import InputError
 from minllama.common.program import run_script
 from minllama.text.documents import Corpus
@@ -119,7 +122,8 @@ def test_training_ends_where_validation_begins(corpora, monkeypatch, capsys):
         source = corpus.divide(documents)
         expected["train"] += corpus.repeated(source.train, times[name])
         expected["validation"] += source.validation
-        assert corpus.read_documents(corpora / f"held-out-{name}.txt") == source.held_out
+        held_out = (corpora / f"held-out-{name}.txt").read_text()
+        assert held_out == "".join(f"{text}\n<|endoftext|>\n" for text in source.held_out)
     for split, expected_texts in expected.items():
         assert sorted(texts[split]) == sorted(expected_texts)
     assert len(corpus.read_documents(corpora / "sources.txt")) == 60 * len(corpus.REPEAT)
@@ -144,6 +148,13 @@ def test_a_mixture_that_cannot_be_is_refused(corpora, monkeypatch, capsys, repea
         make(monkeypatch, corpora, corpora, "--repeat", repeat)
     assert capsys.readouterr().err.startswith(f"error: --repeat {repeat}: ")
     assert not (corpora / "train.txt").exists()
+
+
+def test_scores_that_are_not_finite_are_an_error(tokenizer):
+    llama = make_llama(causal=True)
+    llama.norm.weight.data.fill_(torch.inf)
+    with pytest.raises(InputError, match="the log-likelihood is nan"):
+        bits_per_byte(llama, tokenizer, ["A cat."])
 
 
 def test_a_source_that_is_damaged_is_named(corpora):
