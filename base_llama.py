@@ -51,7 +51,7 @@ def replace(module: nn.Module, name: str, new_module: nn.Module) -> None:
 
     Args:
         module: the model.
-        name: of the part, with dots where it lies deeper: "layers.0.attention".
+        name: the name of the part, with dots where it lies deeper: "layers.0.attention".
         new_module: usually a subclass of the part's class that shares its parameters.
     """
     new_module.train(module.get_submodule(name).training)

@@ -177,7 +177,7 @@ def last_positions(input_ids: torch.Tensor, lengths: torch.Tensor | None = None)
 
     Args:
         input_ids: right-padded `(batch, seqlen)`.
-        lengths: of the sequences `(batch,)`; None takes the last column, padding or not.
+        lengths: the sequences' lengths `(batch,)`; None takes the last column, padding or not.
     """
     if lengths is not None:
         return lengths[:, None] - 1
@@ -190,7 +190,7 @@ def mean_state(hidden: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tens
 
     Args:
         hidden: `(batch, seqlen, dim)`.
-        lengths: of the sentences `(batch,)`; None averages all columns.
+        lengths: the sentences' lengths `(batch,)`; None averages all columns.
 
     Returns:
         `(batch, dim)`.

@@ -274,11 +274,11 @@ def load_pretrained(
 
     Args:
         checkpoint: a path that `minllama.checkpoints.formats.load` reads; raises what it raises.
-        causal: overrides the checkpoint's.
+        causal: overrides the checkpoint's mask setting.
         init_weights: draw initial weights first, as the assignment does, so that what is drawn
             later (a new head, the order of the batches) is the same for the same seed.
-        dtype: of the weights. None keeps the file's, and leaves the weights in the file, mapped
-            into memory, until they are changed.
+        dtype: precision of the weights. None keeps the file's, and leaves the weights in the
+            file, mapped into memory, until they are changed.
     """
     from minllama.checkpoints import formats
     from minllama.common.errors import FOR_LOADING, explain_out_of_memory

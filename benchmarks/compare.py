@@ -96,7 +96,7 @@ def race(
 
     Args:
         ways: flags of the others, by name.
-        n_lines, min_words: of the sample, as `write_sample` takes them.
+        n_lines, min_words: the size of the sample, as `write_sample` takes it.
         measure: takes the records of a run's metrics.
         more: flags of all ways.
     """

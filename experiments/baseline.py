@@ -85,7 +85,7 @@ def baseline(
         data: path up to `-train.txt`.
         shots: sentences of each label, drawn from train with the seed as `--shots` does; None takes
             all.
-        unlabelled: as `fit_features` takes them.
+        unlabelled: documents, as `fit_features` takes them.
     """
     splits = read_splits(data)
     if shots is not None:

@@ -75,8 +75,8 @@ def pretrain_on_tasks(corpus: str, steps: int, reviews_mb: int, folder: Path | N
 
     Args:
         corpus: "sentences", or "labelled" where they end in their labels.
-        reviews_mb: of the `adapted_model` to start from.
-        folder: of the run; by default one in `RESULTS`.
+        reviews_mb: megabytes of reviews that the `adapted_model` to start from has read.
+        folder: the folder of the run; None takes one in `RESULTS`.
     """
     name = f"{corpus}-{steps}" + (f"-reader-{reviews_mb}" if reviews_mb else "")
     folder = folder or RESULTS / name
@@ -167,7 +167,7 @@ def timed_round(number: int, values: dict[str, Any]) -> dict:
     """Time an epoch on a sample of SST-5 row by row, and a step of pre-training.
 
     Args:
-        values: of the rows' hyperparameters.
+        values: the hyperparameter of each row.
 
     Returns:
         `seconds` by row, None if it diverged, and of "step"; `n_train`, the sentences of SST-5.

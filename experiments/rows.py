@@ -33,8 +33,8 @@ class Row:
     """A way to classify, which is run on SST-5, and on CFIMDB too if `on_cfimdb`.
 
     Attributes:
-        label: of the table.
-        flags: of all its runs, as `runs.arguments` or `baseline` takes them.
+        label: the first cell of the table.
+        flags: the flags of all its runs, as `runs.arguments` or `baseline` takes them.
         tuned: its hyperparameter: a flag, or "steps" of continued pre-training.
         values: candidates for it.
         corpus: the text of continued pre-training before, "sentences" or "labelled"; None is none.

@@ -48,7 +48,7 @@ class Settings:
     `| None`. An integer is accepted as a float, a path as a text, a NumPy number as a number.
 
     Attributes:
-        title, description: of the group of flags in `--help`.
+        title, description: heading and text of the group of flags in `--help`.
 
     Raises:
         InputError: a value has another type or is out of range; the message names the flag.

@@ -92,7 +92,7 @@ def report_results(
     """Evaluate dev and test, print the accuracies, and write predictions and metrics.
 
     Args:
-        loaders: by split.
+        loaders: the batches of each split.
 
     Returns:
         the metrics of each split.
@@ -138,7 +138,7 @@ def write_results(
     """Print the accuracies, and with `report` more, and write predictions and metrics.
 
     Args:
-        results: by split.
+        results: the evaluation of each split.
     """
     outfiles = {"dev": settings.dev_out, "test": settings.test_out}
     for split, result in results.items():

@@ -54,8 +54,8 @@ def scores_of(counts: torch.Tensor, tokens_per_byte: float) -> dict[str, float]:
     run of them as one token, and need not predict which they were.
 
     Args:
-        counts: of `total_counts`.
-        tokens_per_byte: of the whole text, without the BOS of its documents.
+        counts: what `total_counts` returns.
+        tokens_per_byte: tokens in the whole text, except BOS, over its bytes.
     """
     n_targets, n_correct, nats = counts.tolist()
     loss = nats / n_targets
@@ -82,7 +82,7 @@ def evaluate(
     """Score a language model on sequences; several processes share the batches.
 
     Args:
-        dtype: of matrix products.
+        dtype: precision of matrix products, "float32" or "bfloat16".
     """
     llama.eval()
     device = next(llama.parameters()).device

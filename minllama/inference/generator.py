@@ -30,10 +30,10 @@ class TextGenerator:
 
     Args:
         checkpoint: any file or folder that `load_pretrained` takes.
-        tokenizer_path: by default the tokenizer beside the checkpoint, or else in the working
+        tokenizer_path: None takes the tokenizer beside the checkpoint, or else in the working
             folder.
-        causal: overrides the checkpoint's.
-        dtype: of the weights: float32, bfloat16 or int8.
+        causal: overrides the checkpoint's mask setting.
+        dtype: precision of the weights: float32, bfloat16 or int8.
         use_gpu: run on CUDA, or else MPS.
         compile: compile batch-1 decoding, which is available for a causal model on a CPU.
         limit_threads: let PyTorch use one thread if the model is small.
@@ -73,7 +73,7 @@ class TextGenerator:
         """Continue prompts of any lengths, in one batch if the model is causal.
 
         Args:
-            sampling: by default at temperature 1.
+            sampling: how tokens are drawn; None draws at temperature 1.
             stop: a text ends before the first of these in its continuation.
 
         Returns:

@@ -20,7 +20,7 @@ class Batch1Llama(nn.Module):
     Prompts and batches go through the model's own modules.
 
     Args:
-        llama: after `prepare_for_decoding`.
+        llama: a model that `prepare_for_decoding` has converted.
     """
 
     def __init__(self, llama: Llama):
@@ -67,8 +67,8 @@ class Batch1Llama(nn.Module):
         """Compute the logits of the token after the newest one, `(1, vocab_size)`.
 
         Args:
-            token, position: of the newest token.
-            keys_values: `(n_layers, 2, n_kv_heads, max_len, head_dim)`, where its own are written.
+            token, position: id and position of the newest token.
+            keys_values: `(n_layers, 2, n_kv_heads, max_len, head_dim)`; the token's are written.
         """
         eps = self.config.layer_norm_eps
         rotation = self.rotations[position].expand(self.config.n_heads + self.n_kv_heads, -1)
@@ -91,7 +91,7 @@ class Batch1Llama(nn.Module):
         Args:
             heads: query, key and value of the token, `((n_heads + 2 · n_kv_heads) · head_dim,)`.
             keys_values: `(2, n_kv_heads, n_seen, head_dim)`, the last of which are written.
-            rotation: of every head, `(n_heads + 2 · n_kv_heads, head_dim / 2)`.
+            rotation: factors of the pairs of each head, `(n_heads + 2 · n_kv_heads, head_dim / 2)`.
 
         Returns:
             `(dim,)`.

@@ -134,8 +134,8 @@ def attention(heads: Array, cache: Array, scores: Array, out: Array) -> None:
     """Attention of the newest token to all so far.
 
     Args:
-        heads: its query, key and value, `(n_heads + 2 · n_kv_heads, head_dim)`.
-        cache: keys and values `(2, n_kv_heads, max_len, head_dim)`; its own are written.
+        heads: query, key and value of the token, `(n_heads + 2 · n_kv_heads, head_dim)`.
+        cache: keys and values `(2, n_kv_heads, max_len, head_dim)`; the token's are written.
         scores: `(n_heads, n_seen)`, overwritten.
         out: `(n_heads, head_dim)`, written.
     """
@@ -199,7 +199,8 @@ class CompiledLlama(Batch1Llama):
     others down.
 
     Args:
-        llama, dtype: as for `prepare_for_decoding`; the model is converted in place.
+        llama: the model, which is converted in place.
+        dtype: precision of the weights, as `prepare_for_decoding` takes it.
 
     Attributes:
         constants: the embedding and the stacks of `stack_weights`; their scales; the weights of the

@@ -35,8 +35,8 @@ def prepare_for_decoding(llama: Llama, dtype: str = "float32") -> Llama:
     from bfloat16 products, so that the most likely tokens can tie.
 
     Args:
-        dtype: of the weights, one of `DTYPES`. int8 has a scale for each output channel. Norms are
-            float32, and the embedding stays as it is.
+        dtype: precision of the weights, one of `DTYPES`. int8 has a scale for each output
+            channel. Norms are float32, and the embedding stays as it is.
     """
     with torch.no_grad():
         for layer in layers_of(llama):

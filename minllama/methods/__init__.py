@@ -39,7 +39,7 @@ def active_methods(values: dict[str, Any]) -> tuple[Method, ...]:
     """The methods that flags turn on.
 
     Args:
-        values: by flag; other flags are ignored.
+        values: the values of flags by name; other flags are ignored.
 
     Raises:
         InputError: a value is wrong, or two methods cannot be combined.

@@ -32,7 +32,7 @@ class Classifier:
     """A classifier, its tokenizer, and how it runs.
 
     Attributes:
-        dtype: of matrix products, by autocast.
+        dtype: precision of matrix products, by autocast.
     """
 
     model: SentenceClassifier

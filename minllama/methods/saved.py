@@ -34,8 +34,8 @@ class ClassifierConfig(Settings):
         label_names: None where they are unknown.
         init_weights: whether to draw the initial weights before they are loaded, so that later
             random draws are the assignment's.
-        tokenizer: its fingerprint; None if it is unknown, as in version 0.2.
-        methods: that it is trained with.
+        tokenizer: the tokenizer's fingerprint; None if it is unknown, as in version 0.2.
+        methods: the methods of the training.
     """
 
     pretrained_model_path: str

@@ -44,12 +44,12 @@ class Training:
         method_state: tensors of methods that change during training; saved with the state.
         method_constants: those that do not; computed again when a run is resumed.
         epoch: the epoch that it is in.
-        losses: of this epoch's steps so far, scalars on the model's device.
+        losses: losses of this epoch's steps so far, scalars on the model's device.
         seconds: spent in this epoch before it was resumed.
-        best_dev_acc, best_epoch: of the finished epochs.
+        best_dev_acc, best_epoch: the best finished epoch and its accuracy on dev.
         records: the metrics of the finished epochs.
         rng: the random generators at the start of this epoch, and where it was resumed.
-        fingerprint: of a run that can be resumed; None saves no state.
+        fingerprint: identifies a run that can be resumed; None saves no state.
     """
 
     def __init__(

@@ -109,7 +109,8 @@ def train_epochs(
     """Train, and save to `filepath` at each new best accuracy on dev.
 
     Args:
-        fingerprint: of the run, which is resumed if it has a state; None disables resuming.
+        fingerprint: identifies the run, which is resumed if it has a state; None disables
+            resuming.
 
     Returns:
         the metrics of each epoch. The classifier then has the best epoch's weights.

@@ -97,7 +97,7 @@ def open_token_files(
     """Split files of ids, in their order, without scanning them: each split is one document.
 
     Args:
-        shares: of training, validation and test, in ids.
+        shares: the fractions of the ids for training, validation and test.
 
     Returns:
         the splits that have a share, by name.

@@ -254,7 +254,7 @@ def shard(model: nn.Module, layers: nn.ModuleList, dtype: str) -> bool:
     """Shard every tensor of a model over the processes (FSDP2); layers are gathered when needed.
 
     Args:
-        dtype: of gathered parameters and products; gradients are summed in float32.
+        dtype: precision of gathered parameters and products; gradients are summed in float32.
 
     Returns:
         whether it was done; a single process has nothing to shard.

@@ -178,7 +178,7 @@ def load_state(
     """Load the newest state into a model and its optimizer.
 
     Args:
-        expected: for each value its type, or a tensor of its shape and type.
+        expected: the type of each value, or a tensor of its shape and type.
 
     Returns:
         the values that `save_state` saved; None if the folder has no state.

@@ -28,8 +28,8 @@ class RunFolder:
     """The folder of a run.
 
     Args:
-        path: of the folder, which need not exist.
-        fingerprint: of the run.
+        path: the folder, which need not exist.
+        fingerprint: what the result of the run depends on.
         is_continuation: whether a run with another fingerprint may be continued as this one.
 
     Attributes:
