@@ -16,6 +16,8 @@ from tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from minllama.methods.training import Training
+else:  # which imports this file
+    Training = Any
 
 
 @dataclass(frozen=True, kw_only=True)

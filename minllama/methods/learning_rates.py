@@ -1,20 +1,14 @@
 """Learning rates that differ by step and by layer, and early stopping."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from classifier import SentenceClassifier
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
-from minllama.methods.base import Method
+from minllama.methods.base import Method, Training
 from minllama.training.schedule import learning_rate
-
-if TYPE_CHECKING:
-    from minllama.methods.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)

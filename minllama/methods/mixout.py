@@ -1,9 +1,7 @@
 """Mixout: dropout toward the pretrained weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,7 @@ from torch import nn
 from base_llama import replace
 from minllama.common.settings import flag
 from minllama.kernels.cpu import FastLinear, product
-from minllama.methods.base import Method
-
-if TYPE_CHECKING:
-    from minllama.methods.training import Training
+from minllama.methods.base import Method, Training
 
 
 @dataclass(frozen=True, kw_only=True)

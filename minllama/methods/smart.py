@@ -1,22 +1,16 @@
 """SMART: smoothness-inducing regularization and the Bregman proximal step."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from minllama.common.settings import flag
-from minllama.methods.base import Method
+from minllama.methods.base import Method, Training
 from minllama.text.batches import Batch
-
-if TYPE_CHECKING:
-    from minllama.methods.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)

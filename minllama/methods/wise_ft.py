@@ -1,19 +1,14 @@
 """WiSE-FT: interpolate between the weights before and after fine-tuning."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from classifier import LlamaEmbeddingClassifier
 from minllama.common.settings import flag
-from minllama.methods.base import Method
-
-if TYPE_CHECKING:
-    from minllama.methods.training import Training
+from minllama.methods.base import Method, Training
 
 
 @dataclass(frozen=True, kw_only=True)
