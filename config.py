@@ -20,6 +20,31 @@ RANGES = {  # from, and to below
 OPTIONAL = ("n_kv_heads", "hidden_dim", "ffn_dim_multiplier")
 
 
+# The assignment's other settings. A Llama computes the same whatever these are …
+UNUSED = {
+    **dict.fromkeys(("return_dict", "use_cache"), True),
+    **dict.fromkeys(("output_hidden_states", "output_attentions", "output_scores"), False),
+    **dict.fromkeys(("torchscript", "is_decoder", "return_dict_in_generate"), False),
+    **dict.fromkeys(("do_sample", "early_stopping"), False),
+    **{"max_length": 20, "min_length": 0, "top_k": 50, "top_p": 1.0, "temperature": 1.0},
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 1),
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **{"diversity_penalty": 0.0, "chunk_size_feed_forward": 0, "num_labels": 2},
+    **dict.fromkeys(("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id")),
+    **dict.fromkeys(("architectures", "finetuning_task", "id2label", "label2id")),
+    **dict.fromkeys(("tokenizer_class", "prefix", "pad_token_id", "sep_token_id")),
+    **dict.fromkeys(("decoder_start_token_id", "task_specific_params", "xla_device")),
+    "_name_or_path": "",
+}
+# … and with others than these it would be another model.
+FIXED = {
+    **{"position_embedding_type": "rotary", "pruned_heads": {}, "tie_word_embeddings": True},
+    **dict.fromkeys(("use_bfloat16", "add_cross_attention"), False),
+    **dict.fromkeys(("is_encoder_decoder", "tie_encoder_decoder"), False),
+}
+
+
 def feed_forward_dim(dim: int, multiple_of: int, multiplier: float | None = None) -> int:
     """The width of a feed-forward layer: 2/3 · 4 · dim · multiplier, rounded up to a multiple."""
     width = int(2 * 4 * dim / 3)
@@ -28,7 +53,17 @@ def feed_forward_dim(dim: int, multiple_of: int, multiplier: float | None = None
     return math.ceil(width / multiple_of) * multiple_of
 
 
-class LlamaConfig:
+class PretrainedConfig:
+    """The settings that the assignment has besides `LlamaConfig`'s, none of which is used here."""
+
+    model_type = ""
+
+    def __init__(self, **kwargs: Any):
+        for name, value in (UNUSED | FIXED | kwargs).items():
+            setattr(self, name, value)
+
+
+class LlamaConfig(PretrainedConfig):
     """Hyperparameters of a Llama 2. The defaults are those of `stories42M.pt`.
 
     Args:
@@ -55,6 +90,8 @@ class LlamaConfig:
         **kwargs: kept as attributes.
     """
 
+    model_type = "llama"
+
     def __init__(
         self,
         vocab_size: int = 32000,
@@ -78,6 +115,7 @@ class LlamaConfig:
         tokenizer: str | None = None,
         **kwargs: Any,
     ):
+        super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.dim = dim
         self.dropout = dropout
@@ -96,8 +134,6 @@ class LlamaConfig:
         self.tokenizer = tokenizer
         self.causal = causal
         self.attention_dropout = dropout if attention_dropout is None else attention_dropout
-        for name, value in kwargs.items():
-            setattr(self, name, value)
 
     @property
     def ffn_dim(self) -> int:
@@ -128,7 +164,7 @@ class LlamaConfig:
                 if type(value) not in (int, float) or not low <= value < high:
                     expected = f"expected a number from {low} to below {high}"
                     raise ValueError(f"{name} is {value!r}, {expected}")
-            if name.endswith("_token_id") and not (type(value) is int and value >= 0):
+            if name in ("bos_token_id", "eos_token_id") and not (type(value) is int and value >= 0):
                 raise ValueError(f"{name} is {value!r}, expected an integer of 0 or more")
             if name in ("causal", "tie_embeddings") and type(value) is not bool:
                 raise ValueError(f"{name} is {value!r}, expected True or False")
@@ -144,13 +180,20 @@ class LlamaConfig:
     def from_model_args(cls, model_args: dict[str, Any]) -> "LlamaConfig":
         """Build and validate the configuration that a checkpoint's `model_args` describe.
 
-        `norm_eps` is another name of `layer_norm_eps`. Unknown names are refused, because ignoring
-        one could silently change the model.
+        `norm_eps` is another name of `layer_norm_eps`. The assignment's unused settings are taken.
+        Unknown names are refused, because ignoring one could silently change the model.
 
         Raises:
             ValueError: a name is unknown, or no Llama can have this configuration.
         """
-        arguments = dict(model_args)
+        arguments = {
+            name: value
+            for name, value in model_args.items()
+            if name not in UNUSED and not (str(name).endswith("_token_id") and value is None)
+        }
+        for name, expected in FIXED.items():
+            if arguments.pop(name, expected) != expected:
+                raise ValueError(f"{name} is {model_args[name]!r}, expected {expected!r}")
         if "norm_eps" in arguments:
             epsilon = arguments.pop("norm_eps")
             if arguments.setdefault("layer_norm_eps", epsilon) != epsilon:
@@ -164,5 +207,6 @@ class LlamaConfig:
         return config
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        used = vars(self).keys() - UNUSED.keys() - FIXED.keys()
+        settings = ", ".join(f"{name}={x!r}" for name, x in vars(self).items() if name in used)
         return f"LlamaConfig({settings})"

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 import struct
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from sentencepiece import SentencePieceProcessor
 
 from config import LlamaConfig
 from minllama.common.errors import InputError, missing_file
-from minllama.common.files import atomic_write, check_outputs
+from minllama.common.files import atomic_write, check_outputs, refuse_lfs_pointer
 
 TOKENIZER_MODEL = "tokenizer.model"
 # Characters of many scripts.
@@ -46,9 +47,11 @@ class Tokenizer:
             self.sp_model.decode([[i] for i in ids])
             self.sp_model.decode(self.sp_model.encode(SAMPLE))
         except (RuntimeError, ValueError, IndexError) as error:
-            raise InputError(
-                f"{self.model_path}: not a SentencePiece model, or damaged; fetch it again"
-            ) from error
+            refuse_lfs_pointer(self.model_path)
+            kind = "not a SentencePiece model, or damaged; fetch it again"
+            if re.match(rb"[\w+/]+=* \d+\s", self.model_path.read_bytes()[:1000]):
+                kind = "a tiktoken model, as of Llama 3; only SentencePiece, as of Llama 2, is read"
+            raise InputError(f"{self.model_path}: {kind}") from error
         self.bos_id = self.sp_model.bos_id()
         self.eos_id = self.sp_model.eos_id()
         self.pad_id = self.sp_model.piece_to_id("<0x00>")
@@ -154,6 +157,13 @@ def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig, checkpoint: str 
     for name, token_id in (("BOS", tokenizer.bos_id), ("EOS", tokenizer.eos_id)):
         if token_id < 0:
             raise InputError(f"{tokenizer.model_path}: a tokenizer without {name} is no Llama's")
+    if tokenizer.n_words < config.vocab_size <= tokenizer.n_words + 1000:
+        raise InputError(
+            f"{checkpoint}: {config.vocab_size - tokenizer.n_words} rows more than "
+            f"{tokenizer.model_path} has pieces; if tokens were added to its model, remove their "
+            f"rows, for instance with Transformers' resize_token_embeddings({tokenizer.n_words}); "
+            "else name that model's own with --tokenizer-path"
+        )
     if tokenizer.n_words != config.vocab_size:
         raise InputError(
             f"{tokenizer.model_path}: its {tokenizer.n_words} pieces do not match the vocabulary "

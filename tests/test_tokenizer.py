@@ -57,10 +57,25 @@ def test_export_reads_back_and_never_overwrites_its_model(tokenizer_path, tmp_pa
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"setup\.sh"):
         Tokenizer(tokenizer_model=tmp_path / "absent.model")
-    for content in (b"", b"<html>", b"\x00" * 1000):
+    for content, kind in (
+        (b"", "not a SentencePiece model"),
+        (b"<html>", "not a SentencePiece model"),
+        (b"\x00" * 1000, "not a SentencePiece model"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"IQ== 0\nIg== 1\nIw== 2\n", "a tiktoken model, as of Llama 3"),
+    ):
         (tmp_path / "bad.model").write_bytes(content)
-        with pytest.raises(InputError, match="not a SentencePiece model"):
+        with pytest.raises(InputError, match=kind):
             Tokenizer(tokenizer_model=tmp_path / "bad.model")
+
+
+def test_added_tokens_are_named(tokenizer):
+    with pytest.raises(
+        InputError, match=r"x.pt: 1 rows more than .* resize_token_embeddings\(320\)"
+    ):
+        check_vocabulary(tokenizer, LlamaConfig(vocab_size=321), "x.pt")
+    with pytest.raises(InputError, match="--tokenizer-path"):
+        check_vocabulary(tokenizer, LlamaConfig(vocab_size=319), "x.pt")
 
 
 def test_a_tokenizer_with_one_changed_byte_loads_or_is_refused(tokenizer_path, tmp_path):

@@ -6,6 +6,7 @@ IN is a file or a folder in any format. OUT takes its name once it is complete. 
 IN goes with it: into the folder for hf, beside OUT for pt, and for llama2c as `tokenizer.bin`.
 """
 
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import torch
@@ -22,8 +23,12 @@ FLOATS = ("float32", "bfloat16", "float16")
 DTYPES = {"pt": FLOATS, "hf": FLOATS, "llama2c": ("float32", "int8")}  # by format
 
 
-def convert(source: str, target: str, to: str, dtype: str | None = None) -> None:
+def convert(
+    source: str, target: str, to: str, dtype: str | None = None, causal: bool | None = None
+) -> None:
     """Read a checkpoint and write it in the format `to`, a key of `DTYPES`.
+
+    `causal` overrides the checkpoint's.
 
     Raises:
         InputError: the format cannot express the model, or something would be overwritten.
@@ -39,11 +44,15 @@ def convert(source: str, target: str, to: str, dtype: str | None = None) -> None
     tokenizer_files = tokenizer_for(target, to, tokenizer)
     checkpoint = load(source)
     config = checkpoint.config
+    config.causal = config.causal if causal is None else causal
     if tokenizer is not None:
         check_vocabulary(tokenizer, config, source)
         config.bos_token_id, config.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
     if to != "pt" and not config.causal:
-        raise InputError(f"{source}: attends without a mask, which --to {to} cannot express")
+        raise InputError(
+            f"{source}: attends without a mask, which --to {to} cannot express; if it was trained "
+            "with one, as stories42M.pt, add --causal"
+        )
     if to != "llama2c" and dtype is not None:
         checkpoint = in_dtype(checkpoint, getattr(torch, dtype))
     if to == "pt":
@@ -113,8 +122,11 @@ def main() -> None:
     parser.add_argument("--to", choices=tuple(DTYPES), required=True, help="format of OUT")
     dtypes = (*FLOATS, "int8")
     parser.add_argument("--dtype", choices=dtypes, help="precision of the weights, by default IN's")
+    parser.add_argument(
+        "--causal", action=BooleanOptionalAction, help="mask later positions, by default as IN says"
+    )
     args = parser.parse_args()
-    convert(args.source, args.target, args.to, args.dtype)
+    convert(args.source, args.target, args.to, args.dtype, args.causal)
     print(f"wrote {args.target}")
 
 

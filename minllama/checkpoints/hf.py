@@ -17,13 +17,12 @@ from minllama.checkpoints import hf_tokenizer, layout
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError, is_out_of_memory
-from minllama.common.files import atomic_write
+from minllama.common.files import atomic_write, refuse_lfs_pointer
 from minllama.common.progress import progress_bar
 from tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-ROPE_FREQUENCIES = "rotary_emb.inv_freq"  # in old files; computed from theta here
 ROTATED = ("compute_query.weight", "compute_key.weight")
 NAMES = {  # theirs, and ours
     "model.embed_tokens.weight": EMBEDDING,
@@ -93,7 +92,7 @@ def load(path: str | Path) -> Checkpoint:
         content = read_safetensors(file) if is_new else read_checkpoint(file, mapped=True)
         for name, tensor in content.items():
             ours = names.get(name, str(name))
-            if ours.endswith(ROPE_FREQUENCIES):
+            if layout.is_buffer(ours):
                 continue
             if ours in tensors:
                 raise InputError(f"{file}: {name} is there twice")
@@ -174,6 +173,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise InputError(f"{path}: reading it needs a package: pip install safetensors") from None
+    refuse_lfs_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -224,6 +224,8 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Tokenizer | None
         theirs[name] = tensor.contiguous()
     if config.tie_embeddings:
         del theirs["lm_head.weight"]
+    elif tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr():  # safetensors refuses that
+        theirs["lm_head.weight"] = tensors[HEAD].clone()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:

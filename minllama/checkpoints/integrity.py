@@ -16,6 +16,7 @@ import torch
 from torch.storage import _dtype_to_storage_type_map as storage_names
 
 from minllama.common.errors import InputError, is_out_of_memory
+from minllama.common.files import refuse_lfs_pointer
 from minllama.common.progress import progress_bar
 
 MAX_PICKLE = 4 * 2**20  # bytes; enough for a model of 1000 layers and its optimizer
@@ -31,6 +32,7 @@ def check(path: str | Path) -> None:
         InputError: the file is damaged, or holds something else than tensors and plain values.
     """
     path = Path(path)
+    refuse_lfs_pointer(path)
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -133,6 +135,25 @@ class CheckedDict(dict):
         super().__setitem__(key, value)
 
 
+class Attributes(CheckedDict):
+    """The attributes of an object in a file, in its place, so that none of its code runs."""
+
+    def __init__(self, *_: Any):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        for name, value in state.items() if isinstance(state, dict) else ():
+            self[name] = value
+
+
+# Namespaces and states of NumPy's generator, which the assignment's fine-tuned files have.
+REPLACED: list[Any] = [
+    *((Attributes, name) for name in ("argparse.Namespace", "types.SimpleNamespace")),
+    *((Attributes, f"numpy.{name}") for name in ("ndarray", "dtype")),
+    *((Attributes, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+]
+
+
 def rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> torch.Tensor:
     """`torch._utils._rebuild_tensor` and its `_v2` and `_v3` (with a dtype) on the meta device."""
     dtype = next((value for value in more if isinstance(value, torch.dtype)), storage.dtype)
@@ -154,7 +175,7 @@ class OutlineReader(pickle._Unpickler):  # the one in Python, whose instructions
 
     OPCODES = """PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
         BINUNICODE SHORT_BINSTRING EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-        SETITEM SETITEMS BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL REDUCE BINPERSID"""
+        SETITEM SETITEMS BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL REDUCE NEWOBJ BINPERSID"""
     GLOBALS: ClassVar[dict[str, Any]] = {
         **{f"torch.{name}": x for name, x in vars(torch).items() if isinstance(x, torch.dtype)},
         **{f"torch.{name}": dtype for dtype, name in storage_names().items()},
@@ -167,6 +188,7 @@ class OutlineReader(pickle._Unpickler):  # the one in Python, whose instructions
         "builtins.set": lambda items: CheckedDict((item, None) for item in items),
         "builtins.complex": complex,
         "_codecs.encode": encode,
+        **{name: replacement for replacement, name in REPLACED},
     }
     stack: list[Any]
 
@@ -178,8 +200,10 @@ class OutlineReader(pickle._Unpickler):  # the one in Python, whose instructions
         self.stack.append(CheckedDict())
 
     def load_build(self) -> None:
-        self.stack.pop()  # attributes of an OrderedDict, which nobody reads
-        if not isinstance(self.stack[-1], CheckedDict):
+        state = self.stack.pop()  # of an OrderedDict nobody reads it
+        if isinstance(self.stack[-1], Attributes):
+            self.stack[-1].__setstate__(state)
+        elif not isinstance(self.stack[-1], CheckedDict):
             raise UnpicklingError(UNKNOWN)
 
     dispatch: ClassVar[dict[int, Any]] = {

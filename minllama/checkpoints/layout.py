@@ -12,6 +12,11 @@ from minllama.common.errors import InputError
 from minllama.common.progress import progress_bar
 
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
+# Masks and rotary tables that older files have; they are computed here.
+BUFFERS = (
+    *("attention.mask", "rope.freqs", "rotary_emb.inv_freq"),
+    *("freqs_cos", "freqs_sin", "freqs_cis"),
+)
 
 
 class Checkpoint(NamedTuple):
@@ -51,6 +56,11 @@ def config_from(arguments: dict[str, Any], path: str | Path) -> LlamaConfig:
         return LlamaConfig.from_model_args(arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: does not describe a Llama: {error}") from error
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is computed from the config, and no weight."""
+    return name.endswith(BUFFERS)
 
 
 def checked(

@@ -12,7 +12,6 @@ from minllama.common.errors import InputError, is_out_of_memory
 
 PARAMS, SHARDS = "params.json", "consolidated.*.pth"
 CONTEXT = 4096  # of Llama 2; params.json does not have it
-ROPE_FREQUENCIES = "rope.freqs"  # computed from theta here
 KNOWN = (
     *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"),
     *("ffn_dim_multiplier", "norm_eps", "rope_theta", "max_seq_len"),
@@ -57,7 +56,7 @@ def read_shard(file: Path) -> dict[str, torch.Tensor]:
     """Read a shard's tensors, by this project's names."""
     tensors = {}
     for name, tensor in read_checkpoint(file, mapped=True).items():
-        if name == ROPE_FREQUENCIES:
+        if layout.is_buffer(str(name)):
             continue
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{file}: {name} is not a tensor")

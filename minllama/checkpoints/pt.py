@@ -1,5 +1,6 @@
 """Files that `torch.save` wrote, in the layout of `stories42M.pt`, read without running code."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from config import LlamaConfig
 from minllama.checkpoints import integrity
-from minllama.checkpoints.layout import Checkpoint, checked, config_from
+from minllama.checkpoints.layout import Checkpoint, checked, config_from, is_buffer
 from minllama.common.errors import (
     FOR_LOADING,
     InputError,
@@ -39,6 +40,8 @@ def reads(path: str | Path) -> bool:
 def load(path: str | Path) -> Checkpoint:
     """Read a Llama: a dict of tensors as `model`, and `LlamaConfig`'s arguments as `model_args`."""
     saved = read_checkpoint(path, mapped=True)
+    if isinstance(saved.get("model_config"), dict):
+        return load_backbone(saved, path)
     for key in ("model_args", "model"):
         if not isinstance(saved.get(key), dict):
             raise InputError(f"{path}: no dict {key!r} in it, so it is not a Llama checkpoint")
@@ -46,10 +49,34 @@ def load(path: str | Path) -> Checkpoint:
     tensors: dict[str, Any] = {}
     for name, tensor in saved["model"].items():
         name = canonical_name(str(name))
+        if is_buffer(name):
+            continue
         if name in tensors:
             raise InputError(f"{path}: {name} is there twice")
         tensors[name] = tensor
     return checked(config, tensors, path, saved["model_args"].get("tie_embeddings"))
+
+
+def load_backbone(saved: dict[str, Any], path: str | Path) -> Checkpoint:
+    """The Llama of a fine-tuned classifier; its base checkpoint says which shape it has."""
+    from minllama.checkpoints import formats
+
+    values, prefix = saved["model_config"], "llama."
+    tuning, base = values.get("tune", "full"), Path(str(values.get("pretrained_model_path")))
+    if tuning != "full" or not isinstance(saved.get("model"), dict):
+        raise InputError(
+            f"{path}: only what --tune {tuning} trained, for --load, not a whole Llama"
+        )
+    if not base.exists():
+        base = Path(path).parent / base
+    if not base.exists():
+        raise InputError(f"{path}: a fine-tuned {base}, which is absent; its shape is needed too")
+    config = formats.load(base).config
+    config.causal = config.causal if values.get("causal") is None else values["causal"]
+    config.tokenizer = values.get("tokenizer")
+    tensors = {str(name): tensor for name, tensor in saved["model"].items()}
+    tensors = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+    return checked(config, tensors, path)
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -64,8 +91,8 @@ def model_args_of(config: LlamaConfig) -> dict[str, Any]:
 
 
 def canonical_name(name: str) -> str:
-    """This project's name of a tensor that `torch.compile` or llama2.c may have named."""
-    name = name.removeprefix("_orig_mod.")
+    """This project's name of a tensor that `torch.compile`, DDP or llama2.c may have named."""
+    name = re.sub(r"\b(_orig_mod|module)\.", "", name)
     for theirs, ours in OTHER_NAMES.items():
         name = name.replace(theirs, ours)
     return name
@@ -89,7 +116,8 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
         with warnings.catch_warnings(), explain_out_of_memory(f"loading {path}", FOR_LOADING):
             warnings.simplefilter("ignore")  # about old files
             mmap = mapped and integrity.is_zip(path)  # PyTorch maps no files from before 1.6
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            with torch.serialization.safe_globals(integrity.REPLACED):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         if isinstance(error, OSError) or is_out_of_memory(error):
             raise

@@ -28,8 +28,16 @@ class InputError(ValueError):
 
 def missing_file(path: str | Path) -> FileNotFoundError:
     """The error for an absent file, with the command that may fetch it."""
+    text = str(path)
     if Path(path).exists():
         return FileNotFoundError(f"{path}: not a file; name one")
+    if re.match(r"\w\w+:/", text):
+        return FileNotFoundError(f"{path}: a URL; download it, and name the file")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not re.search(r"\.[a-z]+$", text):
+        return FileNotFoundError(
+            f"{path}: no such file or folder; a model of that name on the Hugging Face hub is "
+            f"fetched with `hf download {path} --local-dir FOLDER`"
+        )
     return FileNotFoundError(
         f"{path}: no such file; `bash setup.sh` fetches the assignment's weights and data"
     )

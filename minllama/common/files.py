@@ -148,6 +148,13 @@ def check_writable(output: str | Path, path: Path) -> None:
         raise InputError(f"{output}: {error.strerror}; name another file") from error
 
 
+def refuse_lfs_pointer(path: str | Path) -> None:
+    """Raise an `InputError` if a file is only the pointer that Git LFS leaves in its place."""
+    with Path(path).open("rb") as file:
+        if file.read(30) == b"version https://git-lfs.github":
+            raise InputError(f"{path}: a Git LFS pointer, not the file; run `git lfs pull` there")
+
+
 def identity(path: str | Path) -> Any:
     """The device and inode of a file, equal for all its names; of anything else the real path."""
     path = Path(os.path.realpath(path))

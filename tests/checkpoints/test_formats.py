@@ -198,6 +198,7 @@ def put(model, name: str, tensor: torch.Tensor) -> None:
 DAMAGE = {
     "truncated": lambda m: (m / FIRST).write_bytes((m / FIRST).read_bytes()[:-100]),
     "empty": lambda m: (m / FIRST).write_bytes(b""),
+    "git lfs pull": lambda m: (m / FIRST).write_text("version https://git-lfs.github.com/spec/v1"),
     "absent": lambda m: (m / SECOND).unlink(),
     "outside": lambda m: point_to(m, "../model/" + FIRST),
     "absolute": lambda m: point_to(m, "/etc/passwd"),
@@ -221,7 +222,7 @@ def test_damaged_folders_are_refused(folder, case):
     pytest.importorskip("safetensors")
     write_shards(random_checkpoint(tied=False), folder / "model", 2)
     DAMAGE[case](folder / "model")
-    assert_refused("model", "^model")
+    assert_refused("model", "^model.*git lfs pull" if case == "git lfs pull" else "^model")
 
 
 def test_a_folder_without_a_sentencepiece_model_needs_tokenizer_path(folder, run_cli):
@@ -469,6 +470,27 @@ def test_the_mask_is_kept_and_can_be_overridden(folder):
     assert pt.read_checkpoint("b.pt")["model_args"]["causal"] is True
     assert load_pretrained("a.bin").config.causal
     assert not load_pretrained("a.bin", causal=False).config.causal
+
+
+def test_weights_that_were_trained_with_a_mask_are_converted_with_causal(folder):
+    pytest.importorskip("safetensors")
+    save_llama(make_llama(), folder / "unmasked.pt")
+    for to in ("hf", "llama2c"):
+        with pytest.raises(InputError, match="add --causal"):
+            convert("unmasked.pt", f"{to}-model", to)
+        convert("unmasked.pt", f"{to}-model", to, causal=True)
+        with torch.inference_mode():
+            expected = load_pretrained("unmasked.pt", causal=True)(TOKENS)[0]
+            torch.testing.assert_close(load_pretrained(f"{to}-model")(TOKENS)[0], expected)
+
+
+def test_an_untied_head_may_share_its_storage(folder):
+    pytest.importorskip("safetensors")
+    checkpoint = random_checkpoint(tied=True)
+    checkpoint.config.tie_embeddings = False
+    pt.save(checkpoint, "shared.pt")
+    convert("shared.pt", "hf", "hf")
+    assert same(formats.load("hf"), checkpoint)
 
 
 def test_refused_conversions_write_nothing(folder):

@@ -1,18 +1,24 @@
 """Which files `load_pretrained` reads, and which it refuses."""
 
+import argparse
 import os
 import pickle
+import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL_ARGS, make_llama, save_llama
+from conftest import MODEL_ARGS, assert_refused, make_llama, save_llama
 from reference_math import llama_forward
 
+from classifier import LlamaEmbeddingClassifier
 from config import LlamaConfig
 from llama import load_pretrained
+from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError
+from tokenizer import Tokenizer
 
 TOKENS = torch.tensor([[1, 17, 80, 255]])
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
@@ -64,13 +70,80 @@ def test_own_layout(llama, saved, tmp_path, init_weights):
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_llama2cs_names_and_the_prefix_of_compiled_models(llama, saved, tmp_path):
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_llama2cs_names_and_the_prefix_of_wrapped_models(llama, saved, tmp_path, prefix):
     saved["model"] = {
-        "_orig_mod." + re.sub(r"compute_(\w)\w*", r"w\1", name): tensor  # wq, wk, wv, wo
+        prefix + re.sub(r"compute_(\w)\w*", r"w\1", name): tensor  # wq, wk, wv, wo
         for name, tensor in saved["model"].items()
     }
-    assert "_orig_mod.layers.1.attention.wo.weight" in saved["model"]
+    assert f"{prefix}layers.1.attention.wo.weight" in saved["model"]
+    for name in ("rope.freqs", "freqs_cos", "freqs_sin", "layers.0.attention.mask"):
+        saved["model"][prefix + name] = torch.full((1, 1, 4, 4), -torch.inf)
     assert same_output(llama, load_pretrained(write(saved, tmp_path)))
+
+
+def test_the_assignments_whole_configuration_is_taken(llama, saved, tmp_path):
+    """As it is after `vars(LlamaConfig(...))` there; what would change the model is refused."""
+    saved["model_args"] |= {"position_embedding_type": "rotary", "use_cache": False}
+    saved["model_args"] |= {"return_dict": True, "num_labels": 5, "bos_token_id": None}
+    saved["model_args"] |= {"tie_word_embeddings": True, "pruned_heads": {}, "is_decoder": False}
+    assert same_output(llama, load_pretrained(write(saved, tmp_path)))
+    for name, value in (("position_embedding_type", "absolute"), ("is_encoder_decoder", True)):
+        changed = saved | {"model_args": saved["model_args"] | {name: value}}
+        with pytest.raises(InputError, match=name):
+            load_pretrained(write(changed, tmp_path))
+
+
+def save_as_the_assignment(classifier, path) -> None:
+    """As its `save_model`: with namespaces, and the states of three random generators."""
+    names = ("pretrained_model_path", "num_labels", "option", "hidden_dropout_prob")
+    config = {name: getattr(classifier.config, name) for name in names}
+    saved = {
+        "model": classifier.state_dict(),
+        "optim": torch.optim.AdamW(classifier.parameters()).state_dict(),
+        "args": argparse.Namespace(lr=1e-5, filepath=str(path)),
+        "model_config": SimpleNamespace(**config, data_dir="."),
+        "system_rng": random.getstate(),
+        "numpy_rng": np.random.get_state(),
+        "torch_rng": torch.random.get_rng_state(),
+    }
+    torch.save(saved, path)
+
+
+def test_the_assignments_fine_tuned_files_are_read_safely(project, run_cli):
+    """`--load` evaluates such a file, and its Llama can be used like any other."""
+    config = {"pretrained_model_path": "model.pt", "num_labels": 3, "hidden_dropout_prob": 0.3}
+    config = SimpleNamespace(**config, option="finetune")
+    classifier = LlamaEmbeddingClassifier(config)
+    classifier.config = config
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.mul_(1.25)
+    save_as_the_assignment(classifier, "finetune-5-1e-05.pt")
+    assert same_output(load_pretrained("finetune-5-1e-05.pt"), classifier.llama)
+    flags = ["--load", "finetune-5-1e-05.pt", *project.flags, "--batch_size", "1"]
+    code, out, err = run_cli("--option", "finetune", *flags)
+    assert code == 0 and "dev acc ::" in out, err
+    lines = (project.path / "toy-dev-finetuning-output.txt").read_text().splitlines()
+    for line in lines:
+        label, sentence = line.split(" ||| ")
+        ids = Tokenizer().encode(sentence, bos=True, eos=False)
+        assert int(label) == classifier.eval()(torch.tensor([ids])).argmax()
+    (project.path / "model.pt").unlink()
+    result = run_cli("--pretrained-model-path", "finetune-5-1e-05.pt")
+    assert_refused(result, "finetune-5-1e-05.pt: a fine-tuned model.pt, which is absent")
+
+
+@pytest.mark.parametrize("flags", [(), ("--causal", "--tune", "lora")])
+def test_our_fine_tuned_files_give_their_llama_or_say_why_not(copy_finetuned, run_cli, flags):
+    weights = copy_finetuned(*flags)
+    result = run_cli("--pretrained-model-path", weights, "--max_new_tokens", "3")
+    if flags:
+        assert_refused(result, weights, "only what --tune lora trained")
+    else:
+        assert result[0] == 0, result
+        saved = read_checkpoint(weights)["model"]["llama.norm.weight"]
+        assert load_pretrained(weights).norm.weight.equal(saved)
 
 
 @pytest.mark.parametrize("absent", [EMBEDDING, HEAD])
@@ -160,6 +233,7 @@ def write_broken_files(saved, folder) -> dict[str, str]:
         "truncated": (good[: len(good) // 2], "incomplete"),
         "page": (b"\n<!DOCTYPE html><html>404</html>", "web page"),
         "empty": (b"", "empty"),
+        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         "garbage": (b"\x00\x01garbage" * 100, "not a checkpoint"),
         "pickle": (pickle.dumps(Attack(folder)), "could run code"),
     }
@@ -204,3 +278,8 @@ def test_other_files_are_refused_in_one_line_and_run_nothing(saved, project, run
     assert (project.path / "attacked").exists()
     code, _, err = run_cli("--pretrained-model-path", "absent.pt")
     assert code == 2 and "absent.pt: no such file" in err and "setup.sh" in err
+    for path, remedy in (
+        ("https://www.cs.cmu.edu/~vijayv/stories42M.pt", "download it"),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "hf download TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+    ):
+        assert_refused(run_cli("--pretrained-model-path", path), f"error: {path}: ", remedy)
