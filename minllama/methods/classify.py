@@ -13,13 +13,7 @@ from minllama.kernels.cpu import accelerate
 from minllama.methods.saved import ClassifierConfig, check_frozen, load_weights, read_classifier
 from minllama.methods.settings import FinetuneSettings
 from minllama.text.batches import Example, make_loader
-from minllama.text.labelled import (
-    check_labels,
-    encode,
-    fit_context,
-    load_label_names,
-    read_labelled,
-)
+from minllama.text.labelled import encode, fit_context, load_label_names, read_splits
 from minllama.training import distributed
 from minllama.training.precision import mixed_precision
 from minllama.training.prepare import prepare_for_training
@@ -100,15 +94,9 @@ def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
         InputError: a label is out of range, or a flag does not suit the model.
     """
     paths = {"train": settings.train, "dev": settings.dev, "test": settings.test}
-    sentences = {split: read_labelled(path) for split, path in paths.items()}
-    names, source = None, settings.train
-    num_labels = len({example.label for example in sentences["train"]})
-    if settings.reads_label_names:
-        names, source = load_label_names(settings.label_names), settings.label_names
-        num_labels = len(names)
-    for split, path in paths.items():
-        is_test = split == "test"
-        check_labels(sentences[split], path, num_labels, source, may_be_unlabelled=is_test)
+    names = load_label_names(settings.label_names) if settings.reads_label_names else None
+    n_names = None if names is None else len(names)
+    sentences, num_labels = read_splits(paths, n_names, settings.label_names)
     config = ClassifierConfig(
         pretrained_model_path=settings.pretrained_model_path,
         num_labels=num_labels,

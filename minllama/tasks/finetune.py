@@ -20,7 +20,7 @@ from minllama.methods.classify import Classifier, build, load
 from minllama.methods.settings import FinetuneSettings
 from minllama.methods.training import Training
 from minllama.text.batches import Example
-from minllama.text.labelled import check_labels, read_labelled
+from minllama.text.labelled import read_splits
 from minllama.training import distributed, run
 from minllama.training.precision import check_finite
 from utils import to_device
@@ -66,11 +66,9 @@ def evaluate_saved(settings: FinetuneSettings) -> None:
     if settings.plot is not None:
         warnings.warn("--plot: nothing is trained, so nothing is drawn", stacklevel=2)
     classifier = load(settings, settings.filepath)
-    dev, test = read_labelled(settings.dev), read_labelled(settings.test)
-    n, source = classifier.config.num_labels, settings.filepath
-    check_labels(dev, settings.dev, n, source)
-    check_labels(test, settings.test, n, source, may_be_unlabelled=True)
-    report(settings, classifier, *classifier.inputs(dev, test))
+    paths = {"dev": settings.dev, "test": settings.test}
+    sentences, _ = read_splits(paths, classifier.config.num_labels, settings.filepath)
+    report(settings, classifier, *classifier.inputs(*sentences.values()))
 
 
 def train_and_evaluate(

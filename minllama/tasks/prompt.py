@@ -25,7 +25,7 @@ from minllama.methods.classify import Classifier
 from minllama.methods.prompt_based import PromptBased
 from minllama.methods.saved import ClassifierConfig
 from minllama.text.batches import Example
-from minllama.text.labelled import check_labels, fit_context, load_label_names, read_labelled
+from minllama.text.labelled import fit_context, load_label_names, read_splits
 from minllama.text.prompts import TEMPLATE, frame, make_prompts
 from minllama.training import distributed
 from tokenizer import Tokenizer, check_vocabulary
@@ -87,10 +87,7 @@ def prompt(settings: PromptSettings) -> None:
     keep_freed_memory()
     label_names = load_label_names(settings.label_names)
     paths = {"train": settings.train, "dev": settings.dev, "test": settings.test}
-    sentences = {split: read_labelled(path) for split, path in paths.items()}
-    for split, path in paths.items():
-        is_test, source = split == "test", settings.label_names
-        check_labels(sentences[split], path, len(label_names), source, may_be_unlabelled=is_test)
+    sentences, _ = read_splits(paths, len(label_names), settings.label_names)
     with explain_out_of_memory("prompting", LESS_MEMORY):
         classifier = zero_shot_classifier(settings, label_names)
         for split, path in paths.items():  # train is counted only, as in the assignment

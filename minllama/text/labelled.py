@@ -41,17 +41,31 @@ def read_labelled(filename: str | Path) -> list[Example]:
     return sentences
 
 
+def read_splits(
+    paths: dict[str, str], num_labels: int | None = None, known_from: str = ""
+) -> tuple[dict[str, list[Example]], int]:
+    """Read the files of some splits, check their labels, and return the number of labels too.
+
+    Args:
+        paths: by split.
+        num_labels: None counts the labels of train.
+        known_from: the file that defines this number.
+    """
+    examples = {split: read_labelled(path) for split, path in paths.items()}
+    if num_labels is None:
+        known_from = paths["train"]
+        num_labels = len({example.label for example in examples["train"]})
+    for split, path in paths.items():
+        is_unlabelled = all(example.label == UNLABELLED for example in examples[split])
+        if not (split == "test" and is_unlabelled):
+            check_labels(examples[split], path, num_labels, known_from)
+    return examples, num_labels
+
+
 def check_labels(
-    sentences: Sequence[Example],
-    filename: str | Path,
-    num_labels: int,
-    known_from: str | Path,
-    *,
-    may_be_unlabelled: bool = False,
+    sentences: Sequence[Example], filename: str | Path, num_labels: int, known_from: str | Path
 ) -> None:
     """Check that every label of a file is in the range that the file `known_from` defines."""
-    if may_be_unlabelled and all(example.label == UNLABELLED for example in sentences):
-        return
     for number, (_, label, _) in enumerate(sentences, start=1):
         if not 0 <= label < num_labels:
             raise InputError(
