@@ -93,7 +93,8 @@ class LlamaZeroShotClassifier(nn.Module):
         cache = None
         if self.uses_cache:
             max_len = seqlen + max(map(len, self.label_name_ids)) - 1
-            cache = KVCache(self.llama.config, batch_size, max_len, input_ids.device)
+            dtype = self.llama.norm.weight.dtype
+            cache = KVCache(self.llama.config, batch_size, max_len, input_ids.device, dtype)
         first = self._log_probs(input_ids, last_positions(input_ids, lengths), cache)[:, 0]
         prompt_lengths = lengths.tolist()
         scores = []

@@ -11,6 +11,8 @@ from reference_math import llama_forward
 from config import LlamaConfig
 from experiments.bits_per_byte import bits_per_byte, read_stories
 from llama import Attention, FeedForward, Llama, RMSNorm, load_pretrained
+from minllama.inference.decoding import decode
+from minllama.inference.sampling import Sampling
 from sanity_check import TOKENS
 from tokenizer import Tokenizer
 
@@ -142,6 +144,18 @@ def test_causal_generation_ends_at_bos_or_eos_and_unmasked_does_not(stop_id):
         # Only the stop token itself has the state that makes it likely.
         ids = llama.generate(torch.tensor([[stop_id]]), 5, temperature=0.0)
         assert ids.shape[1] == (1 if causal else 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_causal_model_generates_in_its_own_precision(dtype):
+    llama = make_llama(causal=True).to(dtype)
+    ids = prompt = torch.tensor([[1, 40, 50]])
+    for _ in range(6):
+        with torch.inference_mode():
+            ids = torch.cat((ids, llama(ids)[0][:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(llama.generate(prompt, 6, 0.0, stop_ids=()), ids)
+    new = [token for (token,) in decode(llama, prompt.tolist(), 6, Sampling(0.0), ())]
+    assert new == ids[0, 3:].tolist()
 
 
 def test_ended_rows_are_filled_with_eos_while_others_go_on():

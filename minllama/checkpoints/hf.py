@@ -16,7 +16,7 @@ from config import LlamaConfig
 from minllama.checkpoints import hf_tokenizer, layout
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.checkpoints.pt import read_checkpoint
-from minllama.common.errors import InputError, is_out_of_memory
+from minllama.common.errors import InputError, is_out_of_memory, needs_package
 from minllama.common.files import atomic_write, refuse_lfs_pointer
 from minllama.common.progress import progress_bar
 from tokenizer import Tokenizer
@@ -169,10 +169,8 @@ def weight_files(path: str | Path) -> list[Path]:
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a file, mapped into memory."""
-    try:
+    with needs_package(f"reading {path}", "safetensors"):
         from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise InputError(f"{path}: reading it needs a package: pip install safetensors") from None
     refuse_lfs_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -208,10 +206,8 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Tokenizer | None
 
     It must be absent or empty, and takes its name once it is complete.
     """
-    try:
+    with needs_package("--to hf", "safetensors"):
         from safetensors.torch import save_file
-    except ImportError:
-        raise InputError("--to hf needs a package: pip install safetensors") from None
     folder = Path(folder)
     config, tensors, _ = checkpoint
     tokenizer_files = {} if tokenizer is None else hf_tokenizer.files(tokenizer)

@@ -91,6 +91,22 @@ def explain_out_of_memory(work: str, hint: str) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def needs_package(work: str, package: str) -> Iterator[None]:
+    """Refuse work whose optional package is not installed, or does not run here, with its reason.
+
+    Raises:
+        InputError: importing or trying the package in this context failed.
+    """
+    try:
+        yield
+    except Exception as error:  # an installation can be broken in any way
+        remedy = "install it with `python -m pip install -r requirements-extra.txt`"
+        if not isinstance(error, ImportError):
+            remedy = "check its settings and environment variables"
+        raise InputError(f"{work} needs {package}, which fails: {error}; {remedy}") from error
+
+
 def in_gibibytes(n_bytes: int | None) -> str:
     """Format a number of bytes."""
     return "unknown" if n_bytes is None else f"{n_bytes / 2**30:.2f} GiB"

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from minllama.common.errors import InputError
 from minllama.common.files import atomic_write
 from minllama.common.flags import ClassifySettings
 from minllama.common.progress import progress_bar
 from minllama.evaluation.metrics import Records, append_metrics
+from minllama.inference.sampling import check_scores
 from minllama.text.batches import Batch, in_data_order
 from minllama.text.labelled import UNLABELLED
 from minllama.training import distributed
@@ -46,17 +46,17 @@ def model_eval(dataloader: DataLoader, model: nn.Module, device: torch.device | 
     from sklearn.metrics import accuracy_score, f1_score  # takes a second to import
 
     model.eval()
+    is_trained = any(parameter.requires_grad for parameter in model.parameters())
+    remedy = "lower --lr, or take other weights" if is_trained else "take other weights"
     my_predictions: list[list[int]] = []
     labels: list[int] = []
     sentences: list[str] = []
     for batches, batch, is_counted in distributed.rounds(progress_bar(dataloader, desc="eval")):
         scores = model(*forward_inputs(as_batch(batch), device))  # (batch, num_labels)
-        if scores.isnan().any():
-            raise InputError(
-                "the model's scores are not finite; check the checkpoint, or lower --lr"
-            )
+        highest, guesses = scores.max(dim=-1)  # (batch,)
+        check_scores(highest, remedy)
         if is_counted:
-            my_predictions.append(scores.argmax(dim=-1).tolist())
+            my_predictions.append(guesses.tolist())
         for each in map(as_batch, batches):
             labels += each.labels.tolist()
             sentences += each.sents

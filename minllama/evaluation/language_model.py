@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
+from minllama.common.errors import InputError
 from minllama.common.progress import progress_bar
 from minllama.text.sequences import IGNORED, EvaluationSequences
 from minllama.training import distributed
@@ -83,6 +84,9 @@ def evaluate(
 
     Args:
         dtype: precision of matrix products, "float32" or "bfloat16".
+
+    Raises:
+        InputError: the loss is not finite.
     """
     llama.eval()
     device = next(llama.parameters()).device
@@ -97,4 +101,7 @@ def evaluate(
         _, batch_counts = next_token_loss(logits, targets, sequences.text.tokenizer.bos_id)
         if is_counted:
             counts.append(batch_counts)
-    return scores_of(total_counts(counts), sequences.text.tokens_per_byte)
+    scores = scores_of(total_counts(counts), sequences.text.tokens_per_byte)
+    if not math.isfinite(scores["loss"]):
+        raise InputError(f"the evaluation loss is {scores['loss']}; lower --lr")
+    return scores

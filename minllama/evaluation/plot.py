@@ -6,12 +6,12 @@ Reads the `metrics.jsonl` of pre-training, or a file that fine-tuning wrote with
 Needs matplotlib, and no display.
 """
 
-import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minllama.common.errors import InputError
+from minllama.common.errors import InputError, needs_package
 from minllama.common.files import atomic_write, check_outputs
 from minllama.common.program import run_script, script_parser
 from minllama.evaluation.metrics import Records, read_metrics
@@ -40,15 +40,14 @@ def check_picture(path: str | Path) -> None:
     """Check, before any work, that a picture can be drawn.
 
     Raises:
-        InputError: its suffix is not in `SUFFIXES`, or matplotlib is not installed.
+        InputError: its suffix is not in `SUFFIXES`, or matplotlib does not work.
     """
     if Path(path).suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: a picture's name ends in {' or '.join(SUFFIXES)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError(
-            f"{path}: pictures need matplotlib; install it with `python -m pip install -r "
-            "requirements-extra.txt`"
-        )
+    with needs_package(f"drawing {path}", "matplotlib"):
+        from matplotlib.figure import Figure
+
+        Figure().savefig(io.BytesIO(), format=Path(path).suffix[1:].lower())
 
 
 def draw(runs: dict[str, Records], path: str | Path) -> None:

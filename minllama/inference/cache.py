@@ -13,6 +13,7 @@ class KVCache:
 
     Args:
         max_len: number of positions to make room for.
+        dtype: of the keys and values, at least the precision of the model's norms.
 
     Attributes:
         lengths: number of tokens of each sequence. Setting one lower forgets its last tokens.
@@ -35,12 +36,13 @@ class KVCache:
         batch_size: int,
         max_len: int,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ):
         if not config.causal:
             raise ValueError("without a causal mask, nothing can be cached")
         n_kv_heads = config.n_kv_heads or config.n_heads
         shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
-        self.data = torch.zeros(config.n_layers, 2, *shape, device=device)
+        self.data = torch.zeros(config.n_layers, 2, *shape, device=device, dtype=dtype)
         self.layers = list(self.data)
         self.lengths = [0] * batch_size
         self.start: int | torch.Tensor = 0

@@ -10,7 +10,7 @@ import torch
 
 from llama import Llama, load_pretrained
 from minllama.checkpoints.formats import find_tokenizer
-from minllama.common.errors import InputError
+from minllama.common.errors import InputError, needs_package
 from minllama.inference.decoding import decode
 from minllama.inference.sampling import Sampling
 from minllama.kernels.batch1 import Batch1Llama
@@ -166,7 +166,7 @@ def prepared(llama: Llama, dtype: str, device: torch.device, compile: bool) -> L
     Without a mask and in float32 it stays the assignment's, to the digit.
 
     Raises:
-        InputError: Numba is not installed, which compiling needs.
+        InputError: Numba, which compiling needs, does not work.
     """
     accelerate(llama)
     is_batch1 = llama.config.causal and device.type == "cpu"
@@ -185,17 +185,18 @@ def compiled(llama: Llama, dtype: str) -> Batch1Llama:
     """The model with batch-1 decoding compiled for the CPU.
 
     Raises:
-        InputError: Numba is not installed.
+        InputError: Numba is not installed, or does not compile.
     """
     if "numba" not in sys.modules:  # it reads the variable when it is imported
         os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
-    try:
+    with needs_package("--compile", "Numba"):
+        import numba
+
         from minllama.kernels.compiled import CompiledLlama
-    except ImportError as error:
-        raise InputError(
-            "compiled decoding needs Numba; install it with `python -m pip install -r "
-            "requirements-extra.txt`"
-        ) from error
+
+        numba.get_num_threads()  # starts them
+    if numba.config.DISABLE_JIT:
+        raise InputError("--compile: NUMBA_DISABLE_JIT keeps Numba from compiling; unset it")
     print("compiling the decoding step, or loading it from its cache", file=sys.stderr)
     return CompiledLlama(llama, dtype)
 

@@ -1,10 +1,13 @@
 """Sampling: choose the next token of each row from its logits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+from minllama.common.errors import InputError
 
 MIN_TEMPERATURE = 1e-30  # below it quotients of logits may overflow
 
@@ -36,20 +39,39 @@ class Sampling:
 
         Returns:
             ids `(batch, 1)`.
+
+        Raises:
+            InputError: the logits of a row are not finite.
         """
         logits = logits.float()
         if self.repetition_penalty != 1:
             logits = penalize(logits, rows, self.repetition_penalty)
         if self.temperature < MIN_TEMPERATURE:
-            return logits.argmax(dim=-1, keepdim=True)
+            highest, ids = logits.max(dim=-1, keepdim=True)
+            check_scores(highest)
+            return ids
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             highest, indices = logits.topk(self.top_k)
             logits = torch.full_like(logits, -torch.inf).scatter(-1, indices, highest)
         probabilities = F.softmax(logits, dim=-1)
+        check_scores(probabilities[:, :1])  # NaN, as is its whole row, if a logit is not finite
         if self.top_p is not None and self.top_p < 1:
             probabilities = nucleus(probabilities, self.top_p)
         return torch.multinomial(probabilities, num_samples=1)
+
+
+def check_scores(scores: torch.Tensor, remedy: str = "take other weights") -> None:
+    """Check that a model can choose by its scores.
+
+    Args:
+        scores: one for each row. The highest will do, since NaN and infinity are above all others.
+
+    Raises:
+        InputError: a score is not finite.
+    """
+    if not math.isfinite(scores.sum()):
+        raise InputError(f"the model's scores are not finite; {remedy}")
 
 
 def penalize(

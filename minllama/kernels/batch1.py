@@ -26,7 +26,8 @@ class Batch1Llama(nn.Module):
     def __init__(self, llama: Llama):
         super().__init__()
         self.llama, self.config = llama, llama.config
-        self.tok_embeddings, self.output = llama.tok_embeddings, llama.output
+        self.tok_embeddings, self.norm = llama.tok_embeddings, llama.norm
+        self.output = llama.output
         config = self.config
         self.n_kv_heads = config.n_kv_heads or config.n_heads
         self.head_dim = config.dim // config.n_heads
@@ -81,7 +82,7 @@ class Batch1Llama(nn.Module):
             x = x + output(self.attend(heads, seen_by_layer, rotation))
             gate, up = w1_w3(norm(x, ffn_norm, eps)).chunk(2)
             x = x + w2(F.silu(gate) * up)
-        return self.output(norm(x, self.llama.norm.weight, eps)[None])
+        return self.output(norm(x, self.norm.weight, eps)[None])
 
     def attend(
         self, heads: torch.Tensor, keys_values: torch.Tensor, rotation: torch.Tensor

@@ -18,6 +18,7 @@ from minllama.common.flags import DEMO_LABELS, DEMO_MODEL, LESS_MEMORY
 from minllama.common.progress import progress_bar
 from minllama.common.settings import flag
 from minllama.evaluation.classification import forward_inputs
+from minllama.inference.sampling import check_scores
 from minllama.kernels.cpu import keep_freed_memory
 from minllama.methods.classify import Classifier, load
 from minllama.methods.settings import FinetuneSettings
@@ -132,8 +133,7 @@ def label_sentences(classifier: Classifier, lines: list[str], batch_size: int) -
             scores = classifier.model(*forward_inputs(batch, classifier.device))
             batch_scores.append(scores.float())  # (batch, num_labels)
     probabilities, labels = torch.cat(batch_scores).softmax(dim=-1).max(dim=-1)
-    if probabilities.isnan().any():
-        raise InputError("the model's scores are not finite; it cannot be used")
+    check_scores(probabilities)
     names = classifier.config.label_names
     results = [
         Label(label, None if names is None else names[label], probability)

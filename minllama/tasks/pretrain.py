@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -302,10 +301,6 @@ def train_steps(
                 validation = EvaluationSequences(texts["validation"], seqlen, n_sequences)
                 record["validation"] = evaluate(llama, validation, settings.batch_size, dtype)
             loss = record.get("validation", record["train"])["loss"]
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"the validation loss is not finite at step {step + 1}; lower --lr"
-                )
             if "validation" not in texts or loss < best_loss:
                 best_loss = loss
                 folder.save_model(llama, settings.save_dtype, step + 1, best_loss)

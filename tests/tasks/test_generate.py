@@ -6,9 +6,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_llama, save_llama
+import torch
+from conftest import ROOT, assert_refused, make_llama, save_llama
 
 pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
 
@@ -187,10 +189,60 @@ def test_compiling_is_refused_or_left_out_in_one_line(project, run_cli, monkeypa
     for more in (["--no-causal"], ["--causal", "--num_samples", "2"]):
         code, _, err = run_cli(*flags, *more)
         assert code == 0 and err.startswith("warning: ") and err.count("warning: ") == 1
-    monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "minllama.kernels.compiled", raising=False)
-    code, _, err = run_cli(*flags, "--causal")
-    assert code == 2 and err.startswith("error: ") and "needs Numba" in err
+
+
+@pytest.mark.parametrize(
+    ("package", "flags"),
+    [
+        ("numba", ["--compile", "--causal", "--max_new_tokens", "5"]),
+        ("matplotlib", ["--option", "finetune", "--plot", "x.svg"]),
+    ],
+)
+def test_a_package_that_does_not_import_is_refused_before_the_work(
+    project, run_cli, monkeypatch, package, flags
+):
+    (project.path / "broken" / package).mkdir(parents=True)
+    code = 'raise ImportError("it needs NumPy 2.4 or less")'
+    (project.path / "broken" / package / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(project.path / "broken")
+    for name in list(sys.modules):
+        if name.split(".")[0] == package or name == "minllama.kernels.compiled":
+            monkeypatch.delitem(sys.modules, name)
+    code, out, err = run_cli(*project.flags, *flags)
+    assert_refused((code, out, err), "it needs NumPy 2.4 or less", "requirements-extra.txt")
+    assert "load" not in out.partition("\n")[2]
+
+
+@pytest.mark.parametrize("variable", ["NUMBA_NUM_THREADS=0", "NUMBA_DISABLE_JIT=1"])
+def test_settings_of_numba_that_do_not_compile_are_refused(project, variable):
+    pytest.importorskip("numba")
+    name, value = variable.split("=")
+    command = [*COMMAND, "--causal", "--compile", "--max_new_tokens", "5"]
+    done = subprocess.run(command, env=os.environ | {name: value}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --compile")
+
+
+@pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--temperature", "0"],
+        ["--temperature", "1", "--top_k", "5"],
+        ["--option", "prompt"],
+        ["--option", "predict", "--input", "s.txt"],
+    ],
+)
+def test_scores_that_are_not_finite_are_refused(project, run_cli, causal, flags):
+    """The weights are finite, but their products are not."""
+    llama = make_llama()
+    torch.nn.init.constant_(llama.norm.weight, 3e38)
+    save_llama(llama, project.path / "model.pt")
+    Path("s.txt").write_text("a warm film\n")
+    before = sorted(os.listdir())
+    code, _, err = run_cli(*project.flags, *flags, causal)
+    assert (code, err) == (2, "error: the model's scores are not finite; take other weights\n")
+    assert sorted(os.listdir()) == before
 
 
 @pytest.mark.parametrize("flags", [["--interactive"], ["--option", "predict", "--input", "s.txt"]])

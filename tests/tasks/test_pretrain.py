@@ -370,7 +370,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_report(trained, run_
 
 def test_a_validation_loss_that_is_not_finite_stops(folder, run_cli):
     with diverging_at(1):
-        assert_refused(run_cli(*SMALL, "--steps", "1"), "validation loss", "step 1")
+        assert_refused(run_cli(*SMALL, "--steps", "1"), "evaluation loss is nan")
     assert run_cli(*SMALL, "--steps", "2")[0] == 0  # nothing was kept of it
 
 
