@@ -10,7 +10,7 @@ from torch import nn
 from llama import Llama, load_pretrained
 from minllama.common.errors import InputError
 from minllama.inference.cache import KVCache
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, check_vocabulary
 
 
 def load_backbone(config: Any) -> Llama:
@@ -43,6 +43,7 @@ class LlamaZeroShotClassifier(nn.Module):
         self.num_labels = config.num_labels
         self.llama = load_backbone(config)
         self.llama.requires_grad_(False)
+        check_vocabulary(tokenizer, self.llama.config, config.pretrained_model_path)
         self.tokenizer = tokenizer
         self.label_names = list(label_names)
         self.label_name_ids = [

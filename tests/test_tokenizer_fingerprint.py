@@ -2,14 +2,17 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
 from conftest import SENTENCES, assert_refused
 
+from classifier import LlamaZeroShotClassifier
 from minllama.checkpoints import convert
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError
+from tokenizer import Tokenizer
 
 OTHER = ["--tokenizer-path", "other.model"]
 LOAD = ["--load", "finetune-1-2e-05.pt"]
@@ -51,6 +54,9 @@ def test_pretrained_weights_meet_their_own_tokenizer_only(project, other, run_cl
         flags = [*project.flags, *trained, *OTHER, *more]
         assert_refused(run_cli("--option", option, *flags), other, "run/model.pt")
     assert_refused(run_cli(*pretrain, "run2", *trained, *OTHER), other, "run/model.pt")
+    config = SimpleNamespace(pretrained_model_path="run/model.pt", num_labels=2)
+    with pytest.raises(InputError, match="not the tokenizer"):
+        LlamaZeroShotClassifier(config, Tokenizer(tokenizer_model=other), ["bad", "good"])
     shutil.copy(other, "run/tokenizer.model")
     with pytest.raises(InputError, match="not the tokenizer"):
         convert.convert("run/model.pt", "hf", "hf")

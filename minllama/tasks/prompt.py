@@ -28,7 +28,7 @@ from minllama.text.batches import Example
 from minllama.text.labelled import fit_context, load_label_names, read_splits
 from minllama.text.prompts import TEMPLATE, frame, make_prompts
 from minllama.training import distributed
-from tokenizer import Tokenizer, check_vocabulary
+from tokenizer import Tokenizer
 from utils import pick_device
 
 # Sentences without content, for each way of calibration.
@@ -129,7 +129,6 @@ def zero_shot_classifier(settings: ZeroShotSettings, label_names: list[str]) -> 
     )
     model_class = CalibratedClassifier if settings.calibrate else LlamaZeroShotClassifier
     model = model_class(config, tokenizer, label_names).to(device).eval()
-    check_vocabulary(tokenizer, model.llama.config, settings.pretrained_model_path)
     is_causal = model.llama.config.causal
     if settings.calibrate and not is_causal:
         raise InputError("--calibrate: scores without a mask depend on the batch; add --causal")

@@ -1,6 +1,7 @@
 """The assignment's functions, called from other people's code: any settings, checked at once."""
 
 import re
+import sys
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,14 @@ def test_settings_come_from_any_object(project, args):
     }
     run_llama.test(args)
     assert (project.path / "x-test-advanced-output.txt").exists()
+
+
+def test_parsed_flags_keep_their_methods(project, monkeypatch):
+    flags = ["--option", "finetune", *project.flags, "--tune", "lora"]
+    monkeypatch.setattr(sys, "argv", ["run_llama.py", *flags])
+    run_llama.train(run_llama.get_args())
+    saved = read_checkpoint("finetune-1-2e-05-tune-lora.pt")
+    assert all("lora" in name or "head" in name for name in saved["model"])
 
 
 def test_saved_settings_are_those_of_the_class_too(project):
