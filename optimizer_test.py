@@ -1,5 +1,10 @@
 """Check `optimizer.AdamW` against the assignment's weights, and its definition; a script."""
 
+if __name__ == "__main__":  # the imports below take seconds
+    from minllama.common.program import end_at_interrupt
+
+    end_at_interrupt()
+
 import itertools
 import sys
 from typing import Any

@@ -1,5 +1,10 @@
 """Check `rope.apply_rotary_emb` against the assignment's values, and on random ones; a script."""
 
+if __name__ == "__main__":  # the imports below take seconds
+    from minllama.common.program import end_at_interrupt
+
+    end_at_interrupt()
+
 import sys
 
 import numpy as np

@@ -4,6 +4,11 @@ If `stories42M.pt` is here, they are the reference's: two rows of ids, no mask. 
 those of the demo model, computed by `tests/make_fixtures.py`, without a mask and with one.
 """
 
+if __name__ == "__main__":  # the imports below take seconds
+    from minllama.common.program import end_at_interrupt
+
+    end_at_interrupt()
+
 import sys
 from pathlib import Path
 from typing import Any

@@ -12,7 +12,8 @@ import torch
 from torch.optim import Optimizer
 
 from llama import Llama
-from minllama.checkpoints.pt import model_args_of, read_checkpoint, write_checkpoint
+from minllama.checkpoints.layout import checked
+from minllama.checkpoints.pt import load, model_args_of, write_checkpoint
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, remove_leftovers
 from minllama.text import corpus
@@ -202,8 +203,13 @@ class RunFolder:
         write_checkpoint(saved, self.model)
 
     def load_model(self, llama: Llama) -> None:
-        """Load the weights that `save_model` saved."""
-        weights = read_checkpoint(self.model)["model"]
+        """Load the weights that `save_model` saved.
+
+        Raises:
+            InputError: the file was replaced by another one.
+        """
+        weights = load(self.model).tensors
+        checked(llama.config, weights, self.model, llama.config.tie_embeddings)
         with torch.no_grad():
             for name, tensor in llama.state_dict().items():
                 tensor.copy_(run.like_parameter(weights[name], tensor))
