@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -14,9 +15,23 @@ __all__ = ["LlamaConfig", "LlamaPreTrainedModel", "NoInitialWeights", "replace"]
 class LlamaPreTrainedModel(nn.Module):
     """Base class that holds the configuration and draws the initial weights."""
 
+    config_class = LlamaConfig
+    base_model_prefix = "llama"
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
+        self.vocab_size = config.vocab_size
+        self.n_layers = config.n_layers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first parameter."""
+        return next(self.parameters()).dtype
+
+    def init_weights(self) -> None:
+        """Draw all initial weights anew."""
+        self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weight of a Linear or Embedding from N(0, 0.02); for `self.apply`."""

@@ -34,8 +34,6 @@ class Llama(LlamaPreTrainedModel):
     def __init__(self, config: LlamaConfig):
         super().__init__(config)
         self.params = config
-        self.vocab_size = config.vocab_size
-        self.n_layers = config.n_layers
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(LlamaLayer(i, config) for i in range(config.n_layers))
@@ -96,8 +94,8 @@ class Llama(LlamaPreTrainedModel):
         idx: Tensor,
         max_new_tokens: int,
         temperature: float = 1.0,
-        *,
         top_k: int | None = None,
+        *,
         top_p: float | None = None,
         repetition_penalty: float = 1.0,
         stop_ids: Collection[int] | None = None,
@@ -145,10 +143,11 @@ class LlamaLayer(nn.Module):
     def __init__(self, layer_id: int, config: LlamaConfig):
         super().__init__()
         self.layer_id = layer_id
+        self.n_heads, self.dim = config.n_heads, config.dim
+        self.head_dim = self.dim // self.n_heads
         self.attention = Attention(config, layer_id)
-        self.feed_forward = FeedForward(
-            config.dim, config.ffn_dim, config.multiple_of, config.dropout
-        )
+        width, multiple_of = config.ffn_dim, config.multiple_of
+        self.feed_forward = FeedForward(self.dim, width, multiple_of, config.dropout)
         self.attention_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
         self.ffn_norm = RMSNorm(config.dim, eps=config.layer_norm_eps)
 
@@ -171,7 +170,7 @@ class Attention(nn.Module):
         self.layer_id = layer_id
         self.config = config
         self.n_local_heads = config.n_heads
-        self.n_local_kv_heads = config.n_kv_heads or config.n_heads
+        self.n_kv_heads = self.n_local_kv_heads = config.n_kv_heads or config.n_heads
         self.n_rep = self.n_local_heads // self.n_local_kv_heads
         self.head_dim = config.dim // self.n_local_heads
         kv_dim = self.n_local_kv_heads * self.head_dim
@@ -179,6 +178,8 @@ class Attention(nn.Module):
         self.compute_key = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_value = nn.Linear(config.dim, kv_dim, bias=False)
         self.compute_output = nn.Linear(config.dim, config.dim, bias=False)
+        self.max_seq_len, self.dropout = config.max_seq_len, config.dropout
+        self.attn_dropout = nn.Dropout(config.attention_dropout)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -188,8 +189,8 @@ class Attention(nn.Module):
         key = self.compute_key(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
         value = self.compute_value(x).unflatten(-1, (self.n_local_kv_heads, self.head_dim))
         start = 0 if cache is None else cache.start
-        max_seq_len, theta = self.config.max_seq_len, self.config.rope_theta
-        query, key = apply_rotary_emb(query, key, self.head_dim, max_seq_len, theta, start)
+        theta = self.config.rope_theta
+        query, key = apply_rotary_emb(query, key, self.head_dim, self.max_seq_len, theta, start)
         # (batch, n_local_heads or n_local_kv_heads, seqlen, head_dim)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if cache is None:
@@ -221,8 +222,7 @@ class Attention(nn.Module):
             mask = torch.ones(n, seqlen, dtype=torch.bool, device=scores.device).tril(seqlen - n)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
-        weights = F.softmax(scores.float(), dim=-1)
-        weights = F.dropout(weights, self.config.attention_dropout, self.training)
+        weights = self.attn_dropout(F.softmax(scores.float(), dim=-1))
         return weights.type_as(value) @ value
 
 

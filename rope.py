@@ -24,6 +24,12 @@ def rotary_table(
         return torch.polar(torch.ones_like(angles), angles)
 
 
+def reshape_for_broadcast(freqs_cis: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Reshape a table `(seqlen, last dimension)` so that it broadcasts over `x`, as in Llama 2."""
+    seqlen, last = x.shape[1], x.shape[-1]
+    return freqs_cis.view(1, seqlen, *[1] * (x.ndim - 3), last)
+
+
 def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     """Rotate each pair of neighbouring elements (0 and 1, 2 and 3, …) of every head.
 

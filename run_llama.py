@@ -32,7 +32,10 @@ from minllama.text.labelled import LlamaDataset, create_data
 from minllama.training import distributed
 from utils import seed_everything
 
+TQDM_DISABLE = False  # the environment's TQDM_DISABLE=1 hides the progress bars
+
 __all__ = [
+    "TQDM_DISABLE",
     "LlamaDataset",
     "create_data",
     "generate_sentence",

@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceProcessor
 from config import LlamaConfig
 from minllama.common.errors import InputError, missing_file
 from minllama.common.files import atomic_write, check_outputs, refuse_lfs_pointer
+from minllama.common.program import ArgumentParser, run_script
 
 TOKENIZER_MODEL = "tokenizer.model"
 # Characters of many scripts.
@@ -170,3 +171,13 @@ def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig, checkpoint: str 
             f"of {config.vocab_size} in {checkpoint}; name that model's own with --tokenizer-path"
         )
     check_fingerprint(tokenizer, config.tokenizer, checkpoint)
+
+
+def main() -> None:
+    parser = ArgumentParser(description="Write the tokenizer for llama2.c, beside the model.")
+    parser.add_argument("-t", "--tokenizer-model", help="by default tokenizer.model")
+    Tokenizer(tokenizer_model=parser.parse_args().tokenizer_model).export()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import importlib.util
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+CAPTURED = {"capture_output": True, "text": True, "check": True}
 UNIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix_ipc"}
 LEVELS = (  # a room may import those of its own line and of the lines above
     {"common", "config", "utils"},
@@ -103,3 +106,15 @@ def test_all_modules_are_installed():
     assert set(settings["py-modules"]) == {path.stem for path in ROOT.glob("*.py")}
     folders = {path.parent for path in ROOT.joinpath("minllama").rglob("*.py")}
     assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_every_system_checks_out_the_same_bytes(tmp_path):
+    """Git for Windows turns line ends into CRLF unless `.gitattributes` forbids it."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no git")
+    git = ["git", "-c", "core.autocrlf=true", "-c", "advice.detachedHead=false"]
+    subprocess.run([*git, "clone", "-q", "--no-tags", ROOT, tmp_path / "clone"], check=True)
+    listed = subprocess.run([*git, "-C", tmp_path / "clone", "ls-files", "--eol"], **CAPTURED)
+    assert "setup.sh" in listed.stdout
+    changed = [line for line in listed.stdout.splitlines() if "w/crlf" in line or "w/mixed" in line]
+    assert not changed

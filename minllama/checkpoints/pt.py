@@ -59,19 +59,17 @@ def load(path: str | Path) -> Checkpoint:
 
 def load_backbone(saved: dict[str, Any], path: str | Path) -> Checkpoint:
     """The Llama of a fine-tuned classifier; its base checkpoint says which shape it has."""
-    from minllama.checkpoints import formats
-
     values, prefix = saved["model_config"], "llama."
     tuning, base = values.get("tune", "full"), Path(str(values.get("pretrained_model_path")))
     if tuning != "full" or not isinstance(saved.get("model"), dict):
         raise InputError(
             f"{path}: only what --tune {tuning} trained, for --load, not a whole Llama"
         )
-    if not base.exists():
+    if not base.is_file():
         base = Path(path).parent / base
-    if not base.exists():
-        raise InputError(f"{path}: a fine-tuned {base}, which is absent; its shape is needed too")
-    config = formats.load(base).config
+    if not base.is_file():
+        raise InputError(f"{path}: a fine-tuned {base}, no .pt file here; its shape is needed too")
+    config = load(base).config
     config.causal = config.causal if values.get("causal") is None else values["causal"]
     config.tokenizer = values.get("tokenizer")
     tensors = {str(name): tensor for name, tensor in saved["model"].items()}

@@ -180,8 +180,12 @@ class LlamaDataset(Dataset):
     def __getitem__(self, idx: int) -> tuple[str, int, list[int]]:
         return self.dataset[idx]
 
-    def collate_fn(self, all_data: Sequence[tuple[str, int, list[int]]]) -> dict[str, Any]:
-        """The `token_ids`, `labels` and `sents` of a `Batch`, as a dict."""
-        examples = encode([Example(*item) for item in all_data], self.tokenizer, self.eos)
+    def pad_data(self, data: Sequence[tuple[str, int, list[int]]]) -> tuple[Any, Any, list[str]]:
+        """The `token_ids`, `labels` and `sents` of a `Batch`."""
+        examples = encode([Example(*item) for item in data], self.tokenizer, self.eos)
         batch = collate(examples, self.tokenizer.pad_id)
-        return {"token_ids": batch.token_ids, "labels": batch.labels, "sents": batch.sents}
+        return batch.token_ids, batch.labels, batch.sents
+
+    def collate_fn(self, all_data: Sequence[tuple[str, int, list[int]]]) -> dict[str, Any]:
+        """What `pad_data` returns, as a dict."""
+        return dict(zip(("token_ids", "labels", "sents"), self.pad_data(all_data), strict=True))

@@ -31,6 +31,7 @@ def set_dropout(llama: Llama, dropout: float, attention_dropout: float | None) -
     """Set a model's dropout, whatever its checkpoint says."""
     llama.config.dropout = dropout
     llama.config.attention_dropout = dropout if attention_dropout is None else attention_dropout
-    for module in llama.modules():
+    for name, module in llama.named_modules():
         if isinstance(module, nn.Dropout):
-            module.p = dropout
+            is_attention = name.endswith("attn_dropout")
+            module.p = llama.config.attention_dropout if is_attention else dropout

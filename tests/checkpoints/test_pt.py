@@ -131,7 +131,7 @@ def test_the_assignments_fine_tuned_files_are_read_safely(project, run_cli):
         assert int(label) == classifier.eval()(torch.tensor([ids])).argmax()
     (project.path / "model.pt").unlink()
     result = run_cli("--pretrained-model-path", "finetune-5-1e-05.pt")
-    assert_refused(result, "finetune-5-1e-05.pt: a fine-tuned model.pt, which is absent")
+    assert_refused(result, "finetune-5-1e-05.pt: a fine-tuned model.pt, no .pt file here")
 
 
 @pytest.mark.parametrize("flags", [(), ("--causal", "--tune", "lora")])
