@@ -38,10 +38,10 @@ REQUIRED = [
 ADVANCED = [f"{dataset}-{split}-advanced-output.txt" for dataset, split in N_LINES]
 
 EXCLUDED_SUFFIXES = {
-    *(".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".gguf", ".h5", ".npz"),  # weights
-    *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".whl"),  # archives
-    *(".pyc", ".pyo"),
-}
+    ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".gguf", ".h5", ".npz",  # weights
+    ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".whl",  # archives
+    ".pyc", ".pyo",
+}  # fmt: skip
 EXCLUDED_FOLDERS = {"__pycache__", "venv", "env", "node_modules"}
 STATE_SUFFIX = ".state"  # of the folder of an interrupted fine-tuning run
 # In the folder of a virtual environment, of a conda environment, and of a pre-training run.

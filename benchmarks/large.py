@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--tokenizer-path", default=str(ROOT / "tokenizer.model"))
     flags = parser.parse_args()
     model, shape = flags.folder.absolute() / flags.shape, SHAPES[flags.shape]
+    flags.folder.mkdir(parents=True, exist_ok=True)
     if not model.exists():
         hf.save(random_checkpoint(flags.shape, torch.bfloat16), model, None)
     size, rate = 2 * shape.weights, memory_rate()

@@ -10,6 +10,7 @@ import torch
 from benchmarks.training_memory import SHAPES
 from minllama.checkpoints import pt
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint, shapes_of
+from minllama.common.files import check_outputs
 from minllama.common.program import run_script, script_parser
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("path")
     parser.add_argument("--shape", choices=SHAPES, default="42m")
     flags = parser.parse_args()
+    check_outputs([flags.path], [])
     pt.save(random_checkpoint(flags.shape), flags.path)
 
 

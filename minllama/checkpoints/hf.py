@@ -100,7 +100,7 @@ def load(path: str | Path) -> Checkpoint:
             if fits and ours.endswith(ROTATED):
                 tensor = swap_rows(tensor, 2, half)
             tensors[ours] = tensor
-    return layout.checked(config, tensors, folder, tied)
+    return layout.build_checkpoint(config, tensors, folder, tied)
 
 
 def read_config(path: Path) -> tuple[LlamaConfig, bool]:

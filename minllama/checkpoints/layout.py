@@ -63,7 +63,7 @@ def is_buffer(name: str) -> bool:
     return name.endswith(BUFFERS)
 
 
-def checked(
+def build_checkpoint(
     config: LlamaConfig, tensors: Mapping[str, Any], path: str | Path, tied: bool | None = None
 ) -> Checkpoint:
     """Check that the tensors of a file are those of its model, and tie embedding and head.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from config import LlamaConfig
-from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint, checked, shapes_of
+from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint, build_checkpoint, shapes_of
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write
 from minllama.common.progress import progress_bar
@@ -123,7 +123,7 @@ def load(path: str | Path) -> Checkpoint:
             tensors[name] = (steps * scales[:, None]).view(shape)
         elif name != ROTARY_TABLES:
             tensors[name] = torch.from_numpy(part.view(np.float32)).view(shape)
-    return checked(header.config, tensors, path, header.config.tie_embeddings)
+    return build_checkpoint(header.config, tensors, path, header.config.tie_embeddings)
 
 
 def save(checkpoint: Checkpoint, path: str | Path, version: int) -> None:

@@ -13,9 +13,9 @@ from minllama.common.errors import InputError, is_out_of_memory
 PARAMS, SHARDS = "params.json", "consolidated.*.pth"
 CONTEXT = 4096  # of Llama 2; params.json does not have it
 KNOWN = (
-    *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"),
-    *("ffn_dim_multiplier", "norm_eps", "rope_theta", "max_seq_len"),
-)
+    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of",
+    "ffn_dim_multiplier", "norm_eps", "rope_theta", "max_seq_len",
+)  # fmt: skip
 SPLIT_BY_COLUMNS = ("attention.compute_output.weight", "feed_forward.w2.weight")
 
 
@@ -49,7 +49,7 @@ def load(path: str | Path) -> Checkpoint:
     tensors = {}
     for name in shards[0]:
         tensors[name] = joined(name, [shard[name] for shard in shards], shapes.get(name))
-    return layout.checked(config, tensors, folder)
+    return layout.build_checkpoint(config, tensors, folder)
 
 
 def read_shard(file: Path) -> dict[str, torch.Tensor]:
@@ -80,7 +80,7 @@ def joined(name: str, parts: list[torch.Tensor], shape: tuple[int, ...] | None) 
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return parts[0]  # `checked` refuses its shape
+        return parts[0]  # `build_checkpoint` refuses its shape
 
 
 def read_params(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from config import LlamaConfig
 from minllama.checkpoints import integrity
-from minllama.checkpoints.layout import Checkpoint, checked, config_from, is_buffer
+from minllama.checkpoints.layout import Checkpoint, build_checkpoint, config_from, is_buffer
 from minllama.common.errors import (
     FOR_LOADING,
     InputError,
@@ -20,10 +20,10 @@ from minllama.common.errors import (
 from minllama.common.files import atomic_write
 
 MODEL_ARGS = (
-    *("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of"),
-    *("ffn_dim_multiplier", "max_seq_len", "vocab_size", "layer_norm_eps", "rope_theta"),
-    *("causal", "tie_embeddings", "bos_token_id", "eos_token_id", "tokenizer"),
-)
+    "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "multiple_of",
+    "ffn_dim_multiplier", "max_seq_len", "vocab_size", "layer_norm_eps", "rope_theta",
+    "causal", "tie_embeddings", "bos_token_id", "eos_token_id", "tokenizer",
+)  # fmt: skip
 OTHER_NAMES = {  # llama2.c's, and ours
     "attention.wq.": "attention.compute_query.",
     "attention.wk.": "attention.compute_key.",
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Checkpoint:
         if name in tensors:
             raise InputError(f"{path}: {name} is there twice")
         tensors[name] = tensor
-    return checked(config, tensors, path, saved["model_args"].get("tie_embeddings"))
+    return build_checkpoint(config, tensors, path, saved["model_args"].get("tie_embeddings"))
 
 
 def load_backbone(saved: dict[str, Any], path: str | Path) -> Checkpoint:
@@ -74,7 +74,7 @@ def load_backbone(saved: dict[str, Any], path: str | Path) -> Checkpoint:
     config.tokenizer = values.get("tokenizer")
     tensors = {str(name): tensor for name, tensor in saved["model"].items()}
     tensors = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
-    return checked(config, tensors, path)
+    return build_checkpoint(config, tensors, path)
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:

@@ -172,8 +172,8 @@ class ClassifySettings(TaskSettings):
     report: bool = flag(False, "print scores per class and the confusion matrix")
 
     @property
-    def advanced(self) -> dict[str, Any]:
-        """The flags of methods and prompts that are not at their defaults, with their values."""
+    def is_advanced(self) -> bool:
+        """Whether a flag of a method or of the prompt is on: outputs are then "advanced" ones."""
         raise NotImplementedError
 
     def with_output_names(self, kind: str) -> Self:
@@ -182,7 +182,7 @@ class ClassifySettings(TaskSettings):
         Args:
             kind: "prompting" or "finetuning"; an advanced flag makes it "advanced".
         """
-        kind = "advanced" if self.advanced else kind
+        kind = "advanced" if self.is_advanced else kind
         dev, test = dataset_name(self.dev, "dev"), dataset_name(self.test, "test")
         names = {
             "dev_out": f"{dev}-dev-{kind}-output.txt",
@@ -205,7 +205,7 @@ class ClassifySettings(TaskSettings):
         Raises:
             InputError: a name does not end as the assignment requires, or cannot be written.
         """
-        kinds = [kind, "advanced"] if self.advanced or own_weights else [kind]
+        kinds = [kind, "advanced"] if self.is_advanced or own_weights else [kind]
         for split, outfile in (("dev", self.dev_out), ("test", self.test_out)):
             endings = [f"{split}-{allowed}-output.txt" for allowed in kinds]
             if not outfile.endswith(tuple(endings)):

@@ -20,18 +20,18 @@ from minllama.training.precision import check_training_dtype
 
 # The files that the result depends on, and the settings, besides those of methods.
 FINGERPRINT_FILES = (
-    *("train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path"),
-)
+    "train", "dev", "test", "label_names", "pretrained_model_path", "tokenizer_path"
+)  # fmt: skip
 FINGERPRINT = (
-    *("option", "causal", "dtype", "max_sentence_len", "seed", "batch_size", "epochs", "lr"),
-    *("hidden_dropout_prob", "grad_accum", "skip_train_eval"),
-)
+    "option", "causal", "dtype", "max_sentence_len", "seed", "batch_size", "epochs", "lr",
+    "hidden_dropout_prob", "grad_accum", "skip_train_eval",
+)  # fmt: skip
 # The flags that `--load` takes from the saved run if they are not given.
 OVERRIDABLE = (*FINGERPRINT_FILES, "dtype", "batch_size")
 UNUSED_WITH_LOAD = {
-    *("save_every", "fresh", "grad_accum", "activation_checkpointing", "skip_train_eval"),
-    *("compile", "plot", "shard"),
-}
+    "save_every", "fresh", "grad_accum", "activation_checkpointing", "skip_train_eval", "compile",
+    "plot", "shard",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +137,8 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         return "label_names" in self.explicit or any(m.needs_label_names for m in self.methods)
 
     @property
-    def advanced(self) -> dict[str, Any]:
-        return methods.changed_values(self.methods)
+    def is_advanced(self) -> bool:
+        return bool(methods.changed_values(self.methods))
 
     def check(self) -> None:
         """Check, before any work, that the flags describe a run whose results can be written.

@@ -76,7 +76,7 @@ class Training:
         for method in settings.methods:
             method.before_training(self)
         self.optimizer = FastAdamW(self.groups, lr=settings.lr)
-        if settings.advanced:
+        if settings.is_advanced:
             n_trained, n_parameters = count_parameters(self.model)
             print(f"train {n_trained:,} of {n_parameters:,} parameters")
 
@@ -136,7 +136,7 @@ class Training:
         changed = [method.after_training(self) for method in self.settings.methods]
         if any(changed):
             self.save_best(finished=True)
-        if self.settings.advanced:
+        if self.settings.is_advanced:
             print(f"peak memory {in_gibibytes(peak_memory(self.device))}")
         if self.fingerprint is not None:
             distributed.on_rank0(lambda: run.remove_states(self.folder))

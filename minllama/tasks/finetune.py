@@ -42,7 +42,7 @@ def finetune(settings: FinetuneSettings) -> None:
             evaluate_saved(settings)
             return
         data = dataset_name(settings.train, "train")
-        with run.weights_file(settings.filepath, fingerprint, data) as filepath:
+        with run.lock_weights_path(settings.filepath, fingerprint, data) as filepath:
             if filepath != settings.filepath:
                 print(
                     f"{settings.filepath} belongs to another run; saving to {filepath}",
@@ -140,8 +140,8 @@ def train_epochs(
             optimizer.zero_grad()
             with distributed.rank_rng(settings.seed, step, device):
                 for batch in step_batches:
-                    rows, is_real = distributed.local_rows(len(batch.labels))
-                    batch = batch.select(rows)
+                    mine, is_real = distributed.local_slice(len(batch.labels))
+                    batch = batch.select(mine)
                     log_probs = training.log_probs(batch)  # (batch, num_labels)
                     labels = to_device(batch.labels, device)
                     # As in the assignment, a smaller last batch counts for less.

@@ -183,7 +183,7 @@ def pretrain(settings: PretrainSettings) -> None:
     with explain_out_of_memory("pre-training", memory_hint), outliving_output():
         distributed.assert_same_on_all_ranks(settings.fingerprint)
         llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
-        given = given_tokenizer(settings, llama)
+        given = load_tokenizer(settings, llama)
         folder = RunFolder(settings.output_dir, settings.fingerprint, settings.is_continuation)
         with folder.open(settings.inputs):
             tokenizer, texts = distributed.rank0_first(
@@ -208,7 +208,7 @@ def pretrain(settings: PretrainSettings) -> None:
                 draw({settings.output_dir: read_metrics(folder.metrics)}, settings.plot)
 
 
-def given_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tokenizer | None:
+def load_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tokenizer | None:
     """Load the tokenizer that is not trained, and check that it suits the checkpoint."""
     if settings.given_tokenizer is None:
         return None
@@ -265,8 +265,8 @@ def train_steps(
         with distributed.rank_rng(settings.seed, step, device):
             for tokens, targets in itertools.islice(batches, settings.grad_accum):
                 n_targets = targets.numel()  # tokens and targets: (batch, seqlen)
-                rows, is_real = distributed.local_rows(len(tokens))
-                tokens, targets = to_device(tokens[rows], device), to_device(targets[rows], device)
+                mine, is_real = distributed.local_slice(len(tokens))
+                tokens, targets = to_device(tokens[mine], device), to_device(targets[mine], device)
                 with mixed_precision(device, dtype):
                     logits, _ = llama(tokens, targets)  # (batch, seqlen, vocab_size)
                 nats, batch_counts = next_token_loss(logits, targets, bos_id)

@@ -69,9 +69,8 @@ class PromptSettings(ZeroShotSettings, ClassifySettings):
         return settings.replace(tokenizer_path=path).with_output_names("prompting")
 
     @property
-    def advanced(self) -> dict[str, Any]:
-        changed = self.changed()
-        return {name: changed[name] for name in ("prompt_template", "calibrate") if name in changed}
+    def is_advanced(self) -> bool:
+        return not self.changed().keys().isdisjoint(("prompt_template", "calibrate"))
 
 
 def prompt(settings: PromptSettings) -> None:

@@ -183,7 +183,7 @@ def assert_same_on_all_ranks(values: dict[str, Any]) -> None:
                 )
 
 
-def local_rows(n: int) -> tuple[slice, bool]:
+def local_slice(n: int) -> tuple[slice, bool]:
     """Split a batch of n examples among the processes.
 
     Returns:

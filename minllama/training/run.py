@@ -54,7 +54,7 @@ def lock(path: Path, message: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def weights_file(filepath: str, fingerprint: dict[str, Any], data: str) -> Iterator[str]:
+def lock_weights_path(filepath: str, fingerprint: dict[str, Any], data: str) -> Iterator[str]:
     """Choose and lock the file for a run's best weights; yield its name.
 
     If the file belongs to another run, it stays as it is, and this run's name also has the data's
@@ -76,20 +76,21 @@ def weights_file(filepath: str, fingerprint: dict[str, Any], data: str) -> Itera
             own_lock = wanted.with_name(f".finetune-{short_digest}.lock")
             held.enter_context(lock(own_lock, f"{filepath}: another process is training this run"))
             is_free = not wanted.exists() and not wanted.is_symlink()
-            if owner(long_name) == fingerprint or not (is_free or owner(wanted) == fingerprint):
+            is_own = saved_fingerprint(wanted) == fingerprint
+            if saved_fingerprint(long_name) == fingerprint or not (is_free or is_own):
                 chosen = long_name
             else:
                 try:
                     held.enter_context(lock(wanted.with_name(f".{wanted.name}.lock"), filepath))
                 except InputError:  # another run that has not saved its weights yet
                     chosen = long_name
-            if chosen.exists() and owner(chosen) != fingerprint:
+            if chosen.exists() and saved_fingerprint(chosen) != fingerprint:
                 raise InputError(f"{chosen}: belongs to another run; move it away")
         chosen = distributed.all_gather(chosen)[0]
         yield str(chosen)
 
 
-def owner(path: Path) -> dict[str, Any] | None:
+def saved_fingerprint(path: Path) -> dict[str, Any] | None:
     """The fingerprint of the run that saved a file of weights, or None."""
     if not path.is_file():
         return None

@@ -15,13 +15,13 @@ from minllama.common.errors import InputError
 NAMES = {"settings": "run", "torch_rng": "now.cpu", "device_rng": "now.device"}  # then and now
 METADATA = "torch.distributed.checkpoint.metadata"
 INDEX_CLASSES = {  # the plain classes in the index of such a checkpoint, besides dtypes
-    *("pathlib.PosixPath", "pathlib.WindowsPath", "torch.Size", "torch.serialization._get_layout"),
+    "pathlib.PosixPath", "pathlib.WindowsPath", "torch.Size", "torch.serialization._get_layout",
     "torch.distributed.checkpoint.filesystem._StorageInfo",
-    *(f"{METADATA}.Metadata", f"{METADATA}.MetadataIndex", f"{METADATA}.StorageMeta"),
-    *(f"{METADATA}.BytesStorageMetadata", f"{METADATA}.TensorStorageMetadata"),
-    *(f"{METADATA}.TensorProperties", f"{METADATA}.ChunkStorageMetadata"),
+    f"{METADATA}.Metadata", f"{METADATA}.MetadataIndex", f"{METADATA}.StorageMeta",
+    f"{METADATA}.BytesStorageMetadata", f"{METADATA}.TensorStorageMetadata",
+    f"{METADATA}.TensorProperties", f"{METADATA}.ChunkStorageMetadata",
     f"{METADATA}._MEM_FORMAT_ENCODING",
-}
+}  # fmt: skip
 
 
 def find_folders(folder: Path) -> dict[Path, int]:

@@ -22,9 +22,8 @@ def test_contenders_take_turns_after_a_warm_up():
 
 def test_a_ratio_is_the_median_over_rounds(capsys):
     compare.print_table({"a": {"speed": [2.0, 30.0, 6.0]}, "b": {"speed": [4.0, 15.0, 12.0]}})
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == [
-        *("(1.00)", "(2.00)")
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["(1.00)", "(2.00)"]
 
 
 def test_a_run_has_its_threads_its_metrics_and_its_errors():

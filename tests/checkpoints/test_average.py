@@ -7,7 +7,7 @@ import torch
 
 from config import LlamaConfig
 from minllama.checkpoints import average, pt
-from minllama.checkpoints.layout import EMBEDDING, HEAD, checked, shapes_of
+from minllama.checkpoints.layout import EMBEDDING, HEAD, build_checkpoint, shapes_of
 from minllama.common.errors import InputError
 from minllama.common.program import run_script
 
@@ -25,7 +25,7 @@ def write(tmp_path, tokenizer_path):
         path.parent.mkdir()
         config = small_config(vocab_size)
         tensors = {n: torch.full(s, value, dtype=dtype) for n, s in shapes_of(config).items()}
-        pt.save(checked(config, tensors, path), path)
+        pt.save(build_checkpoint(config, tensors, path), path)
         pieces = tokenizer or tokenizer_path.read_bytes()
         path.with_name("tokenizer.model").write_bytes(pieces)
         return str(path)
@@ -57,12 +57,12 @@ def test_each_tensor_has_its_own_mean():
     """Head and embedding differ here."""
     shares = [0.5, 0.2, 0.3]
     draws = [{n: torch.randn(s) for n, s in shapes_of(small_config()).items()} for _ in shares]
-    checkpoints = [checked(small_config(), tensors, "x") for tensors in draws]
+    checkpoints = [build_checkpoint(small_config(), tensors, "x") for tensors in draws]
     for name, tensor in average.average(checkpoints, shares).tensors.items():
         expected = 0.5 * draws[0][name] + 0.2 * draws[1][name] + 0.3 * draws[2][name]
         torch.testing.assert_close(tensor, expected)
     half = {name: tensor.half() for name, tensor in draws[0].items()}
-    checkpoints[0] = checked(small_config(), half, "x")
+    checkpoints[0] = build_checkpoint(small_config(), half, "x")
     checkpoints[1].tensors["norm.weight"][0] = 1e6
     with pytest.raises(InputError, match=r"norm.weight .* torch.float16"):
         average.average(checkpoints, shares)

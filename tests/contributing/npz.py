@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from config import LlamaConfig
-from minllama.checkpoints.layout import Checkpoint, checked
+from minllama.checkpoints.layout import Checkpoint, build_checkpoint
 from minllama.common.errors import InputError
 
 
@@ -33,4 +33,4 @@ def load(path: str | Path) -> Checkpoint:
             config = LlamaConfig(**json.loads(arrays["model_args"].item()))
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a model in NumPy's format: {error}") from error
-    return checked(config, tensors, path)
+    return build_checkpoint(config, tensors, path)

@@ -225,7 +225,7 @@ def test_local_rows_are_the_batch(monkeypatch, n_rows, n):
     monkeypatch.setattr(distributed, "world_size", lambda: n)
     for rank in range(n):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        where, counts = distributed.local_rows(n_rows)
+        where, counts = distributed.local_slice(n_rows)
         assert 1 <= len(rows[where]) <= n_rows // n + 1
         counted += rows[where] if counts else []
     assert counted == rows
