@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from llama import Llama
-from minllama.checkpoints.layout import checked
+from minllama.checkpoints.layout import build_checkpoint
 from minllama.checkpoints.pt import load, model_args_of, write_checkpoint
 from minllama.common.errors import InputError
 from minllama.common.files import atomic_write, remove_leftovers
@@ -209,7 +209,7 @@ class RunFolder:
             InputError: the file was replaced by another one.
         """
         weights = load(self.model).tensors
-        checked(llama.config, weights, self.model, llama.config.tie_embeddings)
+        build_checkpoint(llama.config, weights, self.model, llama.config.tie_embeddings)
         with torch.no_grad():
             for name, tensor in llama.state_dict().items():
                 tensor.copy_(run.like_parameter(weights[name], tensor))

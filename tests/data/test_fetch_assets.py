@@ -6,10 +6,12 @@ import http.server
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 
 import pytest
@@ -86,6 +88,16 @@ def test_an_absent_folder_or_server_is_one_line(clone, fetch_all, tmp_path):
         err = fetch_all(base)
         assert err.startswith("missing: tokenizer.model, ") and err.count("\n") == 1
         assert not [path for path in clone.rglob("*") if path.is_file()]
+
+
+def test_the_reason_of_a_refused_certificate_is_named(clone, fetch_all, monkeypatch):
+    reason = "certificate verify failed: self-signed certificate"
+
+    def refuse(*_args, **_kwargs):
+        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, reason))
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    assert f"(host: {reason})" in fetch_all("https://host")
 
 
 @contextlib.contextmanager
