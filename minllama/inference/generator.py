@@ -11,7 +11,7 @@ import torch
 from llama import Llama, load_pretrained
 from minllama.checkpoints.formats import find_tokenizer
 from minllama.common.errors import InputError, needs_package
-from minllama.inference.decoding import decode
+from minllama.inference.decoding import check_prompts, decode
 from minllama.inference.sampling import Sampling
 from minllama.kernels.batch1 import Batch1Llama
 from minllama.kernels.cpu import accelerate
@@ -114,6 +114,7 @@ class GenerationBatch:
         self.llama, self.tokenizer = generator.llama, generator.tokenizer
         self.sampling, self.max_new_tokens, self.stop = sampling, max_new_tokens, stop
         self.rows = [self.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+        check_prompts(self.rows, self.llama.config)
         self.prompt_lengths = [len(self.tokenizer.decode(ids)) for ids in self.rows]
         self.n_new = 0
 

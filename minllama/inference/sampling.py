@@ -1,6 +1,5 @@
 """Sampling: choose the next token of each row from its logits."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +69,7 @@ def check_scores(scores: torch.Tensor, remedy: str = "take other weights") -> No
     Raises:
         InputError: a score is not finite.
     """
-    if not math.isfinite(scores.sum()):
+    if not scores.isfinite().all():
         raise InputError(f"the model's scores are not finite; {remedy}")
 
 

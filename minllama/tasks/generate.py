@@ -151,7 +151,7 @@ def make_batch(
     """The texts that continue a prompt, not begun yet.
 
     Raises:
-        InputError: the prompt is not valid text.
+        InputError: the prompt is not valid text, or longer than the context.
     """
     sampling = Sampling(temperature, settings.top_k, settings.top_p, settings.repetition_penalty)
     prompts = [prompt] * (settings.num_samples or 1)
@@ -257,11 +257,10 @@ def chat(generator: TextGenerator, settings: GenerateSettings) -> None:
             break
         try:
             batch = make_batch(generator, settings, prompt, settings.one_temperature)
-            was_interrupted = show(batch, is_live=len(batch.rows) == 1)
         except InputError as error:  # the next prompt may be shorter
             print_error(str(error))
             continue
-        if was_interrupted and not is_terminal:
+        if show(batch, is_live=len(batch.rows) == 1) and not is_terminal:
             raise KeyboardInterrupt
     if is_terminal:
         print(file=sys.stderr)

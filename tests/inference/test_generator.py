@@ -71,6 +71,14 @@ def test_a_text_ends_before_its_stop_and_never_shows_a_part_of_it(tokenizer, sto
     assert all(whole.startswith(prefix) for prefix in prefixes)
 
 
+def test_special_tokens_in_a_prompt_are_plain_text(project):
+    generator = TextGenerator("model.pt")
+    text = "<s>a warm</s> film"
+    batch = GenerationBatch(generator, [text], GREEDY, 0)
+    assert batch.text(0) == text
+    assert [token for token in batch.rows[0] if token in (1, 2)] == [1]
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_prompts_of_any_lengths_are_continued_as_alone(project, causal):
     generator = TextGenerator(project.path / "model.pt", causal=causal)

@@ -1,5 +1,6 @@
 """What a user sees of generated text: streaming, flags and their files, the chat loop, Ctrl-C."""
 
+import io
 import os
 import re
 import shlex
@@ -229,16 +230,18 @@ def test_settings_of_numba_that_do_not_compile_are_refused(project, variable):
     [
         ["--temperature", "0"],
         ["--temperature", "1", "--top_k", "5"],
+        ["--interactive"],
         ["--option", "prompt"],
         ["--option", "predict", "--input", "s.txt"],
     ],
 )
-def test_scores_that_are_not_finite_are_refused(project, run_cli, causal, flags):
+def test_scores_that_are_not_finite_are_refused(project, run_cli, monkeypatch, causal, flags):
     """The weights are finite, but their products are not."""
     llama = make_llama()
     torch.nn.init.constant_(llama.norm.weight, 3e38)
     save_llama(llama, project.path / "model.pt")
     Path("s.txt").write_text("a warm film\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a warm\na film\n"))
     before = sorted(os.listdir())
     code, _, err = run_cli(*project.flags, *flags, causal)
     assert (code, err) == (2, "error: the model's scores are not finite; take other weights\n")
