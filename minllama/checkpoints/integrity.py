@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, NoReturn
 
 import torch
 from torch.storage import _dtype_to_storage_type_map as storage_names
@@ -36,7 +36,7 @@ def check(path: str | Path) -> None:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            value = read_zip(file) if is_zip(path) else read_legacy(file, size)
+            value = read_zip(file) if is_zip(path) else refuse_other_file(file)
         check_values(value, size)
     except UnpicklingError as error:
         raise InputError(f"{path}: refused, {error}") from error
@@ -91,17 +91,12 @@ def check_layout(records: list[zipfile.ZipInfo], end: int) -> None:
         end = record.header_offset
 
 
-def read_legacy(file: IO[bytes], size: int) -> Any:
-    """Read the outline of a file of PyTorch before 1.6: five pickles, then the storages."""
-    content = io.BytesIO(file.read(MAX_PICKLE))
-    start = content.getvalue()[:512].lstrip()
+def refuse_other_file(file: IO[bytes]) -> NoReturn:
+    """Say what a file is that PyTorch 1.6 or later did not write."""
+    start = file.read(512).lstrip()
     if not start or start.startswith(b"<"):
         raise zipfile.BadZipFile("a web page, not a checkpoint" if start else "an empty file")
-    outline = OutlineReader(content)
-    _magic, _protocol, _system, value, _keys = [outline.load() for _ in range(5)]
-    if sum(n_bytes for _, n_bytes in outline.storages) > size:
-        raise zipfile.BadZipFile("its end is missing")
-    return value
+    raise UnpicklingError(f"not written by PyTorch 1.6 or later; it is {UNKNOWN}")
 
 
 def check_values(value: Any, file_size: int) -> None:

@@ -1,7 +1,6 @@
 """Files that `torch.save` wrote, in the layout of `stories42M.pt`, read without running code."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
     """Load a dict that `torch.save` wrote, without ever running code from the file.
 
     Args:
-        mapped: leave the tensors in the file, mapped into memory, if its format allows it.
+        mapped: leave the tensors in the file, mapped into memory.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -111,11 +110,11 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict:
         raise missing_file(path)
     integrity.check(path)
     try:
-        with warnings.catch_warnings(), explain_out_of_memory(f"loading {path}", FOR_LOADING):
-            warnings.simplefilter("ignore")  # about old files
-            mmap = mapped and integrity.is_zip(path)  # PyTorch maps no files from before 1.6
-            with torch.serialization.safe_globals(integrity.REPLACED):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with (
+            explain_out_of_memory(f"loading {path}", FOR_LOADING),
+            torch.serialization.safe_globals(integrity.REPLACED),
+        ):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         if isinstance(error, OSError) or is_out_of_memory(error):
             raise

@@ -241,55 +241,43 @@ def test_a_folder_without_a_sentencepiece_model_needs_tokenizer_path(folder, run
 # Meta
 
 
-def write_meta(checkpoint: Checkpoint, folder, n_shards: int, **params) -> None:
-    """As Meta's release: rows or columns of each matrix in each shard, norms in all."""
+def write_meta(checkpoint: Checkpoint, folder, **params) -> None:
+    """As Meta's release."""
     folder.mkdir()
-    shards = [{"rope.freqs": torch.ones(4)} for _ in range(n_shards)]
+    tensors = {"rope.freqs": torch.ones(4)}
     for name, tensor in checkpoint.tensors.items():
-        short = re.sub(r"compute_(\w)\w*", r"w\1", name)  # wq, wk, wv, wo
-        if tensor.dim() == 1:
-            parts = [tensor] * n_shards
-        else:
-            columns = name.endswith(("compute_output.weight", "w2.weight")) or name == EMBEDDING
-            parts = tensor.chunk(n_shards, dim=1 if columns else 0)
-        for shard, part in zip(shards, parts, strict=True):
-            shard[short] = part.clone()
-    for i, shard in enumerate(shards):
-        torch.save(shard, folder / f"consolidated.{i:02}.pth")
+        tensors[re.sub(r"compute_(\w)\w*", r"w\1", name)] = tensor  # wq, wk, wv, wo
+    torch.save(tensors, folder / "consolidated.00.pth")
     sizes = ("dim", "n_layers", "n_heads", "n_kv_heads")
     values = {name: getattr(checkpoint.config, name) for name in sizes}
     values |= {"multiple_of": 32, "norm_eps": 1e-5, "vocab_size": -1}
     (folder / "params.json").write_text(json.dumps(values | params))
 
 
-@pytest.mark.parametrize(
-    ("n_shards", "n_kv_heads", "params"),
-    [(1, 4, {}), (1, 2, {}), (2, 2, {}), (2, 4, {"ffn_dim_multiplier": 1.5})],
-)
-def test_meta_folders(folder, n_shards, n_kv_heads, params):
+@pytest.mark.parametrize(("n_kv_heads", "params"), [(4, {}), (2, {"ffn_dim_multiplier": 1.5})])
+def test_meta_folders(folder, n_kv_heads, params):
     assert LlamaConfig(dim=8192, multiple_of=4096, ffn_dim_multiplier=1.3).ffn_dim == 28672  # 70B
     checkpoint = random_checkpoint(False, n_kv_heads, max_seq_len=4096, **params)
-    write_meta(checkpoint, folder / "meta", n_shards, **params)
+    write_meta(checkpoint, folder / "meta", **params)
     assert same(formats.load("meta"), checkpoint)
     assert same(formats.load("meta/consolidated.00.pth"), checkpoint)
     assert formats.tokenizer_beside("meta").resolve() == folder / "tokenizer.model"
 
 
 def test_damaged_meta_folders_are_refused(folder):
-    write_meta(random_checkpoint(tied=False, max_seq_len=4096), folder / "meta", 2)
-    second, params = folder / "meta/consolidated.01.pth", folder / "meta/params.json"
-    shard = torch.load(second, weights_only=True)
-    for name in (EMBEDDING, HEAD):
-        torch.save(shard | {name: torch.tensor(1.0)}, second)
-        assert_refused("meta", "has shape")
-    torch.save({n: t for n, t in shard.items() if "wq" not in n}, second)
+    write_meta(random_checkpoint(tied=False, max_seq_len=4096), folder / "meta")
+    first, params = folder / "meta/consolidated.00.pth", folder / "meta/params.json"
+    weights = torch.load(first, weights_only=True)
+    for change in (torch.tensor(1.0), [1.0]):
+        torch.save(weights | {HEAD: change}, first)
+        assert_refused("meta", "^meta")
+    torch.save({n: t for n, t in weights.items() if "wq" not in n}, first)
     assert_refused("meta", r"compute_query\.weight")
-    second.unlink()
-    assert_refused("meta", "has shape")
-    params.write_text('{"use_scaled_rope": true}')
-    assert_refused("meta", "use_scaled_rope")
-    params.write_text("{")
-    assert_refused("meta", "not JSON")
+    for text, word in (('{"use_scaled_rope": true}', "use_scaled_rope"), ("{", "not JSON")):
+        params.write_text(text)
+        assert_refused("meta", word)
+    shutil.copy(first, folder / "meta/consolidated.01.pth")
+    assert_refused("meta", "a model in 2 parts; fetch its Hugging Face folder")
 
 
 # llama2.c
