@@ -300,6 +300,8 @@ BAD_FLAGS = [
     (["--option", "sing"], "--option"),
     (["--unknown", "1"], "--unknown"),
     (["--tokenizer-path", "absent.model"], "absent.model"),
+    (["--tokenizer-path", ""], "--tokenizer-path '': expected the name of a file"),
+    (["--option", "pretrain", "--text", "data/toy-dev.txt", "--pretrained-model-path", ""], "''"),
     (["--option", "prompt", "--train", "absent.txt"], "absent.txt"),
     (["--option", "prompt", "--label-names", "absent.json"], "absent.json"),
     (["--option", "finetune", "--test", "absent.txt"], "absent.txt"),

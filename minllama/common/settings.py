@@ -32,7 +32,7 @@ def flag(
         low, high: the range of a number.
         spelling: the flag, if it is not two dashes and the field's name.
         choices: the texts that are allowed, or a function that returns them.
-        options: `metavar` and `nargs` of argparse.
+        options: `metavar` and `nargs` of argparse. A text that is no path has the metavar "TEXT".
     """
     limits = {"low": low, "high": high, "choices": choices}
     metadata = {"help": help, "spelling": spelling, "options": options, **limits}
@@ -64,7 +64,8 @@ class Settings:
             try:
                 value = validate(value, annotations[field.name], field.metadata)
             except ValueError as error:
-                raise InputError(f"{spelling_of(field)} {value}: {error}") from None
+                shown = "''" if value == "" else value
+                raise InputError(f"{spelling_of(field)} {shown}: {error}") from None
             object.__setattr__(self, field.name, value)  # as frozen dataclasses do themselves
 
     @classmethod
@@ -158,6 +159,9 @@ def check_range(value: Any, limits: Mapping[str, Any]) -> None:
         raise ValueError(f"expected one of {', '.join(choices)}")
     if limits and type(value) in (int, float) and not limits["low"] <= value <= limits["high"]:
         raise ValueError(f"out of range, expected {limits['low']} to {limits['high']}")
+    # An empty path comes from an unset variable of a shell, and would stand for the default.
+    if limits and value == "" and limits["options"].get("metavar") != "TEXT":
+        raise ValueError("expected the name of a file or folder")
 
 
 def choices_of(metadata: Mapping[str, Any]) -> Sequence[str] | None:
