@@ -103,17 +103,17 @@ def reject_unused_flags(settings: TaskSettings) -> None:
     for name in settings.explicit:
         if name in settings.defaults():
             continue
-        owners = [cls for cls in methods.METHODS if name in cls.defaults()]
-        is_on = any(cls.is_on(values) for cls in owners)
+        its_methods = [cls for cls in methods.METHODS if name in cls.defaults()]
+        is_on = any(cls.is_on(values) for cls in its_methods)
         if not (isinstance(settings, FinetuneSettings) and is_on):
             raise InputError(
-                f"--{name} acts only with {required_flags(name, owners)}; leave it out"
+                f"--{name} acts only with {required_flags(name, its_methods)}; leave it out"
             )
 
 
-def required_flags(name: str, owners: list[type[Method]]) -> str:
+def required_flags(name: str, its_methods: list[type[Method]]) -> str:
     """The flags that make a flag act, such as "--option prompt or --prompt_based"."""
-    switches = [cls.required_flag(name) for cls in owners]
+    switches = [cls.required_flag(name) for cls in its_methods]
     options = [
         option
         for option, (settings_class, _) in OPTIONS.items()

@@ -50,7 +50,7 @@ def assert_same_weights(ours, theirs, before) -> None:
 def test_what_fine_tuning_saved_predicts_the_same(folder, run_cli, name):
     values = {"option": "finetune", "load": name}
     classifier = load(FinetuneSettings.from_flags(values).resolved(), name)
-    (inputs,) = classifier.inputs(read_labelled("toy-dev.txt"))
+    (inputs,) = classifier.tokenize(read_labelled("toy-dev.txt"))
     (batch,) = classifier.loader(inputs, batch_size=12)
     with torch.inference_mode():
         log_probs = classifier.model.eval()(*forward_inputs(batch, torch.device("cpu")))

@@ -118,7 +118,7 @@ class TaskSettings(Settings):
     @classmethod
     def from_flags(cls, values: dict[str, Any]) -> Self:
         """Build the settings from the flags on the command line."""
-        return cls(**cls.known(values), explicit=tuple(sorted(values)))
+        return cls(**cls.select_fields(values), explicit=tuple(sorted(values)))
 
     @classmethod
     def from_args(cls, args: Any) -> Self:

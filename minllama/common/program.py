@@ -131,7 +131,7 @@ def standard_streams() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def outliving_output() -> Iterator[None]:
+def survive_closed_stdout() -> Iterator[None]:
     """Let a training run survive the closing of standard output.
 
     Raises:

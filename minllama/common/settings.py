@@ -69,7 +69,7 @@ class Settings:
             object.__setattr__(self, field.name, value)  # as frozen dataclasses do themselves
 
     @classmethod
-    def known(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def select_fields(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Select the values whose names are fields."""
         names = {field.name for field in dataclasses.fields(cls)}
         return {name: value for name, value in values.items() if name in names}

@@ -29,22 +29,21 @@ class FastAdamW(AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            pieces = []
+            blocks = []
             for p in group["params"]:
                 if p.grad is not None:
-                    pieces += self.pieces(p, p.grad, group)
-            together = [pieces]
+                    blocks += self.blocks(p, p.grad, group)
             if all(p.device.type == "cpu" for p in group["params"]):
-                together = [[piece] for piece in pieces]
-            for some in together:
-                if some:
-                    update(some, group)
+                for block in blocks:
+                    update([block], group)
+            elif blocks:
+                update(blocks, group)
         return loss
 
-    def pieces(
+    def blocks(
         self, p: torch.nn.Parameter, grad: torch.Tensor, group: dict
     ) -> list[tuple[Tensors, float]]:
-        """Cut a parameter with a gradient into blocks on a CPU; each comes with its step size."""
+        """Cut a parameter with a gradient into blocks, each with its step size; on a GPU, one."""
         state = self.next_state(p, grad)
         step_size = group["lr"]
         if group["correct_bias"]:
@@ -55,14 +54,14 @@ class FastAdamW(AdamW):
         tensors = tuple(t.to_local() if hasattr(t, "to_local") else t for t in tensors)
         if p.device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
             return [(tensors, step_size)]
-        blocks = zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
-        return [(block, step_size) for block in blocks]
+        parts = zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
+        return [(part, step_size) for part in parts]
 
 
-def update(pieces: list[tuple[Tensors, float]], group: dict) -> None:
-    """Apply the equations of `AdamW` to some pieces and their step sizes."""
+def update(blocks: list[tuple[Tensors, float]], group: dict) -> None:
+    """Apply the equations of `AdamW` to some blocks with their step sizes."""
     beta1, beta2 = group["betas"]
-    tensors, step_sizes = zip(*pieces, strict=True)
+    tensors, step_sizes = zip(*blocks, strict=True)
     p, grad, m, v = (list(column) for column in zip(*tensors, strict=True))
     torch._foreach_mul_(m, beta1)
     torch._foreach_add_(m, grad, alpha=1 - beta1)

@@ -35,19 +35,19 @@ class Classifier:
     device: torch.device
     dtype: str
 
-    def inputs(self, *splits: list[Example]) -> list[list[Example]]:
+    def tokenize(self, *splits: list[Example]) -> list[list[Example]]:
         """Tokenize sentences, or what a method makes of them, truncated to the model's context."""
-        examples = [encode(split, self.tokenizer) for split in splits]
+        tokenized = [encode(split, self.tokenizer) for split in splits]
         for method in self.config.methods:
-            inputs = method.examples(self.model, self.tokenizer, examples)
-            if inputs is not None:
-                return inputs
-        return fit_context(*examples, max_len=self.model.llama.config.max_seq_len, keep="first")
+            examples = method.examples(self.model, self.tokenizer, tokenized)
+            if examples is not None:
+                return examples
+        return fit_context(*tokenized, max_len=self.model.llama.config.max_seq_len, keep="first")
 
-    def loader(self, inputs: list[Example], batch_size: int, shuffle: bool = False) -> DataLoader:
+    def loader(self, examples: list[Example], batch_size: int, shuffle: bool = False) -> DataLoader:
         """Batches of examples, with lengths if the model needs each one's last token."""
         return make_loader(
-            inputs,
+            examples,
             batch_size,
             self.tokenizer.pad_id,
             causal=self.model.llama.config.causal,
@@ -88,7 +88,7 @@ def make_classifier(settings: TaskSettings, config: ClassifierConfig) -> Classif
 
 
 def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
-    """Build a classifier to be fine-tuned, and its inputs of train, dev and test.
+    """Build a classifier to be fine-tuned, and the examples of train, dev and test.
 
     Raises:
         InputError: a label is out of range, or a flag does not suit the model.
@@ -118,7 +118,7 @@ def build(settings: FinetuneSettings) -> tuple[Classifier, list[list[Example]]]:
         print(f"load {len(sentences[split])} data from {paths[split]}")
     for method in settings.methods:
         sentences["train"] = method.choose(sentences["train"], num_labels, settings.seed)
-    return classifier, classifier.inputs(*sentences.values())
+    return classifier, classifier.tokenize(*sentences.values())
 
 
 def load(settings: TaskSettings, path: str) -> Classifier:

@@ -116,7 +116,7 @@ def read_classifier(path: str | Path) -> tuple[dict[str, Any], ClassifierConfig]
     values = saved["model_config"]
     try:
         active = methods.active_methods(values)
-        config = ClassifierConfig(**ClassifierConfig.known(values) | {"methods": active})
+        config = ClassifierConfig(**ClassifierConfig.select_fields(values) | {"methods": active})
     except (InputError, TypeError) as error:  # a wrong value, or none
         raise InputError(f"{path}: {error}: not a file that --option finetune saved") from error
     for old, new in FORMER_NAMES.items():

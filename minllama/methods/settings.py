@@ -81,7 +81,7 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
         explicit = tuple(sorted(values))
         if values.get("load") is not None:
             values = cls.from_saved_run(values)
-        fields = cls.known(values) | {"methods": methods.active_methods(values)}
+        fields = cls.select_fields(values) | {"methods": methods.active_methods(values)}
         return cls(**fields, explicit=explicit)
 
     @classmethod

@@ -42,10 +42,10 @@ class Training:
         n_batches, steps_per_epoch: batches and optimizer steps of an epoch.
         groups: the optimizer's parameter groups.
         method_state: tensors of methods that change during training; saved with the state.
-        method_constants: those that do not; computed again when a run is resumed.
-        epoch: the epoch that it is in.
+        method_constants: tensors of methods that stay the same; not saved, but computed again.
+        epoch: the current epoch.
         losses: losses of this epoch's steps so far, scalars on the model's device.
-        seconds: spent in this epoch before it was resumed.
+        seconds: time spent in this epoch before the run was resumed.
         best_dev_acc, best_epoch: the best finished epoch and its accuracy on dev.
         records: the metrics of the finished epochs.
         rng: the random generators at the start of this epoch, and where it was resumed.

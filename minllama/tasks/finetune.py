@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from minllama.common.errors import explain_out_of_memory
 from minllama.common.flags import LESS_TRAINING_MEMORY, dataset_name
-from minllama.common.program import outliving_output
+from minllama.common.program import survive_closed_stdout
 from minllama.common.progress import progress_bar
 from minllama.evaluation.classification import report_results
 from minllama.evaluation.plot import draw
@@ -35,7 +35,7 @@ def finetune(settings: FinetuneSettings) -> None:
     """
     settings.check()
     keep_freed_memory()
-    with explain_out_of_memory("fine-tuning", LESS_TRAINING_MEMORY), outliving_output():
+    with explain_out_of_memory("fine-tuning", LESS_TRAINING_MEMORY), survive_closed_stdout():
         fingerprint = settings.fingerprint
         distributed.assert_same_on_all_ranks(fingerprint)
         if settings.load is not None:
@@ -68,7 +68,7 @@ def evaluate_saved(settings: FinetuneSettings) -> None:
     classifier = load(settings, settings.filepath)
     paths = {"dev": settings.dev, "test": settings.test}
     sentences, _ = read_splits(paths, classifier.config.num_labels, settings.filepath)
-    report(settings, classifier, *classifier.inputs(*sentences.values()))
+    report(settings, classifier, *classifier.tokenize(*sentences.values()))
 
 
 def train_and_evaluate(
@@ -90,9 +90,9 @@ def report(
     """Evaluate dev and test, print and write the results; return their metrics."""
     print(f"load model from {settings.filepath}")
     loaders = {}
-    for split, inputs in (("dev", dev), ("test", test)):
-        print(f"load {len(inputs)} data from {getattr(settings, split)}")
-        loaders[split] = classifier.loader(inputs, settings.batch_size)
+    for split, examples in (("dev", dev), ("test", test)):
+        print(f"load {len(examples)} data from {getattr(settings, split)}")
+        loaders[split] = classifier.loader(examples, settings.batch_size)
     names = classifier.config.label_names or list(map(str, range(classifier.config.num_labels)))
     return report_results(settings, loaders, classifier.evaluate, classifier.device, names)
 
@@ -100,8 +100,8 @@ def report(
 def train_epochs(
     settings: FinetuneSettings,
     classifier: Classifier,
-    train_inputs: list[Example],
-    dev_inputs: list[Example],
+    train_examples: list[Example],
+    dev_examples: list[Example],
     fingerprint: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Train, and save to `filepath` at each new best accuracy on dev.
@@ -116,16 +116,16 @@ def train_epochs(
     Raises:
         InputError: the loss is not finite; on a CPU, before the optimizer step.
     """
-    model, device, active = classifier.model, classifier.device, settings.methods
+    model, device, methods = classifier.model, classifier.device, settings.methods
     # The assignment evaluates train in a new random order, which draws random numbers.
     is_causal = model.llama.config.causal
-    eval_loader = classifier.loader(train_inputs, settings.batch_size, shuffle=not is_causal)
-    training = Training(settings, classifier, train_inputs, dev_inputs)
+    eval_loader = classifier.loader(train_examples, settings.batch_size, shuffle=not is_causal)
+    training = Training(settings, classifier, train_examples, dev_examples)
     optimizer = training.optimizer
     training.start_or_resume(fingerprint)
 
     for epoch in range(training.epoch, settings.epochs):
-        reasons = [method.reason_to_stop(epoch - 1, training.best_epoch) for method in active]
+        reasons = [method.reason_to_stop(epoch - 1, training.best_epoch) for method in methods]
         if any(reasons):
             print(next(filter(None, reasons)))
             break
@@ -140,15 +140,15 @@ def train_epochs(
             optimizer.zero_grad()
             with distributed.rank_rng(settings.seed, step, device):
                 for batch in step_batches:
-                    mine, is_real = distributed.local_slice(len(batch.labels))
+                    mine, weight = distributed.local_slice(len(batch.labels))
                     batch = batch.select(mine)
                     log_probs = training.log_probs(batch)  # (batch, num_labels)
                     labels = to_device(batch.labels, device)
                     # As in the assignment, a smaller last batch counts for less.
                     loss = F.nll_loss(log_probs, labels, reduction="sum") / settings.batch_size
-                    for method in active:
+                    for method in methods:
                         loss = method.loss(training, batch, loss)
-                    loss = loss * is_real / settings.grad_accum
+                    loss = loss * weight / settings.grad_accum
                     loss.backward()
                     step_loss += loss.detach()
             distributed.sum_gradients(model)
@@ -157,7 +157,7 @@ def train_epochs(
                 check_finite(step_loss, f"epoch {epoch}, step {len(training.losses)}")
             optimizer.step()
             training.losses.append(step_loss)
-            for method in active:
+            for method in methods:
                 method.after_step(training, step + 1)
             if device.type == "cpu":
                 bar.set_postfix(loss=f"{step_loss.item():.3f}", refresh=False)
@@ -188,7 +188,7 @@ def train_epochs(
             dev_accuracy=dev_result.accuracy,
             dev_macro_f1=dev_result.macro_f1,
             train_seconds=train_seconds,
-            train_sentences_per_second=len(train_inputs) / train_seconds,
+            train_sentences_per_second=len(train_examples) / train_seconds,
             seconds=time.perf_counter() - start,
         )
     training.finish()
@@ -202,8 +202,8 @@ def train(args: Any) -> None:
     """
     settings = FinetuneSettings.from_args(args)
     settings.replace(explicit=()).with_output_names("finetuning").check()
-    classifier, (train_inputs, dev_inputs, _) = build(settings)
-    train_epochs(settings, classifier, train_inputs, dev_inputs)
+    classifier, (train_examples, dev_examples, _) = build(settings)
+    train_epochs(settings, classifier, train_examples, dev_examples)
 
 
 def test(args: Any) -> None:

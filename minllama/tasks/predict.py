@@ -70,7 +70,7 @@ class PredictSettings(ZeroShotSettings):
                 if name in values:
                     raise InputError(f"--{name}: --load uses no prompt; leave one of them out")
             values = FinetuneSettings.from_saved_run(values)
-        return cls(**cls.known(values), explicit=explicit)
+        return cls(**cls.select_fields(values), explicit=explicit)
 
     def resolved(self) -> Self:
         settings = self if self.load is not None else self.with_demo(DEMO_MODEL, DEMO_LABELS)
@@ -124,8 +124,8 @@ def predict(settings: PredictSettings) -> None:
 @torch.inference_mode()
 def label_sentences(classifier: Classifier, lines: list[str], batch_size: int) -> list[Label]:
     """Label sentences, in their order."""
-    (inputs,) = classifier.inputs([Example(line.strip(), 0) for line in lines])
-    loader = classifier.loader(inputs, batch_size)
+    (examples,) = classifier.tokenize([Example(line.strip(), 0) for line in lines])
+    loader = classifier.loader(examples, batch_size)
     classifier.model.eval()
     batch_scores = []
     with mixed_precision(classifier.device, classifier.dtype):

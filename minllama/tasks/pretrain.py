@@ -17,7 +17,7 @@ from minllama.checkpoints.formats import find_tokenizer
 from minllama.common.errors import InputError, explain_out_of_memory, missing_file
 from minllama.common.files import LARGE, SAMPLE, check_outputs, file_fingerprint
 from minllama.common.flags import LESS_TRAINING_MEMORY, SHAPE, ShapeSettings, TrainSettings
-from minllama.common.program import outliving_output
+from minllama.common.program import survive_closed_stdout
 from minllama.common.progress import progress_bar
 from minllama.common.settings import flag
 from minllama.evaluation.language_model import (
@@ -180,7 +180,7 @@ def pretrain(settings: PretrainSettings) -> None:
     settings.check()
     keep_freed_memory()
     memory_hint = LESS_TRAINING_MEMORY.replace("--max_sentence_len", "--max_seq_len")
-    with explain_out_of_memory("pre-training", memory_hint), outliving_output():
+    with explain_out_of_memory("pre-training", memory_hint), survive_closed_stdout():
         distributed.assert_same_on_all_ranks(settings.fingerprint)
         llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
         given = load_tokenizer(settings, llama)
@@ -265,16 +265,16 @@ def train_steps(
         with distributed.rank_rng(settings.seed, step, device):
             for tokens, targets in itertools.islice(batches, settings.grad_accum):
                 n_targets = targets.numel()  # tokens and targets: (batch, seqlen)
-                mine, is_real = distributed.local_slice(len(tokens))
+                mine, weight = distributed.local_slice(len(tokens))
                 tokens, targets = to_device(tokens[mine], device), to_device(targets[mine], device)
                 with mixed_precision(device, dtype):
                     logits, _ = llama(tokens, targets)  # (batch, seqlen, vocab_size)
                 nats, batch_counts = next_token_loss(logits, targets, bos_id)
                 del logits  # the backward pass does not need them, and they are large
-                loss = nats / n_targets * is_real / settings.grad_accum
+                loss = nats / n_targets * weight / settings.grad_accum
                 loss.backward()
                 step_loss += loss.detach()
-                if is_real:
+                if weight:
                     counts.append(batch_counts)
         distributed.sum_gradients(llama)
         distributed.sum_over_ranks(step_loss)

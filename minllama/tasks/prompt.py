@@ -91,7 +91,7 @@ def prompt(settings: PromptSettings) -> None:
         classifier = zero_shot_classifier(settings, label_names)
         for split, path in paths.items():  # train is counted only, as in the assignment
             print(f"load {len(sentences[split])} data from {path}")
-        dev, test = classifier.inputs(sentences["dev"], sentences["test"])
+        dev, test = classifier.tokenize(sentences["dev"], sentences["test"])
         loaders = {
             "dev": classifier.loader(dev, settings.batch_size),
             "test": classifier.loader(test, settings.batch_size),

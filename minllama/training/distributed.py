@@ -183,16 +183,16 @@ def assert_same_on_all_ranks(values: dict[str, Any]) -> None:
                 )
 
 
-def local_slice(n: int) -> tuple[slice, bool]:
+def local_slice(n: int) -> tuple[slice, int]:
     """Split a batch of n examples among the processes.
 
     Returns:
-        the examples of this process, and whether they count. Where a batch has fewer examples than
-        processes, some compute the first example with weight 0, because all processes have to take
-        part in the collective operations of a backward pass.
+        the examples of this process, and the weight of their loss: 1, or 0 where a batch has fewer
+        examples than processes. Some then compute the first example, because all processes have to
+        take part in the collective operations of a backward pass.
     """
     start, stop = (n * r // world_size() for r in (rank(), rank() + 1))
-    return (slice(start, stop), True) if start < stop else (slice(0, 1), False)
+    return (slice(start, stop), 1) if start < stop else (slice(0, 1), 0)
 
 
 def rounds(batches: Iterable[T]) -> Iterator[tuple[list[T], T, bool]]:

@@ -70,18 +70,18 @@ def lock_weights_path(filepath: str, fingerprint: dict[str, Any], data: str) -> 
     short_digest = digest(fingerprint)[:8]
     wanted = Path(filepath)
     long_name = wanted.with_name(f"{wanted.stem}-{data}-{short_digest}.pt")
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         chosen = wanted
         if distributed.is_rank0():
             own_lock = wanted.with_name(f".finetune-{short_digest}.lock")
-            held.enter_context(lock(own_lock, f"{filepath}: another process is training this run"))
+            locks.enter_context(lock(own_lock, f"{filepath}: another process is training this run"))
             is_free = not wanted.exists() and not wanted.is_symlink()
             is_own = saved_fingerprint(wanted) == fingerprint
             if saved_fingerprint(long_name) == fingerprint or not (is_free or is_own):
                 chosen = long_name
             else:
                 try:
-                    held.enter_context(lock(wanted.with_name(f".{wanted.name}.lock"), filepath))
+                    locks.enter_context(lock(wanted.with_name(f".{wanted.name}.lock"), filepath))
                 except InputError:  # another run that has not saved its weights yet
                     chosen = long_name
             if chosen.exists() and saved_fingerprint(chosen) != fingerprint:

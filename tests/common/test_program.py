@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from minllama.common.errors import InputError
-from minllama.common.program import outliving_output
+from minllama.common.program import survive_closed_stdout
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Unix's signals and streams")
 
@@ -27,7 +27,7 @@ def prints():
         print("line", i)
 
 def trains():
-    with outliving_output():
+    with survive_closed_stdout():
         prints()
         print("progress", file=sys.stderr)
         open("trained", "w").close()
@@ -105,7 +105,7 @@ def test_an_error_of_the_work_precedes_that_of_the_output(monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sys, "stdout", Full())
-    with pytest.raises(InputError, match="lower --lr"), outliving_output():
+    with pytest.raises(InputError, match="lower --lr"), survive_closed_stdout():
         print("epoch 0")
         raise InputError("lower --lr")
 

@@ -36,7 +36,7 @@ def make_classifier(project):
 @torch.inference_mode()
 def scores(classifier, sentence: str) -> torch.Tensor:
     """The scores of a sentence's labels, `(num_labels,)`."""
-    ((example,),) = classifier.inputs([Example(sentence, 0)])
+    ((example,),) = classifier.tokenize([Example(sentence, 0)])
     return classifier.model(torch.tensor([example.ids]), torch.tensor([len(example.ids)]))[0]
 
 

@@ -225,9 +225,9 @@ def test_local_rows_are_the_batch(monkeypatch, n_rows, n):
     monkeypatch.setattr(distributed, "world_size", lambda: n)
     for rank in range(n):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        where, counts = distributed.local_slice(n_rows)
+        where, weight = distributed.local_slice(n_rows)
         assert 1 <= len(rows[where]) <= n_rows // n + 1
-        counted += rows[where] if counts else []
+        counted += rows[where] if weight else []
     assert counted == rows
 
 
