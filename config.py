@@ -5,8 +5,12 @@ import math
 from typing import Any
 
 MAX_COUNTS = {
-    **dict.fromkeys(("vocab_size", "dim", "n_heads", "n_kv_heads"), 2**31 - 1),
-    **dict.fromkeys(("hidden_dim", "multiple_of"), 2**31 - 1),
+    "vocab_size": 2**31 - 1,
+    "dim": 2**31 - 1,
+    "n_heads": 2**31 - 1,
+    "n_kv_heads": 2**31 - 1,
+    "hidden_dim": 2**31 - 1,
+    "multiple_of": 2**31 - 1,
     "max_seq_len": 2**20,  # tokens; the rotary table has a row for each
     "n_layers": 10_000,
 }
@@ -20,29 +24,27 @@ RANGES = {  # from, and to below
 OPTIONAL = ("n_kv_heads", "hidden_dim", "ffn_dim_multiplier")
 
 
-# The assignment's other settings. A Llama computes the same whatever these are …
+# Settings of the assignment that change nothing here: a Llama computes the same with any values.
 UNUSED = {
-    **dict.fromkeys(("return_dict", "use_cache"), True),
-    **dict.fromkeys(("output_hidden_states", "output_attentions", "output_scores"), False),
-    **dict.fromkeys(("torchscript", "is_decoder", "return_dict_in_generate"), False),
-    **dict.fromkeys(("do_sample", "early_stopping"), False),
-    **{"max_length": 20, "min_length": 0, "top_k": 50, "top_p": 1.0, "temperature": 1.0},
-    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 1),
-    **dict.fromkeys(("repetition_penalty", "length_penalty"), 1.0),
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
-    **{"diversity_penalty": 0.0, "chunk_size_feed_forward": 0, "num_labels": 2},
-    **dict.fromkeys(("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id")),
-    **dict.fromkeys(("architectures", "finetuning_task", "id2label", "label2id")),
-    **dict.fromkeys(("tokenizer_class", "prefix", "pad_token_id", "sep_token_id")),
-    **dict.fromkeys(("decoder_start_token_id", "task_specific_params", "xla_device")),
+    "return_dict": True, "use_cache": True, "output_hidden_states": False,
+    "output_attentions": False, "output_scores": False, "torchscript": False, "is_decoder": False,
+    "return_dict_in_generate": False, "do_sample": False, "early_stopping": False,
+    "max_length": 20, "min_length": 0, "top_k": 50, "top_p": 1.0, "temperature": 1.0,
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "repetition_penalty": 1.0,
+    "length_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
+    "diversity_penalty": 0.0, "chunk_size_feed_forward": 0, "num_labels": 2,
+    "bad_words_ids": None, "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "architectures": None, "finetuning_task": None, "id2label": None, "label2id": None,
+    "tokenizer_class": None, "prefix": None, "pad_token_id": None, "sep_token_id": None,
+    "decoder_start_token_id": None, "task_specific_params": None, "xla_device": None,
     "_name_or_path": "",
-}
-# … and with others than these it would be another model.
+}  # fmt: skip
+# Settings of the assignment that have to be as they are: with other values it is another model.
 FIXED = {
-    **{"position_embedding_type": "rotary", "pruned_heads": {}, "tie_word_embeddings": True},
-    **dict.fromkeys(("use_bfloat16", "add_cross_attention"), False),
-    **dict.fromkeys(("is_encoder_decoder", "tie_encoder_decoder"), False),
-}
+    "position_embedding_type": "rotary", "pruned_heads": {}, "tie_word_embeddings": True,
+    "use_bfloat16": False, "add_cross_attention": False, "is_encoder_decoder": False,
+    "tie_encoder_decoder": False,
+}  # fmt: skip
 
 
 def feed_forward_dim(dim: int, multiple_of: int, multiplier: float | None = None) -> int:

@@ -14,9 +14,8 @@ from minllama.common.progress import progress_bar
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
 # Masks and rotary tables that older files have; they are computed here.
 BUFFERS = (
-    *("attention.mask", "rope.freqs", "rotary_emb.inv_freq"),
-    *("freqs_cos", "freqs_sin", "freqs_cis"),
-)
+    "attention.mask", "rope.freqs", "rotary_emb.inv_freq", "freqs_cos", "freqs_sin", "freqs_cis"
+)  # fmt: skip
 
 
 class Checkpoint(NamedTuple):

@@ -47,9 +47,9 @@ def read_splits(
     """Read the files of some splits, check their labels, and return the number of labels too.
 
     Args:
-        paths: by split.
+        paths: the file of each split.
         num_labels: None counts the labels of train.
-        known_from: the file that defines this number.
+        known_from: the file that defines the number of labels, for messages.
     """
     examples = {split: read_labelled(path) for split, path in paths.items()}
     if num_labels is None:

@@ -13,7 +13,7 @@ def prepare_for_training(model: nn.Module, layers: nn.ModuleList, settings: Trai
     """Checkpoint activations, compile the layers and shard the model, as the flags say.
 
     Args:
-        layers: those of the model's Llama.
+        layers: the layers of the model's Llama.
 
     Returns:
         the dtype of autocast. A sharded model computes in its own precision, without autocast.
