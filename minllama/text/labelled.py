@@ -90,8 +90,8 @@ def load_label_names(filename: str | Path) -> list[str]:
         or len(set(names)) < len(names)
     ):
         raise InputError(
-            f"{filename}: expected a JSON list of 2 to {MAX_LABELS:,} different names, such as "
-            '["bad", "good"]'
+            f"{filename}: expected a JSON list of 2 to {MAX_LABELS:,} different names without tabs "
+            'and line breaks, such as ["bad", "good"]'
         )
     return names
 

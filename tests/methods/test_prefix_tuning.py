@@ -1,14 +1,12 @@
 """Prefix tuning against its definition."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_llama
 from methods_kit import TOKENS
 
-from minllama.checkpoints.pt import read_checkpoint
 from minllama.inference.cache import KVCache
 from minllama.methods.prefix_tuning import PrefixAttention, add_prefix
 
@@ -72,21 +70,3 @@ def test_a_prefix_begins_as_keys_and_values_of_tokens(n_kv_heads):
             for head in range(n_kv_heads):
                 expected = linear.weight[8 * head : 8 * head + 8] @ normed
                 assert torch.allclose(prefix[head, position], expected, atol=1e-4)
-
-
-def test_a_file_with_the_former_names_predicts_the_same(run_cli, copy_finetuned):
-    name = copy_finetuned("--causal", "--lr", "1e-2", "--tune", "prefix", "--prefix_length", "5")
-    saved = read_checkpoint(name)
-    assert saved["model"]["llama.layers.1.attention.prefix_key"].shape == (2, 5, 8)
-    load = ["--option", "finetune", "--load", name]
-    code, expected, _ = run_cli(*load)
-    assert code == 0
-    predictions = Path("toy-dev-advanced-output.txt").read_text()
-    former = {
-        name.replace(".attention.prefix_", ".attention.attend.prefix_"): tensor
-        for name, tensor in saved["model"].items()
-    }
-    assert len(former.keys() - saved["model"].keys()) == 2 * 2
-    torch.save(saved | {"model": former}, name)
-    assert run_cli(*load)[:2] == (0, expected)
-    assert Path("toy-dev-advanced-output.txt").read_text() == predictions

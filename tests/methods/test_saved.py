@@ -80,18 +80,6 @@ def test_a_saved_run_takes_its_own_settings_and_other_data(saved_run, run_cli):
     assert (code, err) == (0, "") and "load 1 data from other-dev.txt" in out
 
 
-def test_flags_that_an_older_saved_run_does_not_know_are_off(saved_run, run_cli):
-    """Of version 0.1 no file has the flags of pooling."""
-    saved = read_checkpoint(saved_run)
-    parts = {
-        part: {name: value for name, value in saved[part].items() if name != "pooling"}
-        for part in ("args", "model_config")
-    }
-    edit(saved_run, **parts)
-    assert run_cli(*LOAD, saved_run)[0] == 0
-    assert_refused(run_cli(*LOAD, saved_run, "--pooling", "mean"), "pooling None")
-
-
 def test_a_saved_run_is_evaluated_as_it_was_trained(project, run_cli):
     flags = ["--option", "finetune", *project.flags, "--causal", "--dtype", "bfloat16"]
     assert run_cli(*flags, "--batch_size", "3", "--max_sentence_len", "7")[0] == 0

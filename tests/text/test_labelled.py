@@ -67,7 +67,7 @@ def test_bad_lines_are_named(file, content, line, expected):
 @pytest.mark.parametrize(
     "names",
     [
-        *({"bad": 0}, ["good"], ["a", "a"], ["a", 3], ["a", " "], "ab"),
+        *({"bad": 0}, ["good"], ["a", "a"], ["a", 3], ["a", " "], ["a", "b\nc"], "ab"),
         [f"label {i}" for i in range(100_000)],
     ],
 )
