@@ -227,6 +227,7 @@ class TrainSettings(TaskSettings):
 
     title = "finetune and pretrain"
 
+    dtype: str = flag("float32", "dtype of autocast", choices=("float32", "bfloat16"))
     grad_accum: int = flag(1, "batches per optimizer step", low=1)
     activation_checkpointing: bool = flag(
         False, "recompute activations in the backward pass to save memory"

@@ -16,7 +16,6 @@ from minllama.evaluation.metrics import check_metrics_file
 from minllama.evaluation.plot import check_picture
 from minllama.methods.base import Method
 from minllama.methods.saved import read_classifier
-from minllama.training.precision import check_training_dtype
 
 # The files that the result depends on, and the settings, besides those of methods.
 FINGERPRINT_FILES = (
@@ -35,7 +34,7 @@ UNUSED_WITH_LOAD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(ClassifySettings, TrainSettings):
+class FinetuneSettings(TrainSettings, ClassifySettings):
     """The flags of fine-tuning.
 
     Attributes:
@@ -147,7 +146,6 @@ class FinetuneSettings(ClassifySettings, TrainSettings):
             InputError: they do not.
             FileNotFoundError: a file is absent.
         """
-        check_training_dtype(self.dtype)
         for method in self.methods:
             if self.shard and not method.shardable:
                 raise InputError(

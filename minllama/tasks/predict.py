@@ -69,6 +69,8 @@ class PredictSettings(ZeroShotSettings):
             for name in ("prompt_template", "calibrate"):
                 if name in values:
                     raise InputError(f"--{name}: --load uses no prompt; leave one of them out")
+            if values.get("dtype") == "int8":
+                raise InputError("--dtype int8: --load computes in float32 or bfloat16")
             values = FinetuneSettings.from_saved_run(values)
         return cls(**cls.select_fields(values), explicit=explicit)
 

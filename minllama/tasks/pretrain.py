@@ -38,7 +38,6 @@ from minllama.text.token_files import TokenizedText, check_token_files, holds_to
 from minllama.training import distributed
 from minllama.training.precision import (
     check_finite,
-    check_training_dtype,
     clip_gradients,
     mixed_precision,
 )
@@ -127,7 +126,6 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
         check_token_files(self.text, self.given_tokenizer)
         if self.causal is False:
             raise InputError("--no-causal: a language model needs the causal mask; leave it out")
-        check_training_dtype(self.dtype)
         if self.split[0] == 0:
             raise InputError("--split: the training fraction must be greater than 0")
         if self.given_tokenizer and "vocab_size" in self.explicit:

@@ -9,22 +9,11 @@ from torch import nn
 from minllama.common.errors import InputError
 
 
-def check_training_dtype(dtype: str) -> None:
-    """Check that a model can be trained in this dtype.
-
-    Raises:
-        InputError: it cannot.
-    """
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype {dtype}: training is in float32 or bfloat16")
-
-
 def mixed_precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
     """A context that computes matrix products in `dtype`; "float32" changes nothing.
 
     Weights, optimizer state, norms and softmax stay in float32.
     """
-    check_training_dtype(dtype)
     if dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
