@@ -122,8 +122,7 @@ class LlamaConfig(PretrainedConfig):
         self.dim = dim
         self.dropout = dropout
         self.n_layers = n_layers
-        self.n_heads = n_heads
-        self.n_kv_heads = n_kv_heads
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.max_seq_len = max_seq_len
         self.layer_norm_eps = layer_norm_eps
         self.multiple_of = multiple_of
@@ -131,8 +130,7 @@ class LlamaConfig(PretrainedConfig):
         self.rope_theta = rope_theta
         self.ffn_dim_multiplier = ffn_dim_multiplier
         self.tie_embeddings = tie_embeddings
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
+        self.bos_token_id, self.eos_token_id = bos_token_id, eos_token_id
         self.tokenizer = tokenizer
         self.causal = causal
         self.attention_dropout = dropout if attention_dropout is None else attention_dropout

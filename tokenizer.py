@@ -128,7 +128,7 @@ class Tokenizer:
         """
         first = [self.sp_model.unk_id(), self.bos_id, self.eos_id]
         first += [self.sp_model.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        if len(set(first)) < len(first):
+        if min(first) < 0 or len(set(first)) < len(first):
             raise InputError(
                 f"{self.model_path}: no pieces for BOS, EOS and the 256 bytes, without which "
                 "llama2.c's programs fail; train with a larger --vocab_size"

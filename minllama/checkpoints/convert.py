@@ -24,18 +24,25 @@ DTYPES = {"pt": FLOATS, "hf": FLOATS, "llama2c": ("float32", "int8")}  # by form
 
 
 def convert(
-    source: str, target: str, to: str, dtype: str | None = None, causal: bool | None = None
+    source: str,
+    target: str,
+    to: str,
+    dtype: str | None = None,
+    causal: bool | None = None,
+    tokenizer_path: str | Path | None = None,
 ) -> None:
     """Read a checkpoint and write it in the format `to`, a key of `DTYPES`.
 
-    `causal` overrides the checkpoint's.
+    Args:
+        causal: overrides the checkpoint's.
+        tokenizer_path: by default the tokenizer beside the checkpoint.
 
     Raises:
         InputError: the format cannot express the model, or something would be overwritten.
     """
     if dtype is not None and dtype not in DTYPES[to]:
         raise InputError(f"--dtype {dtype}: --to {to} has {', '.join(DTYPES[to])}")
-    path = tokenizer_beside(source)
+    path = tokenizer_path or tokenizer_beside(source)
     if to == "hf":
         check_new_folder(Path(target))
     else:
@@ -53,17 +60,25 @@ def convert(
             f"{source}: attends without a mask, which --to {to} cannot express; if it was trained "
             "with one, as stories42M.pt, add --causal"
         )
-    if to != "llama2c" and dtype is not None:
-        checkpoint = in_dtype(checkpoint, getattr(torch, dtype))
-    if to == "pt":
-        pt.save(checkpoint, target)
-    elif to == "hf":
-        hf.save(checkpoint, target, tokenizer)
-    else:
+    write(checkpoint, target, to, dtype, tokenizer)
+    write_files(tokenizer_files)
+
+
+def write(
+    checkpoint: Checkpoint, target: str, to: str, dtype: str | None, tokenizer: Tokenizer | None
+) -> None:
+    """Write a checkpoint in a format and a precision."""
+    if to == "llama2c":
         if tokenizer is not None:
             checkpoint = llama2c.in_order(checkpoint, tokenizer.llama2c_order())
         llama2c.save(checkpoint, target, version=2 if dtype == "int8" else 0)
-    write_files(tokenizer_files)
+        return
+    if dtype is not None:
+        checkpoint = in_dtype(checkpoint, getattr(torch, dtype))
+    if to == "pt":
+        pt.save(checkpoint, target)
+    else:
+        hf.save(checkpoint, target, tokenizer)
 
 
 def check_new_folder(path: Path) -> None:
@@ -125,8 +140,9 @@ def main() -> None:
     parser.add_argument(
         "--causal", action=BooleanOptionalAction, help="mask later positions, by default as IN says"
     )
+    parser.add_argument("--tokenizer-path", help="by default tokenizer.model beside IN")
     args = parser.parse_args()
-    convert(args.source, args.target, args.to, args.dtype, args.causal)
+    convert(**vars(args))
     print(f"wrote {args.target}")
 
 

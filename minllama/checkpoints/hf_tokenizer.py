@@ -37,24 +37,15 @@ def files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
     sp = tokenizer.sp_model
-    pieces = [sp.id_to_piece(i) for i in range(tokenizer.n_words)]
-    special = [sp.unk_id(), tokenizer.bos_id, tokenizer.eos_id]
-    bos = pieces[tokenizer.bos_id]
+    special = [(i, sp.id_to_piece(i)) for i in (sp.unk_id(), tokenizer.bos_id, tokenizer.eos_id)]
+    bos = sp.id_to_piece(tokenizer.bos_id)
     begin = {"SpecialToken": {"id": bos, "type_id": 0}}
     a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
         "added_tokens": [
-            {
-                "id": i,
-                "content": pieces[i],
-                "special": True,
-                "normalized": False,
-                **dict.fromkeys(("single_word", "lstrip", "rstrip"), False),
-            }
-            for i in sorted(special)
+            {"id": i, "content": piece, "special": True, **flags} for i, piece in sorted(special)
         ],
         "normalizer": {
             "type": "Sequence",
@@ -63,7 +54,6 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
                 {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
             ],
         },
-        "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [begin, a],
@@ -79,33 +69,31 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
                 {"type": "Strip", "content": " ", "start": 1, "stop": 0},
             ],
         },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": pieces[sp.unk_id()],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": sp.piece_to_id("<0x00>") != sp.unk_id(),
-            "vocab": {piece: i for i, piece in enumerate(pieces)},
-            "merges": merges(tokenizer, pieces),
-        },
+        "model": bpe_model(tokenizer),
     }
 
 
-def merges(tokenizer: Tokenizer, pieces: list[str]) -> list[list[str]]:
-    """All pairs of pieces that make a piece, the earliest merge first."""
+def bpe_model(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The pieces, and all pairs of them that make a piece, the earliest merge first."""
     sp = tokenizer.sp_model
+    pieces = [sp.id_to_piece(i) for i in range(tokenizer.n_words)]
     texts = {
         piece: sp.get_score(i)
         for i, piece in enumerate(pieces)
         if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i))
     }
-    pairs = []
+    merges = []
     for piece in sorted(texts, key=lambda piece: -texts[piece]):
         splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
-        pairs += [[left, right] for left, right in splits if left in texts and right in texts]
-    return pairs
+        merges += [[left, right] for left, right in splits if left in texts and right in texts]
+    return {
+        "type": "BPE",
+        "unk_token": pieces[sp.unk_id()],
+        "fuse_unk": True,
+        "byte_fallback": sp.piece_to_id("<0x00>") != sp.unk_id(),
+        "vocab": {piece: i for i, piece in enumerate(pieces)},
+        "merges": merges,
+    }
 
 
 def check_expressible(tokenizer: Tokenizer) -> None:

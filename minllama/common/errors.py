@@ -35,8 +35,8 @@ def missing_file(path: str | Path) -> FileNotFoundError:
         return FileNotFoundError(f"{path}: a URL; download it, and name the file")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not re.search(r"\.[a-z]+$", text):
         return FileNotFoundError(
-            f"{path}: no such file or folder; a model of that name on the Hugging Face hub is "
-            f"fetched with `hf download {path} --local-dir FOLDER`"
+            f"{path}: no such file or folder; if it names a model on the Hugging Face hub, "
+            f"`hf download {path} --local-dir FOLDER` fetches it"
         )
     return FileNotFoundError(
         f"{path}: no such file; `bash setup.sh` fetches the assignment's weights and data"

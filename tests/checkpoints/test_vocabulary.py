@@ -107,6 +107,21 @@ def test_transformers_gives_our_ids(tmp_path, monkeypatch, hide, kind):
         assert ids == tokenizer.encode(text, bos=True, eos=False), text
 
 
+def test_a_tokenizer_of_another_model_is_not_exported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(train(tmp_path / "own.model"), tmp_path / "in")
+    train(tmp_path / "in/tokenizer.model", vocab_size=310)
+    for to in ("hf", "llama2c"):
+        with pytest.raises(InputError, match=r"in/tokenizer.model .* with --tokenizer-path"):
+            convert("in/model.pt", f"out-{to}", to)
+    convert("in/model.pt", "out.bin", "llama2c", tokenizer_path="own.model")
+    own = Tokenizer(tokenizer_model="own.model")
+    assert (tmp_path / "tokenizer.bin").read_bytes() == own.to_llama2c()
+    without_bos = train(tmp_path / "without.model", bos_id=-1)
+    with pytest.raises(InputError, match="no pieces for BOS"):
+        without_bos.to_llama2c()
+
+
 def test_special_ids_are_the_tokenizers(tmp_path, monkeypatch):
     """A text ends at BOS too, as it does here."""
     pytest.importorskip("safetensors")
