@@ -19,7 +19,7 @@ def load(path: str | Path) -> Checkpoint:
     if not Path(path).exists():
         raise missing_file(path)
     for fmt in FORMATS:
-        if fmt.reads(path):
+        if fmt.recognizes(path):
             return fmt.load(path)
     raise InputError(
         f"{path}: a folder without config.json or params.json; name a file or folder of weights"
@@ -37,7 +37,7 @@ def tokenizer_beside(path: str | Path) -> Path | None:
     for place in places:
         if (place / "tokenizer.model").is_file():
             return place / "tokenizer.model"
-    if hf.reads(path) and (folder / "tokenizer.json").is_file():
+    if hf.recognizes(path) and (folder / "tokenizer.json").is_file():
         raise InputError(
             f"{folder}: has only a tokenizer.json; add tokenizer.model or --tokenizer-path"
         )

@@ -66,7 +66,7 @@ IGNORED = {  # without effect on the computation here
 }  # fmt: skip
 
 
-def reads(path: str | Path) -> bool:
+def recognizes(path: str | Path) -> bool:
     """Whether a path is such a folder, or a file of weights in one."""
     return folder_of(path) is not None
 

@@ -35,7 +35,7 @@ class Header(NamedTuple):
     group: int  # numbers that share a scale in version 2
 
 
-def reads(path: str | Path) -> bool:
+def recognizes(path: str | Path) -> bool:
     """Whether a file begins with the magic number; one of version 0 is recognized by its size."""
     path = Path(path)
     if not path.is_file():

@@ -18,7 +18,7 @@ KNOWN = (
 )  # fmt: skip
 
 
-def reads(path: str | Path) -> bool:
+def recognizes(path: str | Path) -> bool:
     """Whether a path is such a folder, or one of its shards."""
     return bool(shards_of(path))
 

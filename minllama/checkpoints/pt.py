@@ -31,7 +31,7 @@ OTHER_NAMES = {  # llama2.c's, and ours
 }
 
 
-def reads(path: str | Path) -> bool:
+def recognizes(path: str | Path) -> bool:
     """Whether a path is a file; `read_checkpoint` checks its content."""
     return Path(path).is_file()
 

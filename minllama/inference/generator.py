@@ -156,7 +156,7 @@ class GenerationBatch:
         return bool(self.stop) and self._find_stop(self.tokenizer.decode(ids), row) is not None
 
     def _find_stop(self, text: str, row: int) -> int | None:
-        """Where the first stop begins in the continuation of a row."""
+        """Find where the first stop begins in the continuation of a row."""
         starts = [text.find(stop, self.prompt_lengths[row]) for stop in self.stop]
         return min((start for start in starts if start >= 0), default=None)
 

@@ -53,11 +53,11 @@ class Batch1Llama(nn.Module):
         positions: torch.Tensor | None = None,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
-        """As `Llama.hidden_states`."""
+        """Compute the hidden states as `Llama.hidden_states` does."""
         return self.llama.hidden_states(tokens, positions, cache)
 
     def next_logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """As `Llama.next_logits`."""
+        """Compute the next logits as `Llama.next_logits` does."""
         if tokens.numel() > 1:
             return self.llama.next_logits(tokens, cache)
         logits = self.step(int(tokens), cache.lengths[0], cache.data[:, :, 0])

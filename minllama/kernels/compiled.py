@@ -235,7 +235,7 @@ class CompiledLlama(Batch1Llama):
         self._compile()
 
     def step(self, token: int, position: int, keys_values: torch.Tensor) -> torch.Tensor:
-        """As `Batch1Llama.step`. The next step overwrites the result."""
+        """Compute logits as `Batch1Llama.step` does. The next step overwrites them."""
         numba.set_num_threads(self.n_threads)
         cache = keys_values.numpy()
         self.compiled(token, position, *self.constants, cache, self.eps, self.row)

@@ -36,7 +36,7 @@ class Mixout(Method):
 
 
 class MixoutLinear(FastLinear):
-    """In training, x times a random mixture of the weights W and the pretrained U.
+    """A linear layer that trains with a random mixture of its weights W and the pretrained U.
 
     Every element is taken from U with probability p, and corrected so that the expectation is W:
     (M∘U + (1 - M)∘W - p·U) / (1 - p) (arXiv 1909.11299, section 4).

@@ -1,1 +1,1 @@
-"""What one does with a model: a file for each `--option`, and what they share."""
+"""The tasks of a model: one file for each `--option`, told from top to bottom."""

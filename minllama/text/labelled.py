@@ -187,5 +187,5 @@ class LlamaDataset(Dataset):
         return batch.token_ids, batch.labels, batch.sents
 
     def collate_fn(self, all_data: Sequence[tuple[str, int, list[int]]]) -> dict[str, Any]:
-        """What `pad_data` returns, as a dict."""
+        """Pad examples into a dict of what `pad_data` returns."""
         return dict(zip(("token_ids", "labels", "sents"), self.pad_data(all_data), strict=True))

@@ -29,7 +29,7 @@ class Pieces:
         return int(self.ends[-1])
 
     def __getitem__(self, i: int) -> tuple[int, int]:
-        """Where piece `i` begins, and where its document ends."""
+        """Return the start of piece `i` and the end of its document."""
         document = int(self.ends.searchsorted(i, side="right"))
         n_before = int(self.ends[document - 1]) if document else 0
         start = int(self.bounds[document]) + self.step * (i - n_before)

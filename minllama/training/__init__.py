@@ -1,1 +1,1 @@
-"""What every training shares: the step, precision, schedule, run folder, memory and devices."""
+"""Shared by both trainings: the step, precision, schedule, run folder, memory and devices."""

@@ -12,7 +12,7 @@ from minllama.checkpoints.layout import Checkpoint, build_checkpoint
 from minllama.common.errors import InputError
 
 
-def reads(path: str | Path) -> bool:
+def recognizes(path: str | Path) -> bool:
     """Whether a path is a file of this format."""
     if not zipfile.is_zipfile(path):
         return False
