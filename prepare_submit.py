@@ -59,15 +59,14 @@ def collect(folder: Path) -> Iterator[Path]:
     """
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_excluded_folder(Path(root, name)))
-        wanted = sorted(
-            name
-            for name in files
-            if Path(name).suffix.lower() not in EXCLUDED_SUFFIXES and not name.startswith(".")
-        )
-        for path in (Path(root, name) for name in (*folders, *wanted)):
-            if path.is_symlink():
+        for path in (Path(root, name) for name in sorted(files)):
+            is_wanted = path.suffix.lower() not in EXCLUDED_SUFFIXES and not path.name.startswith(
+                "."
+            )
+            if is_wanted and path.is_symlink():
                 raise AssertionError(f"{path} is a link; put what it points to in its place")
-        yield from filter(Path.is_file, (Path(root, name) for name in wanted))
+            if is_wanted and path.is_file():
+                yield path
 
 
 def is_excluded_folder(path: Path) -> bool:

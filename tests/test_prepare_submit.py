@@ -141,7 +141,7 @@ def test_a_zip_takes_its_name_only_after_it_was_checked(folder):
 
 
 @unix
-@pytest.mark.parametrize("target", ["/etc/hostname", "absent", "/etc"])
+@pytest.mark.parametrize("target", ["/etc/hostname", "absent"])
 def test_links_are_not_followed(folder, target):
     (folder / "stories42M.pt").symlink_to("/etc/hostname")  # left out, so it does no harm
     main(folder, "alice")

@@ -1,4 +1,4 @@
-"""llama2.c's `.bin` files: versions 0 and 1 in float32, version 2 in int8 (Q8_0).
+"""llama2.c's `.bin` files, as its programs read them: version 0 in float32, 2 in int8 (Q8_0).
 
 A file is a header followed by the tensors. The programs that read it fix theta and epsilon, so a
 model with other values cannot be written.
@@ -18,8 +18,8 @@ from minllama.common.errors import InputError
 from minllama.common.files import atomic_write
 from minllama.common.progress import progress_bar
 
-MAGIC = struct.pack("<I", 0x616B3432)  # "ak42", which versions 1 and 2 begin with
-HEADER_SIZES = (28, 256, 256)  # bytes, by version
+MAGIC = struct.pack("<I", 0x616B3432)  # "ak42", which version 2 begins with
+HEADER_SIZES = {0: 28, 2: 256}  # bytes, by version
 GROUP = 64  # numbers that share a scale, if it divides the widths
 THETA = 10000.0
 FIXED = {"rope_theta": THETA, "layer_norm_eps": 1e-5}  # in run.c and runq.c
@@ -57,8 +57,8 @@ def parse_header(start: bytes) -> Header:
     """Read a header, or raise a `ValueError` if no Llama has these sizes."""
     if start.startswith(MAGIC):
         version, *sizes, tied, group = struct.unpack_from("<4xi7i?i", start)
-        if version not in (1, 2):
-            raise ValueError(f"version {version}, expected 0, 1 or 2")
+        if version != 2:
+            raise ValueError(f"version {version}, expected 0 or 2")
     else:
         sizes = list(struct.unpack_from("<7i", start))
         version, tied, group = 0, sizes[5] > 0, 1

@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_llama, save_llama
+from conftest import make_llama, save_llama
 
 from config import LlamaConfig
 from llama import load_pretrained
@@ -76,7 +76,7 @@ def logits_of(path) -> torch.Tensor:
     ("n_kv_heads", "theta", "dtype"), [(4, 1e4, torch.float32), (1, 5e5, torch.bfloat16)]
 )
 def test_transformers_agrees(folder, tokenizer, tied, n_kv_heads, theta, dtype):
-    """It loads our folder without a warning, and we load its folder; logits and ids agree."""
+    """It loads our folder without a warning, and we load its folder; logits agree."""
     pytest.importorskip("safetensors")
     transformers = pytest.importorskip("transformers")
     checkpoint = random_checkpoint(tied, n_kv_heads, theta, dtype)
@@ -96,24 +96,6 @@ def test_transformers_agrees(folder, tokenizer, tied, n_kv_heads, theta, dtype):
     theirs.to(dtype).save_pretrained(folder / "theirs")
     assert same(formats.load("theirs"), checkpoint)
     assert (logits_of("theirs") - expected).abs().max() < tolerance
-    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "ours")
-    for text in ("a warm and funny film", "naïve 映画"):
-        assert their_tokenizer(text)["input_ids"] == tokenizer.encode(text, bos=True, eos=False)
-
-
-@TIED
-@HEADS
-def test_a_stored_folder_of_transformers_computes_the_same(tied, n_kv_heads):
-    """`tests/make_hf_fixture.py` wrote it, with the logits."""
-    pytest.importorskip("safetensors")
-    name = f"{'tied' if tied else 'untied'}-{n_kv_heads}"
-    stored = ROOT / "tests/fixtures/transformers" / name
-    expected = torch.tensor(json.loads((stored / "logits.json").read_text()))
-    tokens = torch.tensor([[1, 5, 9, 30, 2, 17]])
-    with torch.inference_mode():
-        logits, _ = load_pretrained(stored).eval()(tokens, targets=tokens)
-    assert (logits[0] - expected).abs().max() < 1e-4 * expected.abs().max()
-    assert load_pretrained(stored).config.causal
 
 
 def write_shards(checkpoint: Checkpoint, folder, n: int) -> None:
@@ -283,35 +265,14 @@ def test_damaged_meta_folders_are_refused(folder):
 # llama2.c
 
 
-def write_version_1(checkpoint: Checkpoint, path) -> None:
-    """As llama2.c's export.py states it."""
-    config, tensors, _ = checkpoint
-    sizes = (config.dim, config.ffn_dim, config.n_layers, config.n_heads, config.n_kv_heads)
-    sizes += (config.vocab_size, config.max_seq_len)
-    start = struct.pack("<Ii7iB", 0x616B3432, 1, *sizes, config.tie_embeddings)
-    layers = range(config.n_layers)
-    matrices = [f"attention.compute_{n}" for n in ("query", "key", "value", "output")]
-    matrices += [f"feed_forward.{n}" for n in ("w1", "w2", "w3")]
-    names = [f"layers.{i}.{norm}" for norm in ("attention_norm", "ffn_norm") for i in layers]
-    names += ["norm", "tok_embeddings"]
-    names += [f"layers.{i}.{matrix}" for matrix in matrices for i in layers]
-    names += [] if config.tie_embeddings else ["output"]
-    content = b"".join(tensors[f"{name}.weight"].numpy().tobytes() for name in names)
-    path.write_bytes(start.ljust(256, b"\0") + content)
-
-
 @TIED
 @HEADS
 def test_float_files_of_llama2c(folder, tied, n_kv_heads):
     checkpoint = random_checkpoint(tied, n_kv_heads)
     llama2c.save(checkpoint, "0.bin", version=0)
-    write_version_1(checkpoint, folder / "1.bin")
-    for name in ("0.bin", "1.bin"):
-        assert same(formats.load(name), checkpoint), name
+    assert same(formats.load("0.bin"), checkpoint)
     llama2c.save(formats.load("0.bin"), "again.bin", version=0)
     assert (folder / "again.bin").read_bytes() == (folder / "0.bin").read_bytes()
-    (folder / "1.bin").write_bytes((folder / "1.bin").read_bytes()[:-4])
-    assert_refused("1.bin", "bytes, but its header describes")
 
 
 @TIED
@@ -319,6 +280,8 @@ def test_int8_files_of_llama2c_are_within_half_a_step(folder, tied):
     checkpoint = random_checkpoint(tied)
     llama2c.save(checkpoint, "2.bin", version=2)
     loaded = formats.load("2.bin")
+    (folder / "cut.bin").write_bytes((folder / "2.bin").read_bytes()[:-4])
+    assert_refused("cut.bin", "bytes, but its header describes")
     for name, tensor in checkpoint.tensors.items():
         if tensor.dim() == 1:
             assert torch.equal(loaded.tensors[name], tensor)
@@ -410,7 +373,7 @@ BAD_HEADERS = {
     "odd": header(n_heads=5),
     "short": header()[:20],
     "version-3": MAGIC + struct.pack("<i", 3) + bytes(300),
-    "version-1-cut": MAGIC + struct.pack("<i", 1) + header() + b"\1",
+    "version-1": (MAGIC + struct.pack("<i", 1) + header() + b"\1").ljust(256, b"\0"),
     "no-group": (MAGIC + struct.pack("<i", 2) + header() + b"\1").ljust(256, b"\0"),
     "odd-group": (MAGIC + struct.pack("<i", 2) + header() + b"\1\7").ljust(256, b"\0"),
 }
