@@ -15,9 +15,9 @@ from minllama.text.batches import Batch, Example
 from tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from minllama.methods.training import Training
+    from minllama.methods.train_state import TrainState
 else:  # which imports this file
-    Training = Any
+    TrainState = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +103,21 @@ class Method(Settings):
         """Make other model inputs of the sentences, truncated to the model's context."""
         return None
 
-    def before_training(self, training: Training) -> None:
+    def before_training(self, training: TrainState) -> None:
         """Prepare the model, the parameter groups, and the method's own tensors."""
 
-    def loss(self, training: Training, batch: Batch, loss: torch.Tensor) -> torch.Tensor:
+    def loss(self, training: TrainState, batch: Batch, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss to minimize, given a batch and its loss so far, a scalar."""
         return loss
 
-    def after_step(self, training: Training, step: int) -> None:
+    def after_step(self, training: TrainState, step: int) -> None:
         """Act after an optimizer step, of which `step` have been taken."""
 
     def reason_to_stop(self, epoch: int, best_epoch: int) -> str | None:
         """Return a message if training is to stop after this epoch (-1 before the first)."""
         return None
 
-    def after_training(self, training: Training) -> bool:
+    def after_training(self, training: TrainState) -> bool:
         """Post-process the best epoch's weights; return whether they changed."""
         return False
 

@@ -7,7 +7,7 @@ from torch import nn
 from classifier import SentenceClassifier
 from minllama.common.errors import InputError
 from minllama.common.settings import flag
-from minllama.methods.base import Method, Training
+from minllama.methods.base import Method, TrainState
 from minllama.training.schedule import learning_rate
 
 
@@ -33,7 +33,7 @@ class LearningRates(Method):
         metavar="FACTOR",
     )
 
-    def before_training(self, training: Training) -> None:
+    def before_training(self, training: TrainState) -> None:
         """Split the parameter group by depth, and set the rates of the first step.
 
         Raises:
@@ -50,7 +50,7 @@ class LearningRates(Method):
                 group["initial_lr"] = group["lr"]
             self.after_step(training, 0)
 
-    def after_step(self, training: Training, step: int) -> None:
+    def after_step(self, training: TrainState, step: int) -> None:
         """Set the rates of the next step."""
         n_warmup = round(self.warmup * training.n_steps)
         for group in training.groups:

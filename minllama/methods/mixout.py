@@ -10,7 +10,7 @@ from torch import nn
 from base_llama import replace
 from minllama.common.settings import flag
 from minllama.kernels.cpu import FastLinear, product
-from minllama.methods.base import Method, Training
+from minllama.methods.base import Method, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Mixout(Method):
         metavar="P",
     )
 
-    def before_training(self, training: Training) -> None:
+    def before_training(self, training: TrainState) -> None:
         """Replace every linear layer of attention and feed-forward by a `MixoutLinear`."""
         layers = training.model.llama.layers
         for name, module in list(layers.named_modules()):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from minllama.common.settings import flag
-from minllama.methods.base import Method, Training
+from minllama.methods.base import Method, TrainState
 from minllama.text.batches import Batch
 
 
@@ -41,7 +41,7 @@ class Smart(Method):
     smart_mu: float = flag(1.0, "weight of the divergence from the averaged model")
     smart_momentum: float = flag(0.99, "momentum of the averaged model", high=1)
 
-    def before_training(self, training: Training) -> None:
+    def before_training(self, training: TrainState) -> None:
         """Measure the embeddings, and start the average at the weights."""
         embeddings = training.model.llama.tok_embeddings.weight
         training.method_constants["smart.unit"] = embeddings.detach().std().cpu()
@@ -50,7 +50,7 @@ class Smart(Method):
                 if parameter.requires_grad:
                     training.method_state[f"smart.{name}"] = parameter.detach().clone()
 
-    def loss(self, training: Training, batch: Batch, loss: torch.Tensor) -> torch.Tensor:
+    def loss(self, training: TrainState, batch: Batch, loss: torch.Tensor) -> torch.Tensor:
         """Add the regularizers."""
         with evaluating(training.model):
             log_p = training.log_probs(batch)
@@ -64,7 +64,7 @@ class Smart(Method):
                 divergence += self.smart_mu * symmetric_divergence(log_p, log_average)
         return loss + divergence / training.settings.batch_size  # as the loss in a smaller batch
 
-    def ascend(self, training: Training, batch: Batch, log_p: torch.Tensor) -> torch.Tensor:
+    def ascend(self, training: TrainState, batch: Batch, log_p: torch.Tensor) -> torch.Tensor:
         """Find the perturbation δ `(batch, seqlen, dim)` by projected gradient ascent."""
         unit = training.method_constants["smart.unit"].item()
         radius, step_size = unit * self.smart_radius, unit * self.smart_step_size
@@ -80,7 +80,7 @@ class Smart(Method):
         return delta
 
     @torch.no_grad()
-    def after_step(self, training: Training, step: int) -> None:
+    def after_step(self, training: TrainState, step: int) -> None:
         """Update the average, θ̃ = β·θ̃ + (1 - β)·θ."""
         for name, parameter in training.model.named_parameters():
             if f"smart.{name}" in training.method_state:
@@ -92,7 +92,7 @@ def symmetric_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tens
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum()
 
 
-def averaged_model(training: Training) -> Callable[..., torch.Tensor]:
+def averaged_model(training: TrainState) -> Callable[..., torch.Tensor]:
     """The classifier with the averaged weights."""
     prefix = "smart."
     average = {

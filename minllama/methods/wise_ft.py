@@ -8,7 +8,7 @@ from torch import nn
 
 from classifier import LlamaEmbeddingClassifier
 from minllama.common.settings import flag
-from minllama.methods.base import Method, Training
+from minllama.methods.base import Method, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class WiseFT(Method):
         metavar="ALPHA",
     )
 
-    def before_training(self, training: Training) -> None:
+    def before_training(self, training: TrainState) -> None:
         """Initialize a new head, and remember the weights."""
         if isinstance(training.model, LlamaEmbeddingClassifier):
             encode = training.classifier.tokenizer.encode
@@ -41,7 +41,7 @@ class WiseFT(Method):
             if parameter.requires_grad:
                 training.method_constants[f"wise_ft.{name}"] = parameter.detach().clone()
 
-    def after_training(self, training: Training) -> bool:
+    def after_training(self, training: TrainState) -> bool:
         """Evaluate every interpolation, print the curve, and leave the best in the model."""
         start, end = {}, {}
         for name, parameter in training.model.named_parameters():

@@ -18,7 +18,7 @@ from minllama.evaluation.plot import draw
 from minllama.kernels.cpu import keep_freed_memory
 from minllama.methods.classify import Classifier, build, load
 from minllama.methods.settings import FinetuneSettings
-from minllama.methods.training import Training
+from minllama.methods.train_state import TrainState
 from minllama.text.batches import Example
 from minllama.text.labelled import read_splits
 from minllama.training import distributed, run
@@ -120,7 +120,7 @@ def train_epochs(
     # The assignment evaluates train in a new random order, which draws random numbers.
     is_causal = model.llama.config.causal
     eval_loader = classifier.loader(train_examples, settings.batch_size, shuffle=not is_causal)
-    training = Training(settings, classifier, train_examples, dev_examples)
+    training = TrainState(settings, classifier, train_examples, dev_examples)
     optimizer = training.optimizer
     training.start_or_resume(fingerprint)
 

@@ -10,7 +10,7 @@ from minllama import methods
 from minllama.methods.base import Method
 from minllama.methods.classify import Classifier
 from minllama.methods.settings import FinetuneSettings
-from minllama.methods.training import Training
+from minllama.methods.train_state import TrainState
 from minllama.tasks.finetune import train_epochs
 from minllama.text.batches import Batch, Example
 
@@ -47,12 +47,12 @@ def settings_of(classifier: Classifier, lr: float = 1e-2, **more) -> FinetuneSet
     )
 
 
-def make_training(classifier: Classifier, n_steps: int = 3, lr: float = 1e-2) -> Training:
+def make_training(classifier: Classifier, n_steps: int = 3, lr: float = 1e-2) -> TrainState:
     """A training of so many steps, before its first."""
-    return Training(settings_of(classifier, lr), classifier, EXAMPLES * n_steps, EXAMPLES)
+    return TrainState(settings_of(classifier, lr), classifier, EXAMPLES * n_steps, EXAMPLES)
 
 
-def loss_of(training: Training, batch: Batch = BATCH) -> torch.Tensor:
+def loss_of(training: TrainState, batch: Batch = BATCH) -> torch.Tensor:
     """The loss of a batch with what the methods add to it."""
     log_probs = training.log_probs(batch)
     loss = F.nll_loss(log_probs, batch.labels, reduction="sum") / 6

@@ -32,7 +32,7 @@ COUNTERS = {  # attributes that are saved, with their types
 }
 
 
-class Training:
+class TrainState:
     """A fine-tuning run in progress, as the loop and the hooks of methods see it.
 
     Args:
