@@ -125,7 +125,7 @@ class TaskSettings(Settings):
         """Build the settings from a Namespace, or any object with some flags as attributes."""
         if isinstance(args, cls):
             return args
-        return cls.from_flags(values_of(args, cls.defaults())).resolved()
+        return cls.from_flags({"option": cls.title} | values_of(args, cls.defaults())).resolved()
 
     def resolved(self) -> Self:
         """Fill in settings that depend on others, and on the files that are there."""

@@ -70,7 +70,7 @@ class FinetuneSettings(TrainSettings, ClassifySettings):
             return args
         values = values_of(args, [*cls.defaults(), *methods.flag_values(()), "filepath"])
         values.pop("load", None)
-        settings = cls.from_flags(values)
+        settings = cls.from_flags({"option": cls.title} | values)
         explicit = tuple(name for name in settings.explicit if name != "label_names")
         return settings.replace(explicit=explicit).resolved()
 

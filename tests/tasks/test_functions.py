@@ -22,7 +22,6 @@ VALUES = {
     **{split: f"data/toy-{split}.txt" for split in ("train", "dev", "test")},
     "pretrained_model_path": "model.pt",
     "label_names": None,
-    "option": "finetune",
     "epochs": 1,
     "batch_size": 5,
     "lr": 1e-3,
@@ -87,7 +86,7 @@ def test_parsed_flags_keep_their_methods(project, monkeypatch):
 
 
 def test_saved_settings_are_those_of_the_class_too(project):
-    model = LlamaEmbeddingClassifier(SimpleNamespace(**VALUES, num_labels=3))
+    model = LlamaEmbeddingClassifier(SimpleNamespace(**VALUES, option="finetune", num_labels=3))
     optimizer = torch.optim.SGD(model.parameters())
     run_llama.save_model(model, optimizer, KINDS["instance"], KINDS["slots"], "x.pt")
     saved = read_checkpoint("x.pt")
@@ -135,7 +134,7 @@ def test_the_tokenizer_beside_the_checkpoint_is_found(project, capsys):
     run_llama.train(args)
     run_llama.test(args)
     names = {f"{split}_out": f"x-{split}-prompting-output.txt" for split in ("dev", "test")}
-    names |= {"option": "prompt", "label_names": "data/toy-label-mapping.json"}
+    names |= {"label_names": "data/toy-label-mapping.json"}
     run_llama.test_with_prompting(args | names)
     run_llama.generate_sentence(args, "a warm", "g.txt", max_new_tokens=2)
     assert capsys.readouterr().out.count("dev acc ::") == 3 and Path("g.txt").exists()
@@ -144,7 +143,7 @@ def test_the_tokenizer_beside_the_checkpoint_is_found(project, capsys):
 
 
 def test_the_assignments_evaluation_takes_a_devices_name(project):
-    model = LlamaEmbeddingClassifier(SimpleNamespace(**VALUES, num_labels=3))
+    model = LlamaEmbeddingClassifier(SimpleNamespace(**VALUES, option="finetune", num_labels=3))
     data = run_llama.create_data("data/toy-dev.txt", Tokenizer(), "valid")
     dataset = run_llama.LlamaDataset(data, SimpleNamespace(max_sentence_len=None))
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=dataset.collate_fn)
