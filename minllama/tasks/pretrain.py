@@ -81,7 +81,7 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
         nargs=3,
         metavar="FRACTION",
     )
-    vocab_size: int = flag(2048, "vocabulary size of the tokenizer to train", low=1)
+    vocab_size: int = flag(2048, "vocabulary size of the tokenizer to train", low=1, high=10**7)
     eval_every: int | None = flag(
         None, "optimizer steps between evaluations (default: a twentieth of --steps)", low=1
     )
@@ -128,6 +128,10 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
             raise InputError("--no-causal: a language model needs the causal mask; leave it out")
         if self.split[0] == 0:
             raise InputError("--split: the training fraction must be greater than 0")
+        if self.min_lr > self.lr:
+            raise InputError(f"--min_lr {self.min_lr}: greater than --lr {self.lr}, lower it")
+        if self.n_warmup > self.steps:
+            raise InputError(f"--warmup_steps {self.n_warmup}: more than --steps; lower it")
         if self.given_tokenizer and "vocab_size" in self.explicit:
             raise InputError(
                 f"--vocab_size: {self.given_tokenizer} fixes the vocabulary size; leave it out"

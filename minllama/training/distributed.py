@@ -35,15 +35,14 @@ def process_group() -> Iterator[None]:
     as soon as one has failed.
 
     Raises:
-        SystemExit: for such an error.
         InputError: the environment describes no group of processes.
     """
-    n_processes = environment_number("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
+    n_processes = environment_number("WORLD_SIZE", low=1, default="1")
     if n_processes == 1:
         yield
         return
-    env_rank = environment_number("RANK", 0, n_processes - 1)
-    environment_number("MASTER_PORT", 0, 2**16 - 1)
+    env_rank = environment_number("RANK", high=n_processes - 1)
+    environment_number("MASTER_PORT", high=2**16 - 1)
     stderr = sys.stderr
     with contextlib.ExitStack() as stack:
         if env_rank > 0:
@@ -55,23 +54,25 @@ def process_group() -> Iterator[None]:
             yield
         except Exception as error:
             sys.stderr = stderr
-            message = user_message(error)
+            message, text = user_message(error), " ".join(str(error).split())
             if message is None:
-                message = _lost_connection(error)
-                if message is None:
+                if not isinstance(error, RuntimeError) or not ("gloo" in text or "NCCL" in text):
                     raise
+                message = f"rank {rank()} lost the connection to another process: {text[:200]}"
                 time.sleep(10)  # torchrun ends this process when the one that failed has ended
             if env_rank == 0:
                 raise InputError(message) from error
-            time.sleep(2)
+            time.sleep(5)  # if rank 0 has failed too, torchrun ends this process meanwhile
             print_error(f"rank {env_rank} on {socket.gethostname()}: {message}")
             sys.exit(2)
     dist.destroy_process_group()
 
 
-def environment_number(name: str, low: int, high: int = 2**31 - 1) -> int:
+def environment_number(
+    name: str, low: int = 0, high: int = 2**31 - 1, default: str | None = None
+) -> int:
     """Read a number that `torchrun` gives to the processes it starts, or raise InputError."""
-    text = os.environ.get(name)
+    text = os.environ.get(name, default)
     if text is None or not text.isdecimal() or not low <= int(text) <= high:
         found = "is not set" if text is None else f"is {text!r}, not a number from {low} to {high}"
         raise InputError(f"{name} {found}; start with torchrun, or unset WORLD_SIZE")
@@ -81,7 +82,7 @@ def environment_number(name: str, low: int, high: int = 2**31 - 1) -> int:
 def _init_process_group(rank: int) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
-        local_rank = environment_number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else 0
+        local_rank = environment_number("LOCAL_RANK", default="0")
         n_gpus = torch.cuda.device_count()
         if local_rank >= n_gpus:
             raise InputError(
@@ -101,13 +102,6 @@ def _init_process_group(rank: int) -> None:
             f"rank {rank} on {socket.gethostname()} could not reach the other processes at "
             f"{address}; check that all are started and that the address can be reached"
         ) from error
-
-
-def _lost_connection(error: Exception) -> str | None:
-    text = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text):
-        return f"rank {rank()} lost the connection to another process: {text[:200]}"
-    return None
 
 
 def rank() -> int:

@@ -199,11 +199,8 @@ def load_state(
         state = {version_0_2.NAMES.get(name, name): value for name, value in state.items()}
         for name, like in expected.items():
             _check_value(name, state[name], like)
-        for name, value in state.items():
             if name.endswith(".cpu"):
-                torch.Generator().set_state(value)  # an error if it is not one
-        if state["step"] < 0:
-            raise ValueError(f"step {state['step']}")
+                torch.Generator().set_state(state[name])  # an error if it is not one
         weights, moments = state.pop("model"), state.pop("optimizer")
         if weights.keys() != trained_tensors(model).keys():
             raise ValueError("its tensors are not those that the run trains")
@@ -255,7 +252,7 @@ def _check_value(name: str, value: Any, like: Any) -> None:
         fits = isinstance(value, torch.Tensor)
         fits = fits and (value.shape, value.dtype) == (like.shape, like.dtype)
     else:
-        fits = isinstance(value, like)
+        fits = isinstance(value, like) and not (like is int and value < 0)
     if not fits:
         raise TypeError(f"{name} is a {type(value).__name__} of another kind")
 
