@@ -18,6 +18,7 @@ from minllama.methods.classify import Classifier
 from minllama.methods.saved import count_parameters, load_weights, save_model
 from minllama.methods.settings import FinetuneSettings
 from minllama.text.batches import Batch, Example
+from minllama.text.lines import lines_of
 from minllama.training import distributed, run
 from minllama.training.precision import mixed_precision
 from utils import peak_memory, to_device
@@ -167,6 +168,12 @@ class TrainState:
         if self.epoch > 0 and not Path(filepath).is_file():
             raise InputError(f"{filepath}: the run's weights are gone; --fresh trains again")
         print(f"resuming from epoch {self.epoch}, step {len(self.losses)}", file=sys.stderr)
+        path = self.settings.metrics_out
+        if path is not None and distributed.is_rank0():
+            written = lines_of(path) if Path(path).is_file() else []
+            for record in self.records:
+                if json.dumps(record) not in written:  # killed before it was
+                    append_metrics(path, **record)
 
     def save(self) -> None:
         """Save the state of the run, if it can be resumed."""

@@ -143,6 +143,16 @@ def interrupted(*_args):
     raise KeyboardInterrupt
 
 
+def test_a_line_of_metrics_that_a_kill_prevented_is_written_on_resuming(flags, run_cli):
+    flags = [*flags, "--metrics_out", "metrics.jsonl"]
+    interrupt(run_cli, flags, 9)  # in the second epoch
+    (line,) = Path("metrics.jsonl").read_text().splitlines()
+    for left in ("", f"{line}\n"):
+        Path("metrics.jsonl").write_text(left)
+        interrupt(run_cli, flags, 2)
+        assert Path("metrics.jsonl").read_text() == f"{line}\n"
+
+
 def test_a_run_whose_best_weights_are_gone_is_refused_before_it_trains(flags, run_cli):
     interrupt(run_cli, flags, 9)  # in the second epoch
     Path(WEIGHTS).unlink()
