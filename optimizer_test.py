@@ -35,7 +35,7 @@ def train_linear(n_steps: int = 1000) -> torch.Tensor:
     return model.weight.detach()
 
 
-def defined(
+def expected_weights(
     p: np.ndarray,
     gradients: np.ndarray,
     settings: dict[str, Any],
@@ -80,7 +80,9 @@ def check_definition() -> None:
     for folded, decay_first in itertools.product((True, False), repeat=2):
         expected = np.stack(
             [
-                defined(start, gradient, SETTINGS | change, folded=folded, decay_first=decay_first)
+                expected_weights(
+                    start, gradient, SETTINGS | change, folded=folded, decay_first=decay_first
+                )
                 for start, gradient, change in zip(starts, gradients, changes, strict=True)
             ]
         )

@@ -14,7 +14,7 @@ from minllama.common.program import run_script
 from rope import apply_rotary_emb
 
 
-def rotated(x: np.ndarray, theta: float) -> np.ndarray:
+def expected_rotation(x: np.ndarray, theta: float) -> np.ndarray:
     """Equation 15 of RoFormer (arXiv 2104.09864) in float64: each pair by its own 2 × 2 matrix.
 
     Args:
@@ -48,7 +48,9 @@ def main() -> None:
     query_values, key_values = rng.normal(size=(2, 7, 4, 8)), rng.normal(size=(2, 7, 2, 8))
     query, key = torch.tensor(query_values).float(), torch.tensor(key_values).float()
     theta = 5e5
-    expected = tuple(torch.tensor(rotated(x, theta)).float() for x in (query_values, key_values))
+    expected = tuple(
+        torch.tensor(expected_rotation(x, theta)).float() for x in (query_values, key_values)
+    )
     compare(apply_rotary_emb(query, key, head_dim=8, max_seq_len=16, theta=theta), expected)
     print("It also rotates random values, longer sequences and fewer key heads correctly.")
 

@@ -26,7 +26,7 @@ from llama import Attention, load_pretrained
 from minllama.common.program import positive, run_script, script_parser
 from minllama.text.batches import Example
 from minllama.text.labelled import LlamaDataset, create_data, load_label_names
-from minllama.text.prompts import TEMPLATE, frame
+from minllama.text.prompts import TEMPLATE, fill_template
 from optimizer import AdamW
 from tokenizer import Tokenizer
 from utils import peak_memory, seed_everything
@@ -116,7 +116,7 @@ def main() -> None:
         args.pretrained_model_path, len(names), name_ids if is_prompt else None
     )
     args.max_sentence_len = model.llama.config.max_seq_len - 1  # and BOS
-    suffix = frame(TEMPLATE, names)[1].removeprefix(" ") if is_prompt else None
+    suffix = fill_template(TEMPLATE, names)[1].removeprefix(" ") if is_prompt else None
     train_loader, *loaders = (
         make_loader(path, args, suffix) for path in (args.train, args.dev, args.test)
     )

@@ -17,7 +17,7 @@ from config import LlamaConfig
 from llama import Llama
 from minllama.common.program import run_script, script_parser
 from minllama.inference.decoding import decode
-from minllama.inference.generator import prepared
+from minllama.inference.generator import prepare_for_inference
 from minllama.inference.sampling import Sampling
 from minllama.kernels.batch1 import Batch1Llama
 
@@ -50,7 +50,9 @@ def measure(state: str, n_threads: int) -> None:
     for name, (dim, n_layers, n_heads, vocab_size, dtypes) in SHAPES.items():
         config = LlamaConfig(vocab_size, dim, 0.0, n_layers, n_heads, n_heads, causal=True)
         for dtype in dtypes:
-            model = prepared(Llama(config).eval(), dtype, torch.device("cpu"), compile=False)
+            model = prepare_for_inference(
+                Llama(config).eval(), dtype, torch.device("cpu"), compile=False
+            )
             one, several = (tokens_per_second(model, n) for n in (1, n_threads))
             ratio = several / one
             print(f"{state}  {name:5}{dtype:8}{one:9.1f}{several:9.1f}{ratio:7.2f}", flush=True)

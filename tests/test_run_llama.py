@@ -17,7 +17,7 @@ import minllama.common.flags
 import minllama.tasks.generate
 from llama import Llama
 from minllama.checkpoints.pt import read_checkpoint
-from minllama.text.prompts import TEMPLATE, frame
+from minllama.text.prompts import TEMPLATE, fill_template
 
 DECIMAL = re.compile(r"\d\.\d{3}\b")  # a loss or an accuracy; equal but for float rounding
 PROMPT = "Is this movie bad, fair, or good? This movie is"
@@ -489,8 +489,8 @@ def test_the_sanity_check_fails_a_wrong_model(tmp_path, assets, monkeypatch):
 
 
 def test_the_question_lists_the_labels():
-    before, after = frame(TEMPLATE, ["bad", "good"])
+    before, after = fill_template(TEMPLATE, ["bad", "good"])
     assert before == ""
     assert after == " Is this movie bad or good? This movie is "
-    _, after = frame(TEMPLATE, ["awful", "bad", "average", "good", "excellent"])
+    _, after = fill_template(TEMPLATE, ["awful", "bad", "average", "good", "excellent"])
     assert after == " Is this movie awful, bad, average, good, or excellent? This movie is "

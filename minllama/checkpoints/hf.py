@@ -67,12 +67,12 @@ IGNORED = {  # without effect on the computation here
 
 
 def recognizes(path: str | Path) -> bool:
-    """Whether a path is such a folder, or a file of weights in one."""
+    """Whether a path is a folder with a config.json, or a file of weights in one."""
     return folder_of(path) is not None
 
 
 def folder_of(path: str | Path) -> Path | None:
-    """The folder of a model, given itself or one of its files of weights."""
+    """Find the folder of a model from the folder itself or a file of weights in it."""
     path = Path(path)
     if (path / CONFIG).is_file():
         return path

@@ -19,7 +19,7 @@ KNOWN = (
 
 
 def recognizes(path: str | Path) -> bool:
-    """Whether a path is such a folder, or one of its shards."""
+    """Whether a path is a folder with a params.json and shards, or one of the shards."""
     return bool(shards_of(path))
 
 

@@ -61,7 +61,9 @@ class TextGenerator:
         check_vocabulary(self.tokenizer, llama.config, checkpoint)
         if limit_threads and llama.config.causal and self.device.type == "cpu":
             use_one_thread_if_small(llama, dtype)
-        self.llama = prepared(llama.to(self.device).eval(), dtype, self.device, compile)
+        self.llama = prepare_for_inference(
+            llama.to(self.device).eval(), dtype, self.device, compile
+        )
 
     def complete(
         self,
@@ -161,8 +163,10 @@ class GenerationBatch:
         return min((start for start in starts if start >= 0), default=None)
 
 
-def prepared(llama: Llama, dtype: str, device: torch.device, compile: bool) -> Llama | Batch1Llama:
-    """The fastest form of a model for its device and precision.
+def prepare_for_inference(
+    llama: Llama, dtype: str, device: torch.device, compile: bool
+) -> Llama | Batch1Llama:
+    """Put a model into its fastest form for a device and a precision.
 
     Without a mask and in float32 it stays the assignment's, to the digit.
 
@@ -172,7 +176,7 @@ def prepared(llama: Llama, dtype: str, device: torch.device, compile: bool) -> L
     accelerate(llama)
     is_batch1 = llama.config.causal and device.type == "cpu"
     if compile and is_batch1:
-        return compiled(llama, dtype)
+        return compile_decoding(llama, dtype)
     if compile:
         where = f"on {device.type}" if llama.config.causal else "without a causal mask"
         warnings.warn(f"compiled decoding is not available {where}", stacklevel=3)
@@ -182,8 +186,8 @@ def prepared(llama: Llama, dtype: str, device: torch.device, compile: bool) -> L
     return Batch1Llama(llama) if is_batch1 else llama
 
 
-def compiled(llama: Llama, dtype: str) -> Batch1Llama:
-    """The model with batch-1 decoding compiled for the CPU.
+def compile_decoding(llama: Llama, dtype: str) -> Batch1Llama:
+    """Compile the batch-1 decoding of a model for the CPU.
 
     Raises:
         InputError: Numba is not installed, or does not compile.

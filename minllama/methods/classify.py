@@ -68,7 +68,7 @@ class Classifier:
 
 
 def make_classifier(settings: TaskSettings, config: ClassifierConfig) -> Classifier:
-    """Build a classifier as its methods train it.
+    """Build a classifier, and let its methods adapt it.
 
     Raises:
         InputError: the tokenizer is another model's.

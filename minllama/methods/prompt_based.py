@@ -18,7 +18,7 @@ from tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class PromptBased(Method):
-    """The model is trained to continue the prompt with the label's name."""
+    """Train the model to continue the prompt with the label's name."""
 
     title = "prompt-based fine-tuning (arXiv 2109.01247)"
     switch = "prompt_based"
@@ -67,7 +67,7 @@ class PromptClassifier(LlamaZeroShotClassifier):
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot(Method):
-    """Train on few sentences."""
+    """Train on a few sentences of each label."""
 
     title = "few-shot fine-tuning"
     shardable = True

@@ -188,7 +188,7 @@ class TrainState:
         run.save_state(self.folder, self.model, self.optimizer, values)
 
     def restore(self) -> bool:
-        """Restore the state of the run; say whether it had one.
+        """Restore the state of the run; return whether it had one.
 
         Raises:
             InputError: the state is damaged, or another run's.

@@ -34,7 +34,7 @@ LESS_MEMORY = "lower --max_new_tokens, or add --causal with --dtype int8 or bflo
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings(TaskSettings):
-    """Two texts, at temperature 0 and 1, or what the flags say."""
+    """The flags of text generation."""
 
     title = "generate"
 

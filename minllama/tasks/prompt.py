@@ -26,7 +26,7 @@ from minllama.methods.prompt_based import PromptBased
 from minllama.methods.saved import ClassifierConfig
 from minllama.text.batches import Example
 from minllama.text.labelled import fit_context, load_label_names, read_splits
-from minllama.text.prompts import TEMPLATE, frame, make_prompts
+from minllama.text.prompts import TEMPLATE, fill_template, make_prompts
 from minllama.training import distributed
 from tokenizer import Tokenizer
 from utils import pick_device
@@ -113,7 +113,7 @@ def zero_shot_classifier(settings: ZeroShotSettings, label_names: list[str]) -> 
     Raises:
         InputError: the flags cannot be combined, or the tokenizer is another model's.
     """
-    frame(settings.prompt_template, label_names)  # checks it before the model is loaded
+    fill_template(settings.prompt_template, label_names)  # checks it before the model is loaded
     device = pick_device(settings.use_gpu)
     tokenizer = Tokenizer(settings.max_sentence_len, settings.tokenizer_path)
     config = ClassifierConfig(

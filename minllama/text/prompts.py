@@ -9,7 +9,7 @@ from tokenizer import Tokenizer
 TEMPLATE = "{sentence} Is this movie {labels}? This movie is "  # the assignment's
 
 
-def frame(template: str, label_names: Sequence[str]) -> tuple[str, str]:
+def fill_template(template: str, label_names: Sequence[str]) -> tuple[str, str]:
     """Fill the labels into a template, which has one `{sentence}`: the text before and after it."""
     if template.count("{sentence}") != 1:
         raise InputError(f"--prompt_template {template!r}: it must have {{sentence}} in it, once")
@@ -35,7 +35,7 @@ def make_prompts(
     model only the sentence is truncated, and the texts before and after it are tokenized apart; the
     last space of the template is left out, since the label's name begins with one.
     """
-    before, after = frame(template, label_names)
+    before, after = fill_template(template, label_names)
     if not causal:
         prompts = [(f"{before}{sentence}{after}", label) for sentence, label, _ in examples]
         return [Example(p, label, tokenizer.encode(p, True, False)) for p, label in prompts]

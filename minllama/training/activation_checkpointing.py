@@ -28,7 +28,7 @@ class CheckpointedLayer(LlamaLayer):
         return checkpoint(self._run, self.training, *args, use_reentrant=False, **kwargs)
 
     def _run(self, training: bool, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run the layer in a mode; by the second run its own may be another than in the first."""
+        """Run the layer in a given mode; its own may have changed before the second run."""
         mode_now = self.training
         self.train(training)
         try:

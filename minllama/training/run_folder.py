@@ -26,7 +26,7 @@ FILES += [f"{TOKENS}/{name}" for name in (corpus.INDEX, *corpus.FILES)]
 
 
 class RunFolder:
-    """The folder of a run.
+    """The folder of a pre-training run.
 
     Args:
         path: the folder, which need not exist.
