@@ -148,7 +148,7 @@ def load_generator(settings: GenerateSettings) -> TextGenerator:
 def make_batch(
     generator: TextGenerator, settings: GenerateSettings, prompt: str, temperature: float
 ) -> GenerationBatch:
-    """The texts that continue a prompt, not begun yet.
+    """Make a batch of texts that will continue a prompt.
 
     Raises:
         InputError: the prompt is not valid text, or longer than the context.
@@ -204,7 +204,7 @@ def draw_initial_weights(config: LlamaConfig) -> None:
 
 
 def show(batch: GenerationBatch, *, is_live: bool, desc: str | None = None) -> bool:
-    """Let texts grow and print them, each with a line below. Warnings come after them.
+    """Generate texts and print them, each with a line below. Warnings come after them.
 
     Args:
         is_live: stream the only text.

@@ -96,7 +96,7 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
         return self.pretrained_model_path if "pretrained_model_path" in self.explicit else None
 
     @property
-    def given_tokenizer(self) -> str | None:
+    def existing_tokenizer(self) -> str | None:
         """The tokenizer to use, or None if one is trained."""
         has_tokenizer = self.start_from or "tokenizer_path" in self.explicit
         return self.tokenizer_path if has_tokenizer else None
@@ -104,7 +104,7 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
     @property
     def inputs(self) -> list[str]:
         """All files that the run reads."""
-        paths = [*(self.text or ()), self.start_from, self.given_tokenizer]
+        paths = [*(self.text or ()), self.start_from, self.existing_tokenizer]
         return [path for path in paths if path is not None]
 
     def resolved(self) -> "PretrainSettings":
@@ -123,7 +123,7 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
         for path in self.inputs:
             if not Path(path).is_file() and not (path == self.start_from and Path(path).exists()):
                 raise missing_file(path)
-        check_token_files(self.text, self.given_tokenizer)
+        check_token_files(self.text, self.existing_tokenizer)
         if self.causal is False:
             raise InputError("--no-causal: a language model needs the causal mask; leave it out")
         if self.split[0] == 0:
@@ -132,9 +132,9 @@ class PretrainSettings(ScheduleSettings, ShapeSettings, TrainSettings):
             raise InputError(f"--min_lr {self.min_lr}: greater than --lr {self.lr}, lower it")
         if self.n_warmup > self.steps:
             raise InputError(f"--warmup_steps {self.n_warmup}: more than --steps; lower it")
-        if self.given_tokenizer and "vocab_size" in self.explicit:
+        if self.existing_tokenizer and "vocab_size" in self.explicit:
             raise InputError(
-                f"--vocab_size: {self.given_tokenizer} fixes the vocabulary size; leave it out"
+                f"--vocab_size: {self.existing_tokenizer} fixes the vocabulary size; leave it out"
             )
         fixed = sorted(set(SHAPE) & set(self.explicit) - {"max_seq_len"})
         if self.start_from and fixed:
@@ -185,7 +185,7 @@ def pretrain(settings: PretrainSettings) -> None:
     with explain_out_of_memory("pre-training", memory_hint), survive_closed_stdout():
         distributed.assert_same_on_all_ranks(settings.fingerprint)
         llama = load_pretrained(settings.start_from, causal=True) if settings.start_from else None
-        given = load_tokenizer(settings, llama)
+        existing = load_tokenizer(settings, llama)
         folder = RunFolder(settings.output_dir, settings.fingerprint, settings.is_continuation)
         with folder.open(settings.inputs):
             tokenizer, texts = distributed.rank0_first(
@@ -193,7 +193,7 @@ def pretrain(settings: PretrainSettings) -> None:
                     settings.text or [],
                     settings.split,
                     settings.vocab_size,
-                    given,
+                    existing,
                     folder.tokenizer,
                     folder.tokens,
                 )
@@ -212,9 +212,9 @@ def pretrain(settings: PretrainSettings) -> None:
 
 def load_tokenizer(settings: PretrainSettings, llama: Llama | None) -> Tokenizer | None:
     """Load the tokenizer that is not trained, and check that it suits the checkpoint."""
-    if settings.given_tokenizer is None:
+    if settings.existing_tokenizer is None:
         return None
-    tokenizer = Tokenizer(tokenizer_model=settings.given_tokenizer)
+    tokenizer = Tokenizer(tokenizer_model=settings.existing_tokenizer)
     config = LlamaConfig(vocab_size=tokenizer.n_words) if llama is None else llama.config
     check_vocabulary(tokenizer, config, settings.pretrained_model_path)
     return tokenizer

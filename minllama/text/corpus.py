@@ -32,22 +32,23 @@ def prepare_corpus(
     paths: Sequence[str],
     shares: Sequence[float],
     vocab_size: int,
-    given: Tokenizer | None,
+    existing: Tokenizer | None,
     tokenizer_path: Path,
     tokens_folder: Path,
 ) -> tuple[Tokenizer, dict[str, TokenizedText]]:
     """Train or copy the tokenizer and tokenize the text, unless an earlier run has left them.
 
     Args:
-        given: the tokenizer to copy; None trains one of `vocab_size` pieces on the training split.
+        existing: the tokenizer to copy; None trains one of `vocab_size` pieces on the training
+            split.
     """
     corpus = Corpus(paths, shares)
     if not tokenizer_path.is_file():
-        if given is None:
+        if existing is None:
             train_tokenizer(corpus.training_texts, vocab_size, tokenizer_path)
         else:
             with atomic_write(tokenizer_path, "wb") as file:
-                file.write(given.model_path.read_bytes())
+                file.write(existing.model_path.read_bytes())
     tokenizer = Tokenizer(tokenizer_model=tokenizer_path)
     if holds_token_ids(paths):
         return tokenizer, open_token_files(paths, shares, tokenizer)
