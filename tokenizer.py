@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import re
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ from minllama.common.files import atomic_write, check_outputs, refuse_lfs_pointe
 from minllama.common.program import ArgumentParser, run_script
 
 TOKENIZER_MODEL = "tokenizer.model"
+SPACE = "▁"  # SentencePiece's sign for a space
 # Characters of many scripts.
 SAMPLE = "".join(map(chr, [*range(1, 128), *range(128, 2048, 32), *range(2048, 0xD800, 512)]))
 
@@ -118,14 +120,44 @@ class Tokenizer:
             longest = max(longest, len(text))
         return struct.pack("<i", longest) + b"".join(parts)
 
+    def check_exportable(self) -> None:
+        """Check that other programs, which know BPE as in Llama 2, give texts the same ids.
+
+        Raises:
+            InputError: they would not.
+        """
+        scores = self.text_scores()
+        # SentencePiece takes whole what a user defined; its score is 0, that of a merge -0 or less.
+        whole = [p for p, x in scores.items() if len(p) > 1 and math.copysign(1, x) > 0]
+        text = SAMPLE + "  a "
+        if not all(score.is_integer() for score in scores.values()):  # else they are probabilities
+            fault = "is not a BPE model"
+        elif self.sp_model.normalize(text) != SPACE + text.replace(" ", SPACE):
+            fault = "changes texts before it tokenizes them, such as runs of spaces"
+        elif whole:
+            fault = f"has symbols that a user defined, such as {whole[0]!r}"
+        else:
+            return
+        raise InputError(f"{self.model_path}: {fault}, unlike Llama's; it cannot be exported")
+
+    def text_scores(self) -> dict[str, float]:
+        """The pieces that stand for text, with their scores: the higher, the earlier a merge."""
+        sp = self.sp_model
+        return {
+            sp.id_to_piece(i): sp.get_score(i)
+            for i in range(self.n_words)
+            if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i))
+        }
+
     def llama2c_order(self) -> list[int]:
         """The ids in the order of llama2.c: `<unk>`, BOS, EOS, the 256 bytes, all other pieces.
 
         Its programs take the id of a byte for the byte + 3, begin with 1 and stop at 1.
 
         Raises:
-            InputError: there are no pieces for bytes.
+            InputError: there are no pieces for bytes, or ids would differ in another way.
         """
+        self.check_exportable()
         first = [self.sp_model.unk_id(), self.bos_id, self.eos_id]
         first += [self.sp_model.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         if min(first) < 0 or len(set(first)) < len(first):

@@ -89,7 +89,8 @@ def test_a_tokenizer_with_one_changed_byte_loads_or_is_refused(tokenizer_path, t
         try:
             tokenizer = Tokenizer(tokenizer_model=path)
             check_vocabulary(tokenizer, LlamaConfig(vocab_size=320), "model.pt")
+            assert tokenizer.to_llama2c()
         except InputError:
             continue
         ids = tokenizer.encode("a warm and funny film, naïve 映画", bos=True, eos=True)
-        assert isinstance(tokenizer.decode(ids), str) and tokenizer.to_llama2c()
+        assert isinstance(tokenizer.decode(ids), str)

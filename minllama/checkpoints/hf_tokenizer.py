@@ -6,19 +6,16 @@ break that is a piece of its own. From `tokenizer.json` it gives the ids that Se
 
 from typing import Any
 
-from minllama.common.errors import InputError
-from tokenizer import SAMPLE, Tokenizer
-
-SPACE = "▁"  # SentencePiece's sign for a space
+from tokenizer import SPACE, Tokenizer
 
 
 def files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     """The files that Transformers reads, with their content.
 
     Raises:
-        InputError: the tokenizer is not BPE with Llama's normalization, so ids would differ.
+        InputError: ids would differ; see `Tokenizer.check_exportable`.
     """
-    check_expressible(tokenizer)
+    tokenizer.check_exportable()
     piece = tokenizer.sp_model.id_to_piece
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -77,11 +74,7 @@ def bpe_model(tokenizer: Tokenizer) -> dict[str, Any]:
     """The pieces, and all pairs of them that make a piece, the earliest merge first."""
     sp = tokenizer.sp_model
     pieces = [sp.id_to_piece(i) for i in range(tokenizer.n_words)]
-    texts = {
-        piece: sp.get_score(i)
-        for i, piece in enumerate(pieces)
-        if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i))
-    }
+    texts = tokenizer.text_scores()
     merges = []
     for piece in sorted(texts, key=lambda piece: -texts[piece]):
         splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
@@ -94,18 +87,3 @@ def bpe_model(tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab": {piece: i for i, piece in enumerate(pieces)},
         "merges": merges,
     }
-
-
-def check_expressible(tokenizer: Tokenizer) -> None:
-    """Check that SentencePiece computes what `tokenizer_json` describes."""
-    sp = tokenizer.sp_model
-    scores = [sp.get_score(i) for i in range(tokenizer.n_words)]
-    if any(score != round(score) for score in scores):  # BPE's are ranks, unigram's log-probs
-        fault = "is not a BPE model"
-    elif sp.normalize(SAMPLE + "  a ") != SPACE + (SAMPLE + "  a ").replace(" ", SPACE):
-        fault = "changes texts before it tokenizes them, such as runs of spaces"
-    else:
-        return
-    raise InputError(
-        f"{tokenizer.model_path}: {fault}, unlike Llama's; --to hf cannot express that"
-    )

@@ -174,8 +174,11 @@ def test_llama2c_has_the_bytes_at_three(any_tokenizer, tmp_path, monkeypatch):
         ({"normalization_rule_name": "nmt_nfkc"}, "changes texts"),
         ({"remove_extra_whitespaces": True}, "changes texts"),
         ({"add_dummy_prefix": False}, "changes texts"),
+        ({"user_defined_symbols": ["a", "<sep>"]}, "symbols that a user defined, such as '<sep>'"),
     ],
 )
 def test_other_tokenizers_are_not_written_as_llamas(tmp_path, changes, fault):
-    with pytest.raises(InputError, match=fault):
-        files(train(tmp_path / "t.model", **changes))
+    tokenizer = train(tmp_path / "t.model", **changes)
+    for export in (files, Tokenizer.to_llama2c):
+        with pytest.raises(InputError, match=fault):
+            export(tokenizer)
