@@ -71,6 +71,7 @@ WRONG_FLAGS = {
     "experiments.demo --n_train 5000": "data/demo/reviews-train.txt has 1000 lines",
     "experiments.demo --n_train 1": "one label only",
     "experiments.written --sources empty.txt": "empty.txt: no text in it",
+    "minllama.checkpoints.average absent.pt data/demo/model.pt --out x.pt": "absent.pt: no such",
     **{f"{script} --no-such-flag": "--help lists all flags" for script in SCRIPTS},
 }
 
@@ -80,7 +81,8 @@ WRONG_FLAGS = {
 def test_wrong_flags_of_a_script_are_one_line(tmp_path, monkeypatch, capsys, command, error):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
-    (tmp_path / "empty.txt").touch()
+    for name in ("empty.txt", "tokenizer.model"):
+        (tmp_path / name).touch()
     monkeypatch.setattr("sys.argv", command.split())
     with pytest.raises(SystemExit) as end:
         runpy.run_module(command.split()[0], run_name="__main__")

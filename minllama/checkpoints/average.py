@@ -56,6 +56,7 @@ def main() -> None:
     total = sum(weights)
     if len(weights) != len(args.sources) or min(weights) < 0 or not 0 < total < math.inf:
         raise InputError("--weights: expected a number of 0 or more for each checkpoint, not all 0")
+    checkpoints = [load(source) for source in args.sources]
     tokenizers = [path for path in map(tokenizer_beside, args.sources) if path is not None]
     if len({path.read_bytes() for path in tokenizers}) > 1:
         raise InputError(f"{tokenizers[0]}: another checkpoint has another one; average one model")
@@ -63,7 +64,6 @@ def main() -> None:
     tokenizer_files = tokenizer_for(
         args.out, "pt", Tokenizer(tokenizer_model=tokenizers[0]) if tokenizers else None
     )
-    checkpoints = [load(source) for source in args.sources]
     pt.save(average(checkpoints, [weight / total for weight in weights]), args.out)
     write_files(tokenizer_files)
     print(f"wrote {args.out}")
