@@ -64,13 +64,13 @@ def load_backbone(saved: dict[str, Any], path: str | Path) -> Checkpoint:
         raise InputError(
             f"{path}: only what --tune {tuning} trained, for --load, not a whole Llama"
         )
-    if not base.is_file():
-        base = Path(path).parent / base
-    if not base.is_file():
+    places = [base, Path(path).parent / base]
+    found = [place for place in places if place.is_file() and not place.samefile(path)]
+    if not found:
         raise InputError(f"{path}: a fine-tuned {base}, no .pt file here; its shape is needed too")
-    config = load(base).config
-    config.causal = config.causal if values.get("causal") is None else values["causal"]
-    config.tokenizer = values.get("tokenizer")
+    config = load(found[0]).config
+    config.causal = config.causal if values.get("causal") is None else bool(values["causal"])
+    config.tokenizer = values.get("tokenizer") or config.tokenizer
     tensors = {str(name): tensor for name, tensor in saved["model"].items()}
     tensors = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
     return build_checkpoint(config, tensors, path)

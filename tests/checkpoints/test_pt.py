@@ -132,6 +132,10 @@ def test_the_assignments_fine_tuned_files_are_read_safely(project, run_cli):
     (project.path / "model.pt").unlink()
     result = run_cli("--pretrained-model-path", "finetune-5-1e-05.pt")
     assert_refused(result, "finetune-5-1e-05.pt: a fine-tuned model.pt, no .pt file here")
+    (project.path / "finetune-5-1e-05.pt").rename("model.pt")
+    assert_refused(
+        run_cli("--pretrained-model-path", "model.pt"), "model.pt: a fine-tuned model.pt"
+    )
 
 
 @pytest.mark.parametrize("flags", [(), ("--causal", "--tune", "lora")])
