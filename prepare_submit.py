@@ -156,7 +156,7 @@ def check_names(names: list[str], aid: str, source: str | Path) -> None:
     """Check that a submission with these member names is complete and safe to unpack.
 
     Args:
-        names: those of folders end in a slash.
+        names: names of the members; those of folders end in a slash.
         source: the zip file or folder, for the message.
 
     Raises:

@@ -109,7 +109,8 @@ def classify(
 
     Args:
         data: path up to `-train.txt`.
-        flags: as `arguments` takes them; a path of `label-names` is relative to the repository.
+        flags: flags of the command, as `arguments` takes them; a path of `label-names` is relative
+            to the repository.
         model: the checkpoint to start from.
 
     Returns:

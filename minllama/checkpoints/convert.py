@@ -35,7 +35,7 @@ def convert(
 
     Args:
         causal: overrides the checkpoint's.
-        tokenizer_path: by default the tokenizer beside the checkpoint.
+        tokenizer_path: None takes the tokenizer beside the checkpoint.
 
     Raises:
         InputError: the format cannot express the model, or something would be overwritten.

@@ -55,7 +55,7 @@ def scores_of(counts: torch.Tensor, tokens_per_byte: float) -> dict[str, float]:
     run of them as one token, and need not predict which they were.
 
     Args:
-        counts: what `total_counts` returns.
+        counts: the sums that `total_counts` returns.
         tokens_per_byte: tokens in the whole text, except BOS, over its bytes.
     """
     n_targets, n_correct, nats = counts.tolist()

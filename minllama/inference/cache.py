@@ -13,12 +13,12 @@ class KVCache:
 
     Args:
         max_len: number of positions to make room for.
-        dtype: of the keys and values, at least the precision of the model's norms.
+        dtype: precision of the keys and values, at least that of the model's norms.
 
     Attributes:
         lengths: number of tokens of each sequence. Setting one lower forgets its last tokens.
         data: keys and values of all layers, `(n_layers, 2, batch, n_kv_heads, max_len, head_dim)`.
-        layers: keys and values of each, `(2, batch, n_kv_heads, max_len, head_dim)`; views of
+        layers: keys and values of each layer, `(2, batch, n_kv_heads, max_len, head_dim)`; views of
             `data`, or copies where autograd needs them.
         start: during a forward pass, the position of its first token: one number if all sequences
             agree, otherwise `(batch,)`.
@@ -71,7 +71,7 @@ class KVCache:
             key, value: `(batch, n_kv_heads, n, head_dim)`.
 
         Returns:
-            those of all tokens so far, `(batch, n_kv_heads, stop, head_dim)`.
+            keys and values of all tokens so far, `(batch, n_kv_heads, stop, head_dim)`.
         """
         if torch.is_grad_enabled():  # the backward pass needs the former ones as they are
             self.layers[layer_id] = self.layers[layer_id].clone()

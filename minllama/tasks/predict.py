@@ -116,8 +116,8 @@ def predict(settings: PredictSettings) -> None:
         write = make_writer(settings.format, target)
         # Without a mask a label depends on the others of its batch, so batches have to be full.
         full_batches = not classifier.model.llama.config.causal and not source.isatty()
-        reads = read_lines(source, settings.input or "standard input")
-        for lines in groups(reads, settings.batch_size, full_batches=full_batches):
+        arrived = read_lines(source, settings.input or "standard input")
+        for lines in groups(arrived, settings.batch_size, full_batches=full_batches):
             for label in label_sentences(classifier, lines, settings.batch_size):
                 write(label)
             bar.update(len(lines))
@@ -145,12 +145,12 @@ def label_sentences(classifier: Classifier, lines: list[str], batch_size: int) -
 
 
 def groups(
-    reads: Iterable[list[str]], batch_size: int, *, full_batches: bool
+    arrived: Iterable[list[str]], batch_size: int, *, full_batches: bool
 ) -> Iterator[list[str]]:
     """Group the lines that have arrived: at most `MAX_BATCHES` batches, full ones if required."""
     size = MAX_BATCHES * batch_size
     waiting: list[str] = []
-    for lines in reads:
+    for lines in arrived:
         waiting += lines
         end = len(waiting) - (len(waiting) % batch_size if full_batches else 0)
         for start in range(0, end, size):

@@ -30,7 +30,7 @@ class RunFolder:
 
     Args:
         path: the folder, which need not exist.
-        fingerprint: what the result of the run depends on.
+        fingerprint: the settings and files that the result of the run depends on.
         is_continuation: whether a run with another fingerprint may be continued as this one.
 
     Attributes:
