@@ -1,5 +1,6 @@
 """Sampling: choose the next token of each row from its logits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ def check_scores(scores: torch.Tensor, remedy: str = "take other weights") -> No
     Raises:
         InputError: a score is not finite.
     """
-    if not scores.isfinite().all():
+    if not all(math.isfinite(score) for score in scores.flatten().tolist()):
         raise InputError(f"the model's scores are not finite; {remedy}")
 
 
