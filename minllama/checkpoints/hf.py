@@ -5,7 +5,6 @@ pairs neighbours. So the rows of query and key change their order on the way in 
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,12 @@ from minllama.checkpoints import hf_tokenizer, layout
 from minllama.checkpoints.layout import EMBEDDING, HEAD, Checkpoint
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError, is_out_of_memory, needs_package
-from minllama.common.files import atomic_write, refuse_lfs_pointer
+from minllama.common.files import (
+    atomic_write,
+    refuse_lfs_pointer,
+    remove_leftovers,
+    temporary_path,
+)
 from minllama.common.progress import progress_bar
 from tokenizer import Tokenizer
 
@@ -222,7 +226,8 @@ def save(checkpoint: Checkpoint, folder: str | Path, tokenizer: Tokenizer | None
         del theirs["lm_head.weight"]
     elif tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr():  # safetensors refuses that
         theirs["lm_head.weight"] = tensors[HEAD].clone()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    remove_leftovers(folder)
+    temporary = temporary_path(folder)
     temporary.mkdir()
     try:
         write_json(temporary / CONFIG, config_json(config, tensors[EMBEDDING].dtype))

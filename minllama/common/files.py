@@ -86,6 +86,7 @@ def remove_leftovers(path: str | Path) -> None:
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
         pid = leftover.name.removeprefix(prefix).removesuffix(".tmp")
         if pid.isdecimal() and not is_alive(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a folder
             with contextlib.suppress(OSError):
                 leftover.unlink()
 

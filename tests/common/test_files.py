@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from minllama.common.errors import InputError
-from minllama.common.files import atomic_write, check_outputs, file_fingerprint
+from minllama.common.files import atomic_write, check_outputs, file_fingerprint, remove_leftovers
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Unix's links, devices and processes")
 
@@ -103,6 +103,10 @@ def test_leftovers_of_processes_that_were_killed_here_are_removed_and_nothing_el
     others += [leftover.replace(".new.", ".new.elsewhere."), leftover.replace(".new.", ".other.")]
     for name in others:
         (tmp_path / name).touch()
+    folder = tmp_path / leftover.replace(".new.", ".exported.")
+    folder.mkdir()
+    (folder / "weights").touch()
+    remove_leftovers(tmp_path / "exported")
     check_outputs([tmp_path / "new"], [])
     assert sorted(os.listdir(tmp_path)) == sorted(others)
 
