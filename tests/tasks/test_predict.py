@@ -126,6 +126,8 @@ def test_the_sentences_are_not_overwritten_through_standard_input(data):
             [*command, "--output", SENTENCES], stdin=stdin, capture_output=True, text=True
         )
     assert done.returncode == 2 and "would overwrite the input" in done.stderr
+    nowhere = {"stdin": subprocess.DEVNULL, "capture_output": True}
+    assert subprocess.run([*command, "--output", "/dev/null"], **nowhere).returncode == 0
     assert Path(SENTENCES).read_bytes() == before
 
 
