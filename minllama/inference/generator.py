@@ -93,7 +93,7 @@ class TextGenerator:
 
 
 class GenerationBatch:
-    """Texts that grow while one iterates, by a token of every active row at each step.
+    """Texts that are being generated: each step of an iteration adds a token to the active rows.
 
     Args:
         generator: the model and its tokenizer.

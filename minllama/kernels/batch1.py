@@ -33,6 +33,7 @@ class Batch1Llama(nn.Module):
         self.head_dim = config.dim // config.n_heads
         device = llama.tok_embeddings.weight.device
         self.rotations = rotary_table(self.head_dim, config.max_seq_len, config.rope_theta, device)
+        # Values are not rotated, but a factor of 1 lets all heads be rotated at once.
         self.no_rotation = torch.ones(self.n_kv_heads, self.head_dim // 2, dtype=torch.complex64)
         # The modules' `forward`, because `nn.Module.__call__` takes a microsecond each time.
         self.layers = [

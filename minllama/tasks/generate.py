@@ -176,7 +176,9 @@ def write_texts(
     batch = make_batch(generator, settings, settings.prefix, temperature)
     n_texts = len(batch.rows)
     start = time.perf_counter()
-    was_interrupted = show(batch, is_live=sys.stdout.isatty() and n_texts == 1, desc="generate")
+    was_interrupted = generate_and_print(
+        batch, is_live=sys.stdout.isatty() and n_texts == 1, desc="generate"
+    )
     seconds = time.perf_counter() - start
     with atomic_write(outfile) as file:
         file.write(f"\n{LINE}\n".join(batch.text(row) for row in range(n_texts)))
@@ -203,7 +205,7 @@ def draw_initial_weights(config: LlamaConfig) -> None:
         Llama(config)
 
 
-def show(batch: GenerationBatch, *, is_live: bool, desc: str | None = None) -> bool:
+def generate_and_print(batch: GenerationBatch, *, is_live: bool, desc: str | None = None) -> bool:
     """Generate texts and print them, each with a line below. Warnings come after them.
 
     Args:
@@ -260,7 +262,7 @@ def chat(generator: TextGenerator, settings: GenerateSettings) -> None:
         except InputError as error:  # the next prompt may be shorter
             print_error(str(error))
             continue
-        if show(batch, is_live=len(batch.rows) == 1) and not is_terminal:
+        if generate_and_print(batch, is_live=len(batch.rows) == 1) and not is_terminal:
             raise KeyboardInterrupt
     if is_terminal:
         print(file=sys.stderr)
