@@ -24,10 +24,8 @@ class FastAdamW(AdamW):
         self, closure: Callable[[], torch.Tensor] | None = None
     ) -> torch.Tensor | None:
         """Update every parameter that has a gradient, as `AdamW.step` does."""
-        loss = None
         if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+            return super().step(closure)
         for group in self.param_groups:
             blocks = []
             for p in group["params"]:
@@ -38,7 +36,7 @@ class FastAdamW(AdamW):
                     update([block], group)
             elif blocks:
                 update(blocks, group)
-        return loss
+        return None
 
     def blocks(
         self, p: torch.nn.Parameter, grad: torch.Tensor, group: dict
