@@ -44,7 +44,8 @@ def active_methods(values: dict[str, Any]) -> tuple[Method, ...]:
     Raises:
         InputError: a value is wrong, or two methods cannot be combined.
     """
-    methods = tuple(cls(**cls.select_fields(values)) for cls in METHODS if cls.is_on(values))
+    every = [cls(**cls.select_fields(values)) for cls in METHODS]
+    methods = tuple(method for method in every if method.is_on(values))
     for method in methods:
         method.check([other for other in methods if other is not method])
     return methods

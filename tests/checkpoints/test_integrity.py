@@ -239,6 +239,7 @@ EDITS = {
     "many labels": lambda s: changed(s, "model_config", num_labels=9000),
     "dropout": lambda s: changed(s, "model_config", hidden_dropout_prob=7.0),
     "option": lambda s: changed(s, "model_config", option="x"),
+    "method": lambda s: changed(s, "model_config", mixout=torch.ones(2)),
     "names": lambda s: changed(s, "model_config", label_names=["a"]),
     "digest": lambda s: s | {"frozen": torch.ones(2)},
     "wide": lambda s: changed(s, "model_config", tune="adapter", adapter_size=2**30),
