@@ -35,11 +35,16 @@ def bits_per_byte(llama: Llama, tokenizer: Tokenizer, stories: list[str]) -> flo
     """Negative log-likelihood of the stories in bits, per byte.
 
     Raises:
-        InputError: it is not finite.
+        InputError: it is not finite, or a story is longer than the context.
     """
     nats = 0.0
     for story in stories:
         ids = torch.tensor([tokenizer.encode(story, bos=True, eos=False)])
+        if ids.shape[1] - 1 > llama.config.max_seq_len:
+            raise InputError(
+                f"a story of {ids.shape[1]} tokens does not fit the context of "
+                f"{llama.config.max_seq_len}; take another model"
+            )
         logits, _ = llama(ids[:, :-1], targets=ids[:, 1:])
         nats += F.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum").item()
     if not math.isfinite(nats):

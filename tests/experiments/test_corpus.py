@@ -150,8 +150,10 @@ def test_a_mixture_that_cannot_be_is_refused(corpora, monkeypatch, capsys, repea
     assert not (corpora / "train.txt").exists()
 
 
-def test_scores_that_are_not_finite_are_an_error(tokenizer):
+def test_texts_that_a_model_cannot_score_are_refused(tokenizer):
     llama = make_llama(causal=True)
+    with pytest.raises(InputError, match="does not fit the context of"):
+        bits_per_byte(llama, tokenizer, ["A cat. " * llama.config.max_seq_len])
     llama.norm.weight.data.fill_(torch.inf)
     with pytest.raises(InputError, match="the log-likelihood is nan"):
         bits_per_byte(llama, tokenizer, ["A cat."])
