@@ -106,8 +106,8 @@ def tokenizer_for(target: str, to: str, tokenizer: Tokenizer | None) -> dict[Pat
             raise InputError(f"{target}: the tokenizer takes this name; choose another")
         if path.exists() and not (path.is_file() and path.read_bytes() == content):
             raise InputError(
-                f"{path}: not the tokenizer that {target} needs, whose pieces have the order of "
-                f"--to {to}; name a file in another folder"
+                f"{path}: another tokenizer than {target} needs with --to {to}; name a file in "
+                "another folder"
             )
     return {path: content for path, content in files.items() if not path.exists()}
 
