@@ -216,36 +216,6 @@ def test_one_process_has_nothing_to_shard(tmp_path, monkeypatch, run_cli):
     assert code == 0 and err.count("\n") == 1 and "--shard" in err
 
 
-# The shares of the processes
-
-
-@pytest.mark.parametrize(("n_rows", "n"), [(6, 4), (3, 4), (1, 4), (8, 2), (7, 3)])
-def test_local_rows_are_the_batch(monkeypatch, n_rows, n):
-    rows, counted = list(range(n_rows)), []
-    monkeypatch.setattr(distributed, "world_size", lambda: n)
-    for rank in range(n):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        where, weight = distributed.local_slice(n_rows)
-        assert 1 <= len(rows[where]) <= n_rows // n + 1
-        counted += rows[where] if weight else []
-    assert counted == rows
-
-
-@pytest.mark.parametrize(("n_batches", "n"), [(6, 4), (3, 4), (8, 2), (0, 2)])
-def test_rounds_deal_out_all_batches_in_order(monkeypatch, n_batches, n):
-    results, seen = [], []
-    monkeypatch.setattr(distributed, "world_size", lambda: n)
-    for rank in range(n):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        rounds = list(distributed.rounds(range(n_batches)))
-        results.append([batch for _, batch, counts in rounds if counts])
-        seen.append([batch for group, _, _ in rounds for batch in group])
-        assert len(rounds) == -(-n_batches // n)  # as many for each
-    assert seen == [list(range(n_batches))] * n
-    monkeypatch.setattr(distributed, "all_gather", lambda _: results)
-    assert distributed.gather_rounds([]) == list(range(n_batches))
-
-
 @pytest.mark.parametrize("seed", [7, 2**32 - 1])
 def test_processes_draw_apart_and_then_alike(monkeypatch, seed):
     device, draws, after = torch.device("cpu"), [], []
