@@ -412,17 +412,6 @@ def test_converting_there_and_back_changes_no_bit(folder, tied, dtype):
         assert {t.dtype for t in formats.load(name).tensors.values()} == {torch.float16}
 
 
-def test_the_mask_is_kept_and_can_be_overridden(folder):
-    save_llama(make_llama(), folder / "unmasked.pt")
-    convert("unmasked.pt", "copy.pt", "pt")
-    assert load_pretrained("copy.pt").config.causal is False
-    llama2c.save(random_checkpoint(), "a.bin", version=0)
-    convert("a.bin", "b.pt", "pt")
-    assert pt.read_checkpoint("b.pt")["model_args"]["causal"] is True
-    assert load_pretrained("a.bin").config.causal
-    assert not load_pretrained("a.bin", causal=False).config.causal
-
-
 def test_weights_that_were_trained_with_a_mask_are_converted_with_causal(folder):
     pytest.importorskip("safetensors")
     save_llama(make_llama(), folder / "unmasked.pt")

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import shutil
 import struct
 import subprocess
 import sys
@@ -210,58 +209,6 @@ def test_other_kinds_of_tensors_are_refused(tmp_path):
         torch.save({"x": tensor}, tmp_path / "x.pt")
         with pytest.raises(InputError, match="refused"):
             read_checkpoint(tmp_path / "x.pt")
-
-
-# Saved classifiers
-
-
-@pytest.fixture
-def finetuned(tmp_path, monkeypatch) -> dict:
-    """A saved classifier, whose model and data are in the working folder."""
-    folder = tmp_path / "old"
-    shutil.copytree(ROOT / "tests/fixtures/version_0_1", folder)
-    monkeypatch.chdir(folder)
-    return torch.load("finetune-3-0.005.pt")
-
-
-def changed(saved: dict, part: str, **changes) -> dict:
-    return saved | {part: saved[part] | changes}
-
-
-HEAD = "classifier_head.weight"
-EDITS = {
-    "integers": lambda s: changed(s, "model", **{HEAD: s["model"][HEAD].int()}),
-    "complex": lambda s: changed(s, "model", **{HEAD: s["model"][HEAD].to(torch.complex64)}),
-    "float8": lambda s: changed(s, "model", **{HEAD: s["model"][HEAD].to(torch.float8_e5m2)}),
-    "overflow": lambda s: changed(s, "model", **{HEAD: s["model"][HEAD].double() * 1e200}),
-    "no tensor": lambda s: changed(s, "model", **{HEAD: 3}),
-    "2^31 labels": lambda s: changed(s, "model_config", num_labels=2**31),
-    "many labels": lambda s: changed(s, "model_config", num_labels=9000),
-    "dropout": lambda s: changed(s, "model_config", hidden_dropout_prob=7.0),
-    "option": lambda s: changed(s, "model_config", option="x"),
-    "method": lambda s: changed(s, "model_config", mixout=torch.ones(2)),
-    "names": lambda s: changed(s, "model_config", label_names=["a"]),
-    "digest": lambda s: s | {"frozen": torch.ones(2)},
-    "wide": lambda s: changed(s, "model_config", tune="adapter", adapter_size=2**30),
-    "keys": lambda s: s | {"model": {5: torch.ones(1), None: torch.ones(2)}},
-}
-
-
-@pytest.mark.parametrize("name", EDITS)
-def test_edited_classifiers_are_refused_in_one_line(finetuned, run_cli, name):
-    torch.save(EDITS[name](finetuned), "edited.pt")
-    code, _, err = run_cli("--option", "finetune", "--load", "edited.pt")
-    start = "error: --adapter_size 1073741824: " if name == "wide" else "error: edited.pt: "
-    assert code == 2 and err.startswith(start) and err.count("\n") == 1, err
-    assert len(err) < 600
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_classifiers_of_another_precision_load(finetuned, run_cli, dtype):
-    model = {name: tensor.to(dtype) for name, tensor in finetuned["model"].items()}
-    torch.save(finetuned | {"model": model}, "other.pt")
-    code, _, err = run_cli("--option", "finetune", "--load", "other.pt")
-    assert code == 0, err
 
 
 # Out of memory

@@ -110,14 +110,33 @@ def test_a_saved_run_from_own_weights_keeps_its_advanced_names(project, run_cli)
         ("model_config", "hidden_dropout_prob", None),
         ("model_config", "causal", 3),
         ("model_config", "lora_rank", "8"),
+        ("model_config", "num_labels", 2**31),
+        ("model_config", "hidden_dropout_prob", 7.0),
+        ("model_config", "option", "x"),
+        ("model_config", "mixout", torch.ones(2)),
+        ("model_config", "label_names", ["a"]),
         ("args", "dev", 5),
         ("args", "batch_size", "4"),
         ("model", "classifier_head.bias", torch.tensor([0, torch.nan, 0])),
+        ("model", "classifier_head.bias", torch.zeros(3, dtype=torch.int32)),
+        ("model", "classifier_head.bias", torch.zeros(3, dtype=torch.complex64)),
+        ("model", "classifier_head.bias", torch.zeros(3).to(torch.float8_e5m2)),
+        ("model", "classifier_head.bias", torch.full((3,), 1e300, dtype=torch.float64)),
+        ("model", "classifier_head.bias", 3),
+        ("model", 5, torch.ones(1)),
     ],
 )
 def test_a_wrong_value_in_a_saved_run_is_one_line(saved_run, run_cli, part, name, value):
     edit(saved_run, **{part: read_checkpoint(saved_run)[part] | {name: value}})
     assert_refused(run_cli(*LOAD, saved_run))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_saved_run_of_another_precision_loads(saved_run, run_cli, dtype):
+    model = read_checkpoint(saved_run)["model"]
+    edit(saved_run, model={name: tensor.to(dtype) for name, tensor in model.items()})
+    code, _, err = run_cli(*LOAD, saved_run)
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("part", ["model", "args", "model_config"])
