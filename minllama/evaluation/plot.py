@@ -91,7 +91,9 @@ def draw_runs(figure: "Figure", runs: dict[str, Records]) -> None:
         for i, (name, records) in enumerate(runs.items()):
             for (curve, keys), style in zip(curves.items(), (".-", ".--"), strict=False):
                 label = curve if len(runs) == 1 else f"{name}, {curve}"
-                panel.plot(*points_of(records, x, keys), style, color=f"C{i}", label=label)
+                points = points_of(records, x, keys)
+                if points[0]:
+                    panel.plot(*points, style, color=f"C{i}", label=label)
         panel.set(xlabel=x, ylabel=title)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend(fontsize="small")
