@@ -94,8 +94,7 @@ class LlamaZeroShotClassifier(nn.Module):
         cache = None
         if self.uses_cache:
             max_len = seqlen + max(map(len, self.label_name_ids)) - 1
-            dtype = self.llama.norm.weight.dtype
-            cache = KVCache(self.llama.config, batch_size, max_len, input_ids.device, dtype)
+            cache = KVCache(self.llama, batch_size, max_len)
         first = self._log_probs(input_ids, last_positions(input_ids, lengths), cache)[:, 0]
         prompt_lengths = lengths.tolist()
         scores = []

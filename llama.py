@@ -117,8 +117,7 @@ class Llama(LlamaPreTrainedModel):
         max_len, cache = self.config.max_seq_len, None
         if self.config.causal:
             max_new_tokens = min(max_new_tokens, max_len - idx.shape[1])
-            n_positions, dtype = idx.shape[1] + max_new_tokens, self.norm.weight.dtype
-            cache = KVCache(self.config, len(idx), n_positions, idx.device, dtype)
+            cache = KVCache(self, len(idx), idx.shape[1] + max_new_tokens)
         stop_ids = self.config.stop_ids if stop_ids is None else stop_ids
         stop = torch.tensor(list(stop_ids) if self.config.causal else [], device=idx.device)
         has_ended = torch.zeros_like(idx[:, :1], dtype=torch.bool)

@@ -1,8 +1,14 @@
 """The key/value cache of causal decoding."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 
-from config import LlamaConfig
+if TYPE_CHECKING:
+    from llama import Llama
+    from minllama.kernels.batch1 import Batch1Llama
 
 
 class KVCache:
@@ -12,8 +18,8 @@ class KVCache:
     sequences are. Whatever follows them is never attended to, and the next tokens overwrite it.
 
     Args:
+        llama: the causal model; its norms say which device and precision the cache has.
         max_len: number of positions to make room for.
-        dtype: precision of the keys and values, at least that of the model's norms.
 
     Attributes:
         lengths: number of tokens of each sequence. Setting one lower forgets its last tokens.
@@ -30,19 +36,13 @@ class KVCache:
         ValueError: the model is not causal, so that a new token changes all keys and values.
     """
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        batch_size: int,
-        max_len: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
+    def __init__(self, llama: Llama | Batch1Llama, batch_size: int, max_len: int):
+        config, weight = llama.config, llama.norm.weight
         if not config.causal:
             raise ValueError("without a causal mask, nothing can be cached")
         n_kv_heads = config.n_kv_heads or config.n_heads
-        shape = (batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
-        self.data = torch.zeros(config.n_layers, 2, *shape, device=device, dtype=dtype)
+        shape = (config.n_layers, 2, batch_size, n_kv_heads, max_len, config.dim // config.n_heads)
+        self.data = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
         self.layers = list(self.data)
         self.lengths = [0] * batch_size
         self.start: int | torch.Tensor = 0

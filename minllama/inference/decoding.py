@@ -107,7 +107,7 @@ def prefill(
     device = llama.tok_embeddings.weight.device
     lengths = [len(prompt) for prompt in prompts]
     max_len = min(max(lengths) + max_new_tokens, llama.config.max_seq_len)
-    cache = KVCache(llama.config, len(prompts), max_len, device, llama.norm.weight.dtype)
+    cache = KVCache(llama, len(prompts), max_len)
     tokens = [torch.tensor(prompt, device=device) for prompt in prompts]
     last = torch.tensor(lengths, device=device)[:, None] - 1
     hidden = llama.hidden_states(pad_sequence(tokens, batch_first=True), last, cache=cache)

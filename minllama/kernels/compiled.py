@@ -243,7 +243,7 @@ class CompiledLlama(Batch1Llama):
 
     def _compile(self) -> None:
         """Compile the step, or load it from its cache on the disk."""
-        keys_values = KVCache(self.config, 1, 1).data[:, :, 0]
+        keys_values = KVCache(self, 1, 1).data[:, :, 0]
         try:
             self.compiled = numba.njit(step, parallel=True, fastmath=FAST, cache=True)
             self.step(0, 0, keys_values)

@@ -26,7 +26,7 @@ def test_cached_logits_are_the_uncached_ones_at_every_position(batch_size, n_kv_
     tokens = random_ids(batch_size, 48)
     with torch.inference_mode():
         expected, _ = llama(tokens, targets=tokens)
-        cache = KVCache(llama.config, batch_size, 48)
+        cache = KVCache(llama, batch_size, 48)
         logits = []
         for part in torch.split(tokens, [7, 1, 1, 5, *[1] * 30, 4], dim=1):
             logits.append(llama.output(llama.hidden_states(part, cache=cache)))
@@ -40,7 +40,7 @@ def test_rows_of_different_lengths_share_a_cache(n_kv_heads):
     llama = make_llama(causal=True, n_kv_heads=n_kv_heads)
     tokens, lengths = random_ids(3, 40), [5, 17, 11]
     with torch.inference_mode():
-        cache = KVCache(llama.config, 3, 40)
+        cache = KVCache(llama, 3, 40)
         llama.hidden_states(tokens[:, :17], cache=cache)
         cache.lengths = lengths
         for n in (1, 1, 3, 1):
@@ -54,7 +54,7 @@ def test_rows_of_different_lengths_share_a_cache(n_kv_heads):
 
 def test_nothing_is_cached_without_a_mask():
     with pytest.raises(ValueError):
-        KVCache(make_llama().config, 1, 8)
+        KVCache(make_llama(), 1, 8)
 
 
 def greedy(llama, prompt, n):

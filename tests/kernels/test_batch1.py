@@ -55,7 +55,7 @@ def test_logits_are_the_plain_ones_at_every_position(form, shape):
     ids = torch.randint(4, 300, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, _ = plain(ids, targets=ids)
-        cache = KVCache(plain.config, 1, 40)
+        cache = KVCache(plain, 1, 40)
         prompt = fast.next_logits(ids[:, :5], cache)
         assert relative_error(prompt[0], expected[0, 4]) < 1e-5
         for i in range(5, 40):
@@ -75,7 +75,7 @@ def test_all_precisions_and_kernels_are_near(form, dtype, bound, max_numel, monk
     ids = torch.randint(4, 300, (1, 30), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, _ = plain(ids, targets=ids)
-        cache = KVCache(plain.config, 1, 30)
+        cache = KVCache(plain, 1, 30)
         for i in range(30):
             logits = fast.next_logits(ids[:, i : i + 1], cache)
             assert relative_error(logits[0].float(), expected[0, i]) < bound
@@ -140,7 +140,7 @@ def bits_per_byte(logits: list[torch.Tensor], ids: list[list[int]], texts: list[
 
 @torch.inference_mode()
 def read_by_token(llama: Batch1Llama, ids: list[int]) -> torch.Tensor:
-    cache = KVCache(llama.config, 1, len(ids))
+    cache = KVCache(llama, 1, len(ids))
     return torch.cat([llama.next_logits(torch.tensor([[i]]), cache).clone() for i in ids[:-1]])
 
 

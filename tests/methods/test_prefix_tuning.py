@@ -42,7 +42,7 @@ def test_a_prefix_works_with_a_cache_and_ragged_rows():
     add_prefix(llama, 4)
     with torch.inference_mode():
         whole = llama.hidden_states(TOKENS[:2])
-        cache = KVCache(llama.config, 2, 11)
+        cache = KVCache(llama, 2, 11)
         llama.hidden_states(TOKENS[:2, :6], cache=cache)
         cache.lengths = [6, 4]
         rows = torch.stack((TOKENS[0, 6:9], TOKENS[1, 4:7]))
