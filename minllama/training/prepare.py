@@ -1,10 +1,13 @@
 """Put a model into the form in which it is trained."""
 
+import os
+import shutil
+
 from torch import nn
 
 from llama import Llama
+from minllama.common.errors import InputError
 from minllama.common.flags import TrainSettings
-from minllama.kernels.torch_compile import compile_layers
 from minllama.training import distributed
 from minllama.training.activation_checkpointing import checkpoint_activations
 
@@ -25,6 +28,19 @@ def prepare_for_training(model: nn.Module, layers: nn.ModuleList, settings: Trai
     if settings.shard and distributed.shard(model, layers, settings.dtype):
         return "float32"
     return settings.dtype
+
+
+def compile_layers(layers: nn.ModuleList) -> None:
+    """Let torch.compile fuse the operations between the matrix products of every layer.
+
+    Raises:
+        InputError: no C++ compiler is installed, which a CPU needs.
+    """
+    on_cpu = next(layers.parameters()).device.type == "cpu"
+    if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise InputError("--compile: there is no C++ compiler here; install g++, or leave it out")
+    for layer in layers:
+        layer.compile()
 
 
 def set_dropout(llama: Llama, dropout: float, attention_dropout: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Linear modules for decoding against plain products, and what low precision costs in quality."""
+"""Linear modules and whole models prepared for decoding, against plain ones."""
 
 import pytest
 import torch
@@ -39,11 +39,15 @@ def test_int8_has_a_scale_for_each_output_channel(shape):
     x = torch.randn(1, shape[1])
     exact = x.double() @ rounded.T
     linear = make_linear(weight, "int8")
-    tolerance = (
-        1e-5 if isinstance(linear, Batch1Linear) else 0.01
-    )  # float32 or bfloat16 activations
+    # Activations are float32 or bfloat16.
+    tolerance = 1e-5 if isinstance(linear, Batch1Linear) else 0.01
     error = (linear(x) - exact).abs() / (x.double().abs() @ rounded.abs().T)
     assert error.max() < tolerance
+
+
+def test_zero_rows_stay_zero():
+    y = make_linear(torch.zeros(8, 32), "int8")(torch.randn(1, 32))
+    assert torch.equal(y, torch.zeros(1, 8))
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
