@@ -22,6 +22,7 @@ from methods_kit import (
 from minllama import methods
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.common.errors import InputError
+from minllama.methods.lora import LoRALinear
 from minllama.methods.saved import count_parameters, load_weights
 from minllama.training import run
 from minllama.training.activation_checkpointing import checkpoint_activations
@@ -138,6 +139,7 @@ def test_two_methods_train_and_load_together_or_are_refused(make_classifier, fla
     other = make_classifier(**flags)
     load_weights(other.model, run.trained_tensors(classifier.model), "trained.pt")
     other.merge()
+    assert not any(isinstance(module, LoRALinear) for module in other.model.modules())
     assert torch.allclose(predictions(other.model), after, atol=1e-4)
 
 

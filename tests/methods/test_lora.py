@@ -1,9 +1,8 @@
 """LoRA against its definition."""
 
 import torch
-from methods_kit import predictions, train
 
-from minllama.methods.lora import LoRA, LoRALinear
+from minllama.methods.lora import LoRALinear
 
 pytest_plugins = ["methods_fixtures"]
 
@@ -30,14 +29,3 @@ def test_lora_drops_inputs_of_the_update_in_training_only(make_model):
     assert not torch.equal(linear(x), linear(x))
     linear.eval()
     assert torch.equal(linear(x), linear(x))
-
-
-def test_merged_lora_predicts_the_same(make_classifier):
-    classifier = make_classifier(tune="lora")
-    before = predictions(classifier.model)
-    train(classifier)
-    expected = predictions(classifier.model)
-    assert (expected - before).abs().max() > 1e-2
-    LoRA().merge(classifier.model)
-    assert not any(isinstance(module, LoRALinear) for module in classifier.model.modules())
-    assert (predictions(classifier.model) - expected).abs().max() < 1e-5

@@ -29,9 +29,9 @@ def test_the_regularizers_are_computed_without_dropout(make_classifier):
 
 
 def test_smarts_loss_is_its_definition(make_classifier):
-    """One ascent step from given noise, row by row; then the weighted sum of three terms."""
-    flags = {"smart_radius": 0.5, "smart_step_size": 0.3, "smart_noise": 0.02, "smart_mu": 0.7}
-    training = make_training(make_classifier(smart=3.0, **flags))
+    """Two ascent steps from given noise, row by row; then the weighted sum of three terms."""
+    flags = {"smart_radius": 0.25, "smart_step_size": 0.2, "smart_noise": 0.02, "smart_mu": 0.7}
+    training = make_training(make_classifier(smart=3.0, smart_steps=2, **flags))
     model, average = training.model, make_classifier().model
     with torch.no_grad():
         model.classifier_head.weight.mul_(3).add_(0.1)
@@ -48,11 +48,13 @@ def test_smarts_loss_is_its_definition(make_classifier):
     expected = 0.0
     for row in range(6):
         log_p = log_probs(model, row)
-        delta = noise[row : row + 1].clone().requires_grad_()
-        value = divergence(log_p.detach(), log_probs(model, row, delta))
-        (gradient,) = torch.autograd.grad(value, delta)
-        delta = delta.detach() + 0.3 * unit * gradient / gradient.abs().max()
-        delta = delta.clamp(-0.5 * unit, 0.5 * unit)
+        delta = noise[row : row + 1]
+        for _ in range(2):
+            delta = delta.clone().requires_grad_()
+            value = divergence(log_p.detach(), log_probs(model, row, delta))
+            (gradient,) = torch.autograd.grad(value, delta)
+            delta = delta.detach() + 0.2 * unit * gradient / gradient.abs().max()
+            delta = delta.clamp(-0.25 * unit, 0.25 * unit)
         expected += -log_p[0, BATCH.labels[row]]
         expected += 3.0 * divergence(log_p, log_probs(model, row, delta))
         expected += 0.7 * divergence(log_p, log_probs(average, row))
@@ -74,24 +76,6 @@ def test_a_smaller_last_batch_weighs_less(make_classifier):
     assert whole > 1.1 * plain
     halves = [BATCH.select(rows) for rows in (slice(4), slice(4, 6))]
     assert sum(loss_of(training, half).item() for half in halves) == pytest.approx(whole, rel=1e-4)
-
-
-def test_the_perturbation_stays_in_its_ball_and_ascends(make_classifier):
-    flags = {"smart_radius": 0.5, "smart_step_size": 0.2, "smart_steps": 4}
-    training = make_training(make_classifier(smart=1.0, **flags))
-    (smart,) = training.settings.methods
-    model = training.model.eval()
-    log_p = predictions(model)
-    torch.manual_seed(0)
-    delta = smart.ascend(training, BATCH, log_p)
-    radius = 0.5 * model.llama.tok_embeddings.weight.std().item()
-    assert delta.abs().max().item() <= radius * 1.0001
-
-    def moved(change):
-        with perturbed_embeddings(model.llama.tok_embeddings, change):
-            return divergence(log_p, predictions(model)).item()
-
-    assert moved(delta) > 3 * moved(torch.randn_like(delta).sign() * radius) > 0
 
 
 def test_a_perturbation_moves_the_prompts_and_not_the_labels(make_model, tokenizer):

