@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT, SENTENCES, assert_refused, diverging_at, make_llama, save_llama
 from sklearn.metrics import confusion_matrix, f1_score
 
@@ -17,7 +16,6 @@ import minllama.common.flags
 import minllama.tasks.generate
 from llama import Llama
 from minllama.checkpoints.pt import read_checkpoint
-from minllama.text.prompts import TEMPLATE, fill_template
 
 DECIMAL = re.compile(r"\d\.\d{3}\b")  # a loss or an accuracy; equal but for float rounding
 PROMPT = "Is this movie bad, fair, or good? This movie is"
@@ -110,7 +108,8 @@ def test_metrics_and_report(project, run_cli):
     flags = [*project.flags, "--metrics_out", "m.jsonl", "--report"]
     code, out, _ = run_cli("--option", "finetune", *flags, "--epochs", "2", "--causal")
     assert code == 0
-    assert run_cli("--option", "prompt", *flags)[0] == 0
+    code, prompted, _ = run_cli("--option", "prompt", *flags)
+    assert code == 0 and ", majority-class baseline (bad) :: 0.333\n" in prompted
     lines = [json.loads(line) for line in (project.path / "m.jsonl").read_text().splitlines()]
     assert [(line["option"], line.get("epoch"), line.get("split")) for line in lines] == [
         ("finetune", 0, None),
@@ -147,6 +146,7 @@ def test_metrics_and_report(project, run_cli):
         ("toy-dev-finetuning-output.txt", "would overwrite the output"),
         ("notes.md", "notes.md: not a file of JSON lines"),
         ("cut.jsonl", "cut.jsonl: not a file of JSON lines"),
+        ("list.jsonl", "list.jsonl: not a file of JSON lines"),
         ("data", "data: a folder"),
         ("absent/m.jsonl", "there is no folder"),
     ],
@@ -154,6 +154,7 @@ def test_metrics_and_report(project, run_cli):
 def test_metrics_go_to_a_file_of_their_own(project, run_cli, path, named):
     (project.path / "notes.md").write_text("hello\n")
     (project.path / "cut.jsonl").write_text('{"option": "prompt"}\n{"opt')
+    (project.path / "list.jsonl").write_text("[1]\n")
     before = {p: p.read_bytes() for p in project.path.iterdir() if p.is_file()}
     result = run_cli("--option", "finetune", *project.flags, "--metrics_out", path)
     assert_refused(result, named)
@@ -169,20 +170,17 @@ def test_metrics_that_cannot_be_written_cost_no_run(project, run_cli):
 
 def test_train_need_not_be_evaluated(project, run_cli):
     """Nothing else changes: a causal evaluation draws no random numbers."""
-    outputs = []
-    for skip in ([], ["--skip_train_eval"]):
-        flags = [*project.flags, "--causal", "--epochs", "2", "--lr", "1e-3", "--metrics_out", "m"]
-        code, out, _ = run_cli("--option", "finetune", *flags, *skip)
+    flags = [*project.flags, "--causal", "--epochs", "2", "--lr", "1e-3", "--metrics_out"]
+    results = []
+    for name, *skip in (["m"], ["n", "--skip_train_eval"]):
+        code, out, _ = run_cli("--option", "finetune", *flags, name, *skip)
         assert code == 0
         assert len(re.findall("train acc ::", out)) == (0 if skip else 2)
-        path = project.path / "m"
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        path.unlink()
+        lines = [json.loads(line) for line in Path(name).read_text().splitlines()]
         assert [line["train_accuracy"] is None for line in lines[:2]] == 2 * [bool(skip)]
-        files = [project.path / f"toy-{split}-finetuning-output.txt" for split in ("dev", "test")]
         losses = [line["train_loss"] for line in lines[:2]]
-        outputs.append((losses, [path.read_text() for path in files]))
-    assert outputs[0] == outputs[1]
+        results.append((losses, [line["confusion_matrix"] for line in lines[2:]]))
+    assert results[0] == results[1]
 
 
 def test_prompting_unmasked_truncates_sentence_and_question_together(project, run_cli):
@@ -195,26 +193,6 @@ def test_prompting_unmasked_truncates_sentence_and_question_together(project, ru
     )
     lines = (project.path / "toy-dev-prompting-output.txt").read_text().splitlines()
     assert [line.split(" ||| ")[1] for line in lines] == [f"{s} . {PROMPT} " for s in SENTENCES]
-
-
-def test_prompting_causally_scores_whole_labels_after_a_whole_question(project, run_cli, tokenizer):
-    """Predictions equal those of scoring each label after each prompt, one by one."""
-    code, _, _ = run_cli(
-        "--option", "prompt", "--causal", *project.flags, "--max_sentence_len", "5"
-    )
-    assert code == 0
-    llama = make_llama(causal=True)
-    lines = (project.path / "toy-dev-prompting-output.txt").read_text().splitlines()
-    for line, sentence in zip(lines, SENTENCES, strict=True):
-        prompt = [1, *tokenizer.encode(f"{sentence} .", bos=False, eos=False)[:5]]
-        prompt += tokenizer.encode(PROMPT, bos=False, eos=False)
-        scores = []
-        for name in ("bad", "fair", "good"):
-            label = tokenizer.encode(name, bos=False, eos=False)
-            ids = torch.tensor([prompt + label])
-            log_probs = llama(ids, targets=ids)[0][0].log_softmax(-1)
-            scores.append(sum(log_probs[len(prompt) - 1 + j, t] for j, t in enumerate(label)))
-        assert line == f"{scores.index(max(scores))} ||| {sentence} . {PROMPT}"
 
 
 @pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
@@ -244,55 +222,29 @@ def test_out_files_are_named_for_data_and_option_unless_given(project, run_cli):
         out = run_cli(*flags, "--pretrained-model-path", "absent.pt")[1]
         return expected_outputs(out.splitlines()[0])[2:]
 
-    data = ["--dev", "data/cfimdb-dev.txt", "--test", "data/cfimdb-test.txt"]
-    assert names("--option", "prompt", *data) == [
-        "cfimdb-dev-prompting-output.txt",
-        "cfimdb-test-prompting-output.txt",
-    ]
-    data = ["--dev", "data/toy-dev.txt", "--test", "elsewhere/sst-test.txt"]
-    assert names("--option", "finetune", *data) == [
-        "toy-dev-finetuning-output.txt",
-        "sst-test-finetuning-output.txt",
-    ]
+    data = ["--dev", "data/cfimdb-dev.txt", "--test", "elsewhere/sst-test.txt"]
     for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
+        dev, test = f"cfimdb-dev-{kind}-output.txt", f"sst-test-{kind}-output.txt"
+        assert names("--option", option, *data) == [dev, test]
         given = f"x-dev-{kind}-output.txt"
-        expected = [given, f"sst-test-{kind}-output.txt"]
-        assert names("--option", option, *data, "--dev_out", given) == expected
-
-
-def test_out_file_names_are_checked_before_any_work(project, run_cli):
-    for option, kind in (("prompt", "prompting"), ("finetune", "finetuning")):
-        flags = ["--option", option, *project.flags]
-        names = [
-            "--dev_out",
-            f"no/x-dev-{kind}-output.txt",
-            "--test_out",
-            f"x-test-{kind}-output.txt",
-        ]
-        for more, named in (
-            (["--dev_out", "dev.txt"], f"dev-{kind}-output.txt"),
-            (names, "folder"),
-        ):
-            result = run_cli(*flags, *more)
-            assert_refused(result, named)
-            assert result[1].count("\n") == 1  # the args alone
-    flags = ["--pretrained-model-path", "model.pt", "--generated_sentence_high_temp_out", "no/x"]
-    assert_refused(run_cli(*flags), "folder")
-    assert not Path("generated-sentence-temp-0.txt").exists()
+        assert names("--option", option, *data, "--dev_out", given) == [given, test]
 
 
 BAD_FLAGS = [
     (["--epochs", "0"], "--epochs"),
     (["--batch_size", "-1"], "--batch_size"),
-    (["--batch_size", "2.5"], "--batch_size"),
     (["--lr", "nan"], "--lr"),
-    (["--lr", "inf"], "--lr"),
-    (["--hidden_dropout_prob", "1.5"], "--hidden_dropout_prob"),
     (["--lr", "1e300"], "--lr"),
+    (["--hidden_dropout_prob", "1.5"], "--hidden_dropout_prob"),
     (["--batch_size", str(10**30)], "--batch_size"),
     (["--prefix", "a\udcff"], "not valid Unicode"),
     (["--generated_sentence_low_temp_out", "model.pt"], "would overwrite the input model.pt"),
     (["--generated_sentence_high_temp_out", "generated-sentence-temp-0.txt"], "another file"),
+    (["--generated_sentence_high_temp_out", "no/x"], "folder"),
+    (["--option", "prompt", "--dev_out", "dev.txt"], "dev-prompting-output.txt"),
+    (["--option", "prompt", "--test_out", "no/x-test-prompting-output.txt"], "folder"),
+    (["--option", "finetune", "--dev_out", "dev.txt"], "dev-finetuning-output.txt"),
+    (["--option", "finetune", "--test_out", "no/x-test-finetuning-output.txt"], "folder"),
     (["--seed", "-1"], "--seed"),
     (["--seed", str(2**32)], "--seed"),
     (["--max_sentence_len", "0"], "--max_sentence_len"),
@@ -307,13 +259,30 @@ BAD_FLAGS = [
     (["--option", "finetune", "--test", "absent.txt"], "absent.txt"),
     (["--option", "prompt", "--dev", "data"], "error: data: not a file"),
     (["--option", "finetune", "--dtype", "int8"], "--dtype int8"),
+    (["--top_k", "0"], "--top_k 0: out of range"),
+    (["--top_p", "1.5"], "--top_p 1.5: out of range"),
+    (["--temperature", "-1"], "--temperature -1.0: out of range"),
+    (["--repetition_penalty", "0"], "--repetition_penalty 0.0: out of range"),
+    (["--stop", ""], "--stop: an empty text"),
+    (["--num_samples", "0"], "--num_samples 0: out of range"),
+    (["--interactive", "--prefix", "a"], "--interactive: takes its texts from the input"),
+    (["--option", "prompt", "--top_k", "3"], "acts only with --option generate"),
+    (["--option", "prompt", "--calibrate", "pmi"], "--calibrate"),
+    (["--option", "prompt", "--prompt_template", "x"], "--prompt_template"),
+    (["--option", "prompt", "--prompt_template", "{sentence} {sentence}"], "--prompt_template"),
+    (["--option", "finetune", "--calibrate", "pmi"], "acts only with --option prompt"),
+    (["--option", "predict", "--input", "absent.txt"], "absent.txt: no such file"),
+    (["--option", "predict", "--load", "w.pt", "--calibrate", "pmi"], "--load uses no prompt"),
+    (["--option", "predict", "--save_every", "2"], "acts only with --option finetune"),
 ]
 
 
 @pytest.mark.parametrize(("flags", "named"), BAD_FLAGS)
 def test_bad_flags_are_one_line(project, run_cli, flags, named):
     before = sorted(os.listdir(project.path))
-    assert_refused(run_cli(*project.flags, *flags), named)
+    result = run_cli(*project.flags, *flags)
+    assert_refused(result, named)
+    assert "load 12 data" not in result[1]
     assert sorted(os.listdir(project.path)) == before
 
 
@@ -345,17 +314,6 @@ def test_another_models_tokenizer_is_refused(project, run_cli):
     save_llama(make_llama(vocab_size=100), project.path / "model.pt")
     for option in ("generate", "prompt", "finetune"):
         assert_refused(run_cli("--option", option, *project.flags), "320", "100", "model.pt")
-
-
-def test_the_tokenizer_beside_the_checkpoint_comes_first(project, run_cli):
-    folder = project.path / "models"
-    folder.mkdir()
-    for name in ("model.pt", "tokenizer.model"):
-        (project.path / name).rename(folder / name)
-    (project.path / "tokenizer.model").write_text("not a tokenizer")
-    flags = ["--pretrained-model-path", "models/model.pt", "--max_new_tokens", "2"]
-    assert run_cli(*flags)[0] == 0
-    assert run_cli(*flags, "--tokenizer-path", "tokenizer.model")[0] == 2
 
 
 @pytest.mark.parametrize("causal", ["--causal", "--no-causal"])
@@ -400,11 +358,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_best(project, run_cl
     saved = read_checkpoint("finetune-2-2e-05.pt")["model"]
     assert all(tensor.isfinite().all() for tensor in saved.values())
     assert run_cli(*flags)[0] == 0  # resumes
-
-
-def test_scores_that_are_not_finite_stop(project, run_cli):
     with diverging_at(3):  # the last step
-        assert_refused(run_cli("--option", "finetune", *project.flags), "--lr")
+        assert_refused(run_cli(*flags, "--epochs", "1"), "scores", "--lr")
 
 
 def test_the_best_weights_do_not_overwrite_the_pretrained_ones(project, run_cli):
@@ -486,11 +441,3 @@ def test_the_sanity_check_fails_a_wrong_model(tmp_path, assets, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sanity_check.py"])
     with pytest.raises(SystemExit, match="logits differ"):
         runpy.run_path(str(ROOT / "sanity_check.py"), run_name="__main__")
-
-
-def test_the_question_lists_the_labels():
-    before, after = fill_template(TEMPLATE, ["bad", "good"])
-    assert before == ""
-    assert after == " Is this movie bad or good? This movie is "
-    _, after = fill_template(TEMPLATE, ["awful", "bad", "average", "good", "excellent"])
-    assert after == " Is this movie awful, bad, average, good, or excellent? This movie is "

@@ -11,28 +11,19 @@ from minllama.tasks.generate import PREFIX
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 
 
-SETUP = """
-import sys
-from time import sleep
-
-def show(text):
-    print(text, end="", flush=True)
-"""
-
-
 def command(*steps: str) -> list[str]:
-    """A process that takes some steps; `show` writes a text at once."""
-    return [sys.executable, "-c", "\n".join([SETUP, *steps])]
+    """A process that takes some steps; -u writes every text at once."""
+    return [sys.executable, "-u", "-c", "\n".join(["import sys, time", *steps])]
 
 
 def test_the_first_token_is_what_follows_the_prompt(tmp_path):
     wanted = command(
         "assert sys.stdout.isatty() and not sys.stderr.isatty()",
-        f"show('args: {{}}\\nTemperature is 0.0\\n' + {PREFIX!r})",
+        f"sys.stdout.write('args: {{}}\\nTemperature is 0.0\\n' + {PREFIX!r})",
         "sys.stderr.write('a line apart')",
-        "sleep(0.5)",
-        "show(' in')",
-        "sleep(60)",
+        "time.sleep(0.5)",
+        "sys.stdout.write(' in')",
+        "time.sleep(60)",
     )
     start = time.perf_counter()
     assert 0.5 < seconds_to_first_token(wanted, str(tmp_path)) < 30
@@ -41,7 +32,8 @@ def test_the_first_token_is_what_follows_the_prompt(tmp_path):
 
 def test_a_text_without_a_token_is_an_error_and_no_time(tmp_path):
     none = command(
-        f"show('Temperature is 0.0\\n' + {PREFIX!r} + '\\n---')", "sys.exit('out of luck')"
+        f"sys.stdout.write('Temperature is 0.0\\n' + {PREFIX!r} + '\\n---')",
+        "sys.exit('out of luck')",
     )
     with pytest.raises(RuntimeError, match="out of luck"):
         seconds_to_first_token(none, str(tmp_path))

@@ -136,19 +136,6 @@ def test_ctrl_c_while_pytorch_is_imported_has_no_traceback(script):
     assert (*process.communicate(), process.returncode) == ("", "", 130)
 
 
-def test_ctrl_c_during_a_training_run_has_no_traceback(project):
-    flags = ["--option", "finetune", *project.flags, "--epochs", "100000"]
-    process = start([sys.executable, "-u", str(ROOT / "run_llama.py"), *flags], project.path)
-    line = ""
-    while not line.startswith("epoch 0"):
-        line = process.stdout.readline()
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert errors == "interrupted; the same command resumes the run\n"
-    assert process.returncode == 130
-
-
 @pytest.mark.parametrize(("trap", "code"), [("", 130), ("trap '' INT; ", 0)])
 def test_ctrl_c_is_ignored_where_the_shell_ignores_it(script, trap, code):
     """As for commands that a shell starts in the background."""

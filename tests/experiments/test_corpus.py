@@ -17,17 +17,6 @@ from minllama.common.program import run_script
 from minllama.text.documents import Corpus
 
 
-@pytest.fixture
-def offensive(monkeypatch):
-    digests = {hashlib.sha256(word).hexdigest()[:16] for word in (b"blast", b"crumbs")}
-    monkeypatch.setattr(corpus, "offensive_digests", lambda: frozenset(digests))
-
-
-def test_only_whole_words_are_offensive(offensive):
-    for text, expected in (("Oh, Blast!", True), ("The blasted, sandblast crumb", False)):
-        assert corpus.has_offensive_word(text) == expected
-
-
 def test_the_list_of_the_project_names_no_word_openly():
     words = corpus.OFFENSIVE.read_text().split()
     assert all(re.fullmatch(r"[0-9a-f]{16}", word) for word in words)
@@ -44,7 +33,9 @@ def test_a_cut_loses_nothing_and_ends_at_lines():
     assert corpus.cut("one line only", 300) == ["one line only"]
 
 
-def test_an_offensive_word_costs_its_section_only(offensive):
+def test_an_offensive_word_costs_its_section_only(monkeypatch):
+    digest = hashlib.sha256(b"blast").hexdigest()[:16]
+    monkeypatch.setattr(corpus, "offensive_digests", lambda: frozenset([digest]))
     long = "\n".join(["A quiet line."] * 600 + ["Oh blast."] + ["Another line."] * 600)
     source = corpus.divide([long])
     (left_out,) = source.offensive

@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,17 +64,6 @@ def test_a_diverged_run_counts_and_has_no_accuracy(project):
     assert runs.describe([diverged], "dev") == "(1 diverged)"
 
 
-@pytest.mark.parametrize(("data", "n_labels"), [(task_text.SST, 5), (task_text.CFIMDB, 2)])
-def test_rows_have_the_label_words_and_the_precision_of_their_data(data, n_labels):
-    settings = {name: row.settings(data, 0.5, 7) for name, row in rows.ROWS.items()}
-    for name in ("prompt", "few prompt", "zero-shot pmi"):
-        words = json.loads((runs.ROOT / settings[name]["label-names"]).read_text())
-        assert len(words) == n_labels
-    assert "label-names" not in settings["plain"]
-    assert ("dtype" in settings["default"]) == (data == task_text.CFIMDB)
-    assert settings["smart"]["smart"] == 0.5 and settings["smart"]["seed"] == 7
-
-
 def classify_by_seed(data, flags, model=runs.DEMO, option="finetune"):
     """Stands in for a run: seed 1337 finds 1e-4 best, and other seeds differ in their accuracy."""
     seed = flags.get("seed", 0)
@@ -133,34 +121,6 @@ def test_the_cells_of_the_table_are_of_the_right_runs(tmp_path, monkeypatch):
     assert table["head"][4:6] == [f"{FEW:,}", "1.0"]
     assert table["reader mean"][1:4] == ["0.620 ± 0.100", "0.520 ± 0.100", "0.820 ± 0.100"]
     assert table["zero-shot"] == ["", "0.200", "0.100", "0.400", "0", "", ""]
-
-
-def test_pre_training_starts_from_the_demo_model_then_from_the_adapted_one(tmp_path, monkeypatch):
-    commands = []
-
-    def run(command, **_):
-        commands.append([str(part) for part in command])
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(measure, "RESULTS", tmp_path)
-    monkeypatch.setattr(measure.subprocess, "run", run)
-    monkeypatch.setattr(measure, "task_text", lambda labelled: ["1 ||| A joy .\n"] * labelled)
-    measure.adapted_model.cache_clear()
-    measure.pretrain_on_tasks.cache_clear()
-    (tmp_path / "reader-60.txt").write_text("A film .\n")
-    for _ in range(2):  # the second finds it made
-        model = measure.pretrain_on_tasks("labelled", 500, 60)
-    measure.adapted_model.cache_clear()
-    measure.pretrain_on_tasks.cache_clear()
-    assert model == tmp_path / "labelled-500-reader-60/model.pt"
-    flags = ["--pretrained-model-path", "--text", "--output_dir", "--steps"]
-    given = [[command[command.index(flag) + 1] for flag in flags] for command in commands]
-    adapted, text = tmp_path / "reader-60", tmp_path / "labelled-500-reader-60.txt"
-    assert given == [
-        [str(runs.DEMO), f"{adapted}.txt", str(adapted), "2000"],
-        [f"{adapted}/model.pt", str(text), str(text.with_suffix("")), "500"],
-    ]
-    assert text.read_text() == "1 ||| A joy .\n"
 
 
 def test_the_documented_table_is_that_of_the_records(monkeypatch):

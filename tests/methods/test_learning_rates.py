@@ -4,18 +4,8 @@ import pytest
 from methods_kit import make_training
 
 from minllama.methods.learning_rates import groups_by_depth
-from minllama.training.schedule import learning_rate
 
 pytest_plugins = ["methods_fixtures"]
-
-
-def test_warmup_and_decay():
-    rates = [learning_rate(step, 10, 3, 1.0, schedule="linear") for step in range(11)]
-    assert rates == pytest.approx(
-        [1 / 4, 2 / 4, 3 / 4, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7, 0]
-    )
-    assert learning_rate(5, 10, 0, 1.0, schedule="cosine") == pytest.approx(0.5)
-    assert [learning_rate(step, 10, 0, 1.0, schedule="constant") for step in range(3)] == [1, 1, 1]
 
 
 def test_rates_change_after_every_step_and_keep_the_proportions_of_the_layers(make_classifier):

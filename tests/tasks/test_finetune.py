@@ -49,36 +49,6 @@ def train(
     return [record["train_loss"] for record in records], classifier.model.state_dict()
 
 
-def test_evaluation_is_in_order_whatever_the_batches(data, make_classifier):
-    """The batches are sorted by length. The predictions are those of each sentence alone."""
-    classifier = make_classifier()
-    model = classifier.model.eval()
-    with torch.inference_mode():
-        scores = [model(torch.tensor([ids]), torch.tensor([len(ids)])) for *_, ids in data]
-    best, second = torch.cat(scores).topk(2).values.T
-    clear = (best - second > 1e-4).tolist()
-    assert sum(clear) > 25
-    expected = torch.cat(scores).argmax(-1).tolist()
-    for batch_size in (1, 7, 80):
-        loader = classifier.loader(data, batch_size)
-        lengths = [len(data[i].ids) for batch in loader.batch_sampler for i in batch]
-        assert lengths == sorted(lengths, reverse=True)
-        result = classifier.evaluate(loader)
-        assert result.sentences == [example.sentence for example in data]
-        assert result.labels == [example.label for example in data]
-        for prediction, other, is_clear in zip(result.predictions, expected, clear, strict=True):
-            assert prediction == other or not is_clear
-
-
-def test_accumulated_batches_are_one_large_batch(data, make_classifier):
-    """Thirty examples are one step of each epoch."""
-    losses, weights = train(make_classifier(), data, batch_size=30)
-    other_losses, other_weights = train(make_classifier(), data, batch_size=3, grad_accum=10)
-    assert losses == pytest.approx(other_losses, rel=1e-4)
-    for name in weights:
-        torch.testing.assert_close(weights[name], other_weights[name], atol=2e-5, rtol=1e-4)
-
-
 def test_each_example_weighs_the_same_in_an_epoch(data, make_classifier):
     """With a rate of 0 the gradients of all steps add up, also of a smaller last step."""
     classifier, gradients = make_classifier(tune="head"), []

@@ -129,6 +129,7 @@ def test_the_tokenizer_beside_the_checkpoint_is_found(project, capsys):
     (project.path / "models").mkdir()
     for name in ("model.pt", "tokenizer.model"):
         (project.path / name).rename(project.path / "models" / name)
+    (project.path / "tokenizer.model").write_text("not a tokenizer")
     paths = {"pretrained_model_path": Path("models/model.pt"), "filepath": Path("best.pt")}
     args = VALUES | paths | {"max_sentence_len": 9, "lr": np.float64(1e-4)}
     run_llama.train(args)

@@ -168,24 +168,6 @@ def test_ctrl_c_ends_a_text_and_ctrl_d_the_chat_loop(project):
     assert process.wait() == 0 and b"Traceback" not in rest
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--top_k", "0"], "--top_k 0: out of range"),
-        (["--top_p", "1.5"], "--top_p 1.5: out of range"),
-        (["--temperature", "-1"], "--temperature -1.0: out of range"),
-        (["--repetition_penalty", "0"], "--repetition_penalty 0.0: out of range"),
-        (["--stop", ""], "--stop: an empty text"),
-        (["--num_samples", "0"], "--num_samples 0: out of range"),
-        (["--interactive"], "--interactive: takes its texts from the input"),
-        (["--option", "prompt", "--top_k", "3"], "acts only with --option generate"),
-    ],
-)
-def test_bad_flags_are_one_line(project, run_cli, flags, message):
-    code, _, err = run_cli(*MODEL, *flags)
-    assert code == 2 and err.count("\n") == 1 and message in err
-
-
 def test_compiling_is_refused_or_left_out_in_one_line(project, run_cli, monkeypatch):
     flags = [*project.flags[:4], "--max_new_tokens", "5", "--compile"]
     for more in (["--no-causal"], ["--causal", "--num_samples", "2"]):

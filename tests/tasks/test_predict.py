@@ -129,16 +129,3 @@ def test_the_sentences_are_not_overwritten_through_standard_input(data):
     nowhere = {"stdin": subprocess.DEVNULL, "capture_output": True}
     assert subprocess.run([*command, "--output", "/dev/null"], **nowhere).returncode == 0
     assert Path(SENTENCES).read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--input", "absent.txt"], "absent.txt: no such file"),
-        (["--load", "w.pt", "--calibrate", "pmi"], "--calibrate: --load uses no prompt"),
-        (["--epochs", "3", "--save_every", "2"], "--save_every acts only with --option finetune"),
-    ],
-)
-def test_bad_flags_are_one_line(data, run_cli, flags, message):
-    code, _, err = run_cli("--option", "predict", *data.flags, *flags)
-    assert code == 2 and err.count("\n") == 1 and message in err

@@ -1,12 +1,9 @@
 """Prompts, and calibrated zero-shot scores, against their definitions."""
 
-import os
-
 import pytest
 import torch
 from conftest import SENTENCES
 
-from minllama.common.errors import InputError
 from minllama.tasks.prompt import PromptSettings, zero_shot_classifier
 from minllama.text.batches import Example
 from minllama.text.prompts import make_prompts
@@ -59,12 +56,6 @@ def test_a_template_surrounds_the_sentence_however_short_it_was_truncated(tokeni
     assert ids == tokenizer.encode(text, True, False)
 
 
-@pytest.mark.parametrize("template", ["no sentence", "{sentence} and {sentence}"])
-def test_a_template_has_one_sentence(template, tokenizer):
-    with pytest.raises(InputError, match="--prompt_template"):
-        make_prompts([], template, NAMES, tokenizer, causal=True)
-
-
 @pytest.mark.parametrize("method", ["contextual", "pmi"])
 def test_calibration_divides_by_the_prior(method, make_classifier):
     plain, calibrated = make_classifier(), make_classifier(calibrate=method)
@@ -98,19 +89,3 @@ def test_predictions_are_those_of_sentences_one_by_one(project, run_cli, make_cl
         f"{label} ||| {text} . So it is\n" for label, text in zip(labels, SENTENCES, strict=True)
     ]
     assert (project.path / "toy-dev-advanced-output.txt").read_text() == "".join(expected)
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--option", "prompt", "--calibrate", "pmi"], "--calibrate"),
-        (["--option", "prompt", "--prompt_template", "x"], "--prompt_template"),
-        (["--option", "finetune", "--calibrate", "pmi"], "acts only with --option prompt"),
-    ],
-)
-def test_wrong_flags_are_one_line_and_write_nothing(project, run_cli, flags, named):
-    before = sorted(os.listdir(project.path))
-    code, _, err = run_cli(*project.flags, *flags)
-    assert code == 2
-    assert err.startswith("error: ") and err.count("\n") == 1 and named in err
-    assert sorted(os.listdir(project.path)) == before

@@ -7,20 +7,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import minllama.text.batches
-from minllama.text.batches import Batch, Example, collate, make_loader, shuffled_batches
+from minllama.text.batches import Batch, shuffled_batches
 from minllama.text.labelled import LlamaDataset
 
 LENGTHS = [int(n) for n in torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0))]
-
-
-def test_batches_are_padded_on_the_right():
-    examples = [Example("a", 1, [1, 5]), Example("b", 0, [1, 6, 7])]
-    batch = collate(examples, 3, with_lengths=True)
-    assert batch.token_ids.tolist() == [[1, 5, 3], [1, 6, 7]]
-    assert batch.labels.tolist() == [1, 0]
-    assert batch.sents == ["a", "b"]
-    assert batch.lengths.tolist() == [2, 3]
-    assert collate(examples, 3).lengths is None
 
 
 @pytest.mark.parametrize("eos", [True, False])
@@ -35,13 +25,6 @@ def test_the_assignments_dataset_tokenizes_the_sentences(tokenizer, tokenizer_pa
     for batch in batches:
         assert batch.token_ids.tolist() == [expected] * len(batch.sents)
         assert batch.labels.tolist() == [int(sent[-1]) % 2 for sent in batch.sents]
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_loader_takes_the_ids_as_they_are(causal):
-    (batch,) = make_loader([Example("the plot", 1, [1, 9, 8])], 1, 3, causal=causal)
-    assert batch.token_ids.tolist() == [[1, 9, 8]]
-    assert (batch.lengths is not None) == causal
 
 
 def draw(seed: int, lengths=LENGTHS) -> list[list[int]]:

@@ -4,12 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from text_kit import write_documents
 
 import minllama.text.token_files
 from minllama.common.errors import InputError
-from minllama.text.corpus import tokenize
-from minllama.text.documents import Corpus
 from minllama.text.sequences import TrainingSequences
 from minllama.text.token_files import open_token_files
 
@@ -54,17 +51,7 @@ def test_several_files_are_one_sequence_split_by_position(paths, ids, tokenizer)
         }
 
 
-def test_measured_whole_they_are_the_text(tmp_path, tokenizer):
-    """Of a text that is tokenized here, bits per byte are the same in both forms."""
-    corpus = Corpus(write_documents(tmp_path / "a.txt", DOCUMENTS), (1, 0, 0))
-    text = tokenize(corpus, tokenizer, tmp_path / "tokens")["train"]
-    files = open_token_files([tmp_path / "tokens/train.bin"], (1, 0, 0), tokenizer)["train"]
-    assert files.n_bytes == text.n_bytes == N_BYTES
-    assert files.tokens_per_byte == text.tokens_per_byte
-    assert files.n_unknown == 0
-
-
-@pytest.mark.parametrize("end", [[2], [2, 1]])
+@pytest.mark.parametrize("end", [[1], [2], [2, 1]])
 def test_ends_of_texts_have_no_bytes(tmp_path, tokenizer, end):
     ids = [1] if 1 in end else []
     for document in DOCUMENTS:

@@ -199,10 +199,9 @@ def test_a_port_that_is_taken_is_refused(monkeypatch, run_cli):
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    monkeypatch.setenv("MASTER_PORT", "29511")
+    together = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "2", "MASTER_PORT": "29511"}
+    for variable, text in together.items():
+        monkeypatch.setenv(variable, text)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="2 GPUs"), distributed.process_group():
