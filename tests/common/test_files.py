@@ -32,13 +32,11 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
     path.write_text("before")
     script = (
         "import resource\n"
-        "from minllama.common.files import atomic_write\n"
+        "import torch\n"
+        "from minllama.checkpoints.pt import write_checkpoint\n"
         "from minllama.common.program import run_script\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "def main():\n"
-        f"    with atomic_write({str(path)!r}, 'wb') as file:\n"
-        "        file.write(bytes(200_000))\n"
-        "run_script(main)\n"
+        f"run_script(lambda: write_checkpoint({{'x': torch.ones(50_000)}}, {str(path)!r}))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
