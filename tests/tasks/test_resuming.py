@@ -29,18 +29,11 @@ def flags(project) -> list[str]:
     return [*FLAGS, *project.flags, "--epochs", "2"]
 
 
-def same(path: str, other: str) -> bool:
-    """Whether two files have the same weights, moments and state of the random generator."""
-    a, b = read_checkpoint(path), read_checkpoint(other)
-    states = [saved["optim"]["state"] for saved in (a, b)]
-    return (
-        a["model"].keys() == b["model"].keys()
-        and all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
-        and all(
-            torch.equal(states[0][i]["exp_avg_sq"], states[1][i]["exp_avg_sq"]) for i in states[0]
-        )
-        and torch.equal(a["torch_rng"], b["torch_rng"])
-    )
+def assert_same(path: str, other: str) -> None:
+    """Check that two files have the same weights, moments and state of the random generator."""
+    saved = [read_checkpoint(path), read_checkpoint(other)]
+    a, b = ([x["model"], x["optim"]["state"], x["torch_rng"]] for x in saved)
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def files() -> set[str]:
@@ -120,7 +113,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(flags, run_cli, method, s
     code, out, err = run_cli(*flags)
     assert code == 0 and "epoch 0" not in out
     assert out.splitlines()[-2:] == whole.splitlines()[-2:]
-    assert same(weights.name, f"whole/{weights.name}")
+    assert_same(weights.name, f"whole/{weights.name}")
     for name in outputs:
         assert Path(name).read_bytes() == Path("whole", name).read_bytes()
     assert files() == {weights.name, *outputs, "whole"}
@@ -136,7 +129,7 @@ def test_an_epoch_interrupted_after_its_last_step_is_resumed(flags, run_cli, mon
         assert run_cli(*flags, "--save_every", "1")[0] == 130
     code, _, err = run_cli(*flags)
     assert code == 0 and "resuming from epoch 0, step 2" in err
-    assert same(WEIGHTS, "whole.pt")
+    assert_same(WEIGHTS, "whole.pt")
 
 
 def interrupted(*_args):
@@ -221,5 +214,5 @@ def test_a_kill_at_any_file_operation_loses_nothing(flags, run_cli, n):
     killed = subprocess.run([*command, *flags, "--save_every", "3"], env=environment)
     assert killed.returncode == -9
     assert run_cli(*flags, "--save_every", "3")[0] == 0
-    assert same(WEIGHTS, "whole.pt")
+    assert_same(WEIGHTS, "whole.pt")
     assert files() == whole | {WEIGHTS}
