@@ -1,8 +1,10 @@
 """Seeds, devices and memory."""
 
+import functools
 import os
 import random
 import sys
+import warnings
 
 import numpy as np
 import torch
@@ -40,6 +42,29 @@ def best_device() -> torch.device:
         return torch.device("cuda")
     is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     return torch.device("mps" if torch.backends.mps.is_available() and is_alone else "cpu")
+
+
+@functools.cache
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether bfloat16 products are faster than float32's on a kind of device ("cpu", "cuda").
+
+    On a CPU without AVX-512 or AMX they take several times as long.
+    """
+    if device != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def autocast_dtype(dtype: str, device: torch.device) -> str:
+    """The dtype of autocast for `--dtype`: float32, with a warning, where bfloat16 is slower."""
+    if dtype != "bfloat16" or has_fast_bfloat16(device.type):
+        return dtype
+    warnings.warn(
+        "--dtype bfloat16: this CPU has no fast bfloat16 products (AVX-512 or AMX), so products "
+        "are computed in float32",
+        stacklevel=2,
+    )
+    return "float32"
 
 
 def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -18,7 +18,7 @@ from minllama.training import distributed
 from minllama.training.precision import mixed_precision
 from minllama.training.prepare import prepare_for_training
 from tokenizer import Tokenizer, check_fingerprint, check_vocabulary
-from utils import pick_device
+from utils import autocast_dtype, pick_device
 
 
 @dataclass
@@ -138,6 +138,7 @@ def load(settings: TaskSettings, path: str) -> Classifier:
         config = config.replace(label_names=names)
     config = config.replace(pretrained_model_path=base, init_weights=False)
     classifier = make_classifier(settings, config)
+    classifier.dtype = autocast_dtype(settings.dtype, classifier.device)
     check_fingerprint(classifier.tokenizer, config.tokenizer, path)
     load_weights(classifier.model, saved["model"], path)
     check_frozen(classifier.model, saved, path, base)

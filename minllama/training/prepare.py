@@ -10,6 +10,7 @@ from minllama.common.errors import InputError
 from minllama.common.flags import TrainSettings
 from minllama.training import distributed
 from minllama.training.activation_checkpointing import checkpoint_activations
+from utils import autocast_dtype
 
 
 def prepare_for_training(model: nn.Module, layers: nn.ModuleList, settings: TrainSettings) -> str:
@@ -21,13 +22,14 @@ def prepare_for_training(model: nn.Module, layers: nn.ModuleList, settings: Trai
     Returns:
         the dtype of autocast. A sharded model computes in its own precision, without autocast.
     """
+    dtype = autocast_dtype(settings.dtype, next(model.parameters()).device)
     if settings.activation_checkpointing:
         checkpoint_activations(layers)
     if settings.compile:
         compile_layers(layers)
-    if settings.shard and distributed.shard(model, layers, settings.dtype):
+    if settings.shard and distributed.shard(model, layers, dtype):
         return "float32"
-    return settings.dtype
+    return dtype
 
 
 def compile_layers(layers: nn.ModuleList) -> None:

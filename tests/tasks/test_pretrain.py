@@ -16,6 +16,7 @@ from conftest import assert_refused, diverging_at, interrupted_at, make_llama, s
 from filelock import FileLock
 
 import minllama.tasks.pretrain
+import utils
 from llama import Llama, load_pretrained
 from minllama.checkpoints.pt import read_checkpoint
 from minllama.evaluation.language_model import evaluate
@@ -154,10 +155,14 @@ def test_accumulated_batches_are_one_large_batch(folder, run_cli):
         torch.testing.assert_close(large[name], small[name], rtol=1e-4, atol=1e-6)
 
 
-def test_bfloat16_trains_float32_weights(trained, run_cli):
-    assert run_cli(*SMALL, "--dtype", "bfloat16", "--output_dir", "b")[0] == 0
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_bfloat16_trains_float32_weights(trained, run_cli, monkeypatch, is_fast):
+    """Where the CPU has no fast bfloat16 products, it trains as in float32, and says so."""
+    monkeypatch.setattr(utils, "has_fast_bfloat16", lambda device: is_fast)
+    code, _, err = run_cli(*SMALL, "--dtype", "bfloat16", "--output_dir", "b")
+    assert code == 0 and err.count("no fast bfloat16 products") == (0 if is_fast else 1)
     assert weights("b/model.pt")["output.weight"].dtype == torch.float32
-    assert not same(weights("out/model.pt"), weights("b/model.pt"))
+    assert same(weights("out/model.pt"), weights("b/model.pt")) is not is_fast
     assert reports("b")[-1]["test"]["loss"] == pytest.approx(reports()[-1]["test"]["loss"], abs=0.1)
 
 
