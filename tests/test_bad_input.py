@@ -15,8 +15,6 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import run_llama
-
 SCRIPTS = sorted(
     f"{path.parent.name}.{path.stem}"
     for room in ("benchmarks", "experiments")
@@ -26,15 +24,14 @@ SCRIPTS = sorted(
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, run_once):
     """A folder with model, tokenizer, data, a saved classifier and a run folder."""
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         bad_inputs.prepare()
-        for flags in (bad_inputs.FINETUNE, bad_inputs.PRETRAIN):
-            patch.setattr("sys.argv", ["run_llama.py", *flags])
-            run_llama.main()
+    for flags in (bad_inputs.FINETUNE, bad_inputs.PRETRAIN):
+        run_once(folder, *flags)
     return folder
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.training_memory import SHAPES, Training, layer_activations, memory
+from benchmarks.training_memory import SHAPES, Training, layer_activations, memory, traffic
 from llama import Llama
 from minllama.kernels.cpu import accelerate
 
@@ -72,3 +72,13 @@ def test_layers_keep_what_autograd_saves(n_kv_heads):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         llama.layers[0](x)
     assert sum(saved.values()) == pytest.approx(3 * t.context * layer_activations(t), rel=0.15)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_what_each_gpu_sends_around_a_ring(dtype, width):
+    """Of n pieces each GPU passes on n - 1; an all-reduce is a reduce-scatter and an all-gather."""
+    t = Training(300, 32, 2, 4, 4, 48, 16, gpus=4, batch_size=4, grad_accum=3, dtype=dtype)
+    piece, layers_piece = t.weights / 4, (t.weights - 2 * 300 * 32 - 32) / 4
+    assert traffic(t) == 2 * 3 * 4 * piece
+    gathered = 3 * width * (piece + layers_piece)  # layers are gathered once more going backward
+    assert traffic(replace(t, shard=True)) == 3 * (gathered + 3 * 4 * piece)
