@@ -50,7 +50,7 @@ def test_contributing_quotes_the_file(name):
 def copy(tmp_path_factory) -> Path:
     """A copy of the code with the examples and their lines."""
     copy = tmp_path_factory.mktemp("repository")
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, copy)
     shutil.copytree(ROOT / "minllama", copy / "minllama")
     for name, room in ROOMS.items():
@@ -76,6 +76,14 @@ def run(copy, project):
         return result.stdout
 
     return run
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_the_examples_have_the_style_of_the_code(copy, command):
+    pytest.importorskip("ruff")
+    ruff = [sys.executable, "-m", "ruff", *command, "."]
+    result = subprocess.run(ruff, cwd=copy, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def test_the_frozen_layer_does_not_train(run, project):
