@@ -103,5 +103,7 @@ def evaluate(
             counts.append(batch_counts)
     scores = scores_of(total_counts(counts), sequences.text.tokens_per_byte)
     if not math.isfinite(scores["loss"]):
-        raise InputError(f"the evaluation loss is {scores['loss']}; lower --lr")
+        raise InputError(
+            f"the evaluation loss is {scores['loss']}; lower --lr, or take other weights"
+        )
     return scores

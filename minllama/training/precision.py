@@ -27,7 +27,7 @@ def check_finite(losses: torch.Tensor, where: str) -> None:
     """
     for loss in losses.flatten().tolist():
         if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} in {where}; lower --lr")
+            raise InputError(f"the loss is {loss} in {where}; lower --lr, or take other weights")
 
 
 def clip_gradients(model: nn.Module, max_norm: float, where: str) -> torch.Tensor:
@@ -39,5 +39,7 @@ def clip_gradients(model: nn.Module, max_norm: float, where: str) -> torch.Tenso
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     if norm.device.type == "cpu" and not torch.isfinite(norm):
-        raise InputError(f"the gradient's norm is {norm} in {where}; lower --lr")
+        raise InputError(
+            f"the gradient's norm is {norm} in {where}; lower --lr, or take other weights"
+        )
     return norm
