@@ -102,8 +102,8 @@ def needs_package(work: str, package: str) -> Iterator[None]:
         yield
     except Exception as error:  # an installation can be broken in any way
         remedy = "install it with `python -m pip install -r requirements-extra.txt`"
-        if not isinstance(error, ImportError):
-            remedy = "check its settings and environment variables"
+        if not isinstance(error, ModuleNotFoundError):
+            remedy = "check its version, its settings and its environment variables"
         raise InputError(f"{work} needs {package}, which fails: {error}; {remedy}") from error
 
 

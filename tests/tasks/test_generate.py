@@ -193,7 +193,7 @@ def test_a_package_that_does_not_import_is_refused_before_the_work(
         if name.split(".")[0] == package or name == "minllama.kernels.compiled":
             monkeypatch.delitem(sys.modules, name)
     code, out, err = run_cli(*project.flags, *flags)
-    assert_refused((code, out, err), "it needs NumPy 2.4 or less", "requirements-extra.txt")
+    assert_refused((code, out, err), "it needs NumPy 2.4 or less", "check its version")
     assert "load" not in out.partition("\n")[2]
 
 
