@@ -43,6 +43,7 @@ def reviews():
 def test_the_model_is_small_causal_and_grouped(llama, demo_tokenizer):
     assert (DEMO / "model.pt").stat().st_size < 16_000_000
     assert 5e6 < sum(p.numel() for p in llama.parameters()) < 7.5e6
+    assert llama.config.tokenizer == demo_tokenizer.fingerprint
     assert llama.config.causal and llama.config.n_kv_heads < llama.config.n_heads
     assert llama.vocab_size == demo_tokenizer.n_words
     stored = read_checkpoint(DEMO / "model.pt")["model"].values()
