@@ -30,7 +30,7 @@ class LlamaPreTrainedModel(nn.Module):
         return next(self.parameters()).dtype
 
     def init_weights(self) -> None:
-        """Draw all initial weights anew."""
+        """Re-initialize all weights."""
         self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -199,7 +199,7 @@ def check_predictions(content: bytes, name: str, source: str | Path) -> None:
     if len(lines) != expected:
         raise AssertionError(
             f"{source} has a {name} of {len(lines)} lines, but {data.as_posix()} has {expected}; "
-            "write it anew"
+            "regenerate it"
         )
     labels = {str(label).encode() for label in range(N_LABELS[dataset])}
     for number, line in enumerate(lines, start=1):
@@ -207,7 +207,7 @@ def check_predictions(content: bytes, name: str, source: str | Path) -> None:
         if not separator or label.strip() not in labels:
             raise AssertionError(
                 f"{source} has a {name} whose line {number} is not 'prediction ||| sentence' with "
-                f"a prediction from 0 to {len(labels) - 1}; write it anew"
+                f"a prediction from 0 to {len(labels) - 1}; regenerate it"
             )
 
 

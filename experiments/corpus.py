@@ -84,7 +84,7 @@ def read_documents(path: Path) -> list[str]:
             text = file.read()
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         kind = "an xz-compressed" if path.suffix == ".xz" else "a"
-        raise InputError(f"{path}: not {kind} UTF-8 text; fetch it anew") from error
+        raise InputError(f"{path}: not {kind} UTF-8 text; download it again") from error
     documents = [document.strip() for document in text.split(DOCUMENT_SEPARATOR)]
     if not any(documents):
         raise InputError(f"{path}: no text in it; name a file that has some")

@@ -55,7 +55,7 @@ def read_reviews(path: Path) -> list[str]:
                 if file is not None:
                     reviews.append(without_html(file.read()))
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a whole .tar.gz file; fetch it anew") from error
+        raise InputError(f"{path}: not a whole .tar.gz file; download it again") from error
     reviews = [review for review in reviews if review]
     if not reviews:
         raise InputError(f"{path}: no .txt file with a text in a folder pos, neg or unsup")

@@ -104,7 +104,7 @@ def test_a_configuration_has_the_assignments_settings():
     assert LlamaConfig(num_labels=5).num_labels == 5
 
 
-def test_initial_weights_are_drawn_anew():
+def test_init_weights_draws_new_weights():
     llama = make_llama()
     assert llama.dtype == torch.float32 and llama.double().dtype == torch.float64
     llama.init_weights()

@@ -1,1 +1,1 @@
-"""The tasks of a model: one file for each `--option`, told from top to bottom."""
+"""The tasks of `run_llama.py`: one file per `--option`, to be read from top to bottom."""

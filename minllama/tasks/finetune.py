@@ -196,7 +196,7 @@ def train_epochs(
 
 
 def train(args: Any) -> None:
-    """Fine-tune; the assignment's function. It saves to `args.filepath` and always starts anew.
+    """Fine-tune from scratch and save to `args.filepath`; the assignment's function.
 
     It writes no predictions, so the names of their files are free.
     """

@@ -96,7 +96,7 @@ class Corpus:
         return n_documents, n_bytes
 
     def split_chunks(self) -> Iterator[tuple[str, Chunk]]:
-        """Read all texts in chunks, each with its split. A single document begins anew in each."""
+        """Read all texts in chunks, each with its split. A single document restarts in each."""
         n_documents, n_bytes = self.size
         is_single = n_documents == 1
         chunk_size = max(1, min(BLOCK, n_bytes // 1000)) if is_single else BLOCK

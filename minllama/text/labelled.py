@@ -165,7 +165,7 @@ def few_shot(sentences: Sequence[Example], shots: int, num_labels: int, seed: in
 
 
 class LlamaDataset(Dataset):
-    """The assignment's dataset, whose collate function tokenizes the sentences anew."""
+    """The assignment's dataset. Its collate function tokenizes the sentences again."""
 
     def __init__(self, dataset: Sequence[tuple[str, int, list[int]]], args: Any, eos: bool = False):
         self.dataset, self.p, self.eos = dataset, args, eos
