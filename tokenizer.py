@@ -115,7 +115,7 @@ class Tokenizer:
             piece = self.sp_model.id_to_piece(i)
             if i in (self.bos_id, self.eos_id):
                 piece = f"\n{piece}\n"
-            text = piece.replace("▁", " ").encode()
+            text = piece.replace(SPACE, " ").encode()
             parts.append(struct.pack("<fi", self.sp_model.get_score(i), len(text)) + text)
             longest = max(longest, len(text))
         return struct.pack("<i", longest) + b"".join(parts)
@@ -165,7 +165,8 @@ class Tokenizer:
                 f"{self.model_path}: no pieces for BOS, EOS and the 256 bytes, without which "
                 "llama2.c's programs fail; train with a larger --vocab_size"
             )
-        return first + [i for i in range(self.n_words) if i not in set(first)]
+        is_first = set(first)
+        return first + [i for i in range(self.n_words) if i not in is_first]
 
 
 def check_fingerprint(tokenizer: Tokenizer, expected: str | None, weights: str | Path) -> None:

@@ -46,9 +46,9 @@ def best_device() -> torch.device:
 
 @functools.cache
 def has_fast_bfloat16(device: str) -> bool:
-    """Whether bfloat16 products are faster than float32's on a kind of device ("cpu", "cuda").
+    """Whether bfloat16 products are faster than float32's on a type of device, such as "cpu".
 
-    On a CPU without AVX-512 or AMX they take several times as long.
+    PyTorch has fast ones for CPUs with AVX-512 or AMX.
     """
     if device != "cpu":
         return True

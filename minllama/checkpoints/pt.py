@@ -62,12 +62,12 @@ def load_backbone(saved: dict[str, Any], path: str | Path) -> Checkpoint:
     tuning, base = values.get("tune", "full"), Path(str(values.get("pretrained_model_path")))
     if tuning != "full" or not isinstance(saved.get("model"), dict):
         raise InputError(
-            f"{path}: only what --tune {tuning} trained, for --load, not a whole Llama"
+            f"{path}: has only the weights that --tune {tuning} trained; use it with --load"
         )
     places = [base, Path(path).parent / base]
     found = [place for place in places if place.is_file() and not place.samefile(path)]
     if not found:
-        raise InputError(f"{path}: a fine-tuned {base}, no .pt file here; its shape is needed too")
+        raise InputError(f"{path}: fine-tuned from {base}, which is needed too; put it beside it")
     config = load(found[0]).config
     config.causal = config.causal if values.get("causal") is None else bool(values["causal"])
     config.tokenizer = values.get("tokenizer") or config.tokenizer

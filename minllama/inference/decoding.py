@@ -84,9 +84,9 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: LlamaConfig) -> None
 def read_contexts(llama: Llama | Batch1Llama, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """Compute the logits of the next tokens, `(batch, vocab_size)`, of a model without a mask.
 
-    There every new token changes the states of all before it, so nothing can be cached: the last
-    `max_seq_len` tokens go through the model for each new one. Rows of different lengths are read
-    one by one, because padding would be attended to.
+    Without a mask every new token changes the states of all before it, so nothing can be cached:
+    the last `max_seq_len` tokens go through the model for each new one. Rows of different lengths
+    are read one by one, because padding would be attended to.
     """
     if len({len(row) for row in rows}) > 1:
         return torch.cat([read_contexts(llama, [row]) for row in rows])

@@ -55,7 +55,7 @@ class Sampling:
             highest, indices = logits.topk(self.top_k)
             logits = torch.full_like(logits, -torch.inf).scatter(-1, indices, highest)
         probabilities = F.softmax(logits, dim=-1)
-        check_scores(probabilities[:, :1])  # NaN, as is its whole row, if a logit is not finite
+        check_scores(probabilities[:, :1])  # an infinite or NaN logit makes its whole row NaN
         if self.top_p is not None and self.top_p < 1:
             probabilities = nucleus(probabilities, self.top_p)
         return torch.multinomial(probabilities, num_samples=1)

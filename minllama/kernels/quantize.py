@@ -18,6 +18,7 @@ from llama import Attention, Llama, LlamaLayer
 from minllama.inference.cache import KVCache
 from minllama.kernels.cpu import FastAttention, FastNorm
 from rope import apply_rotary_emb
+from utils import has_fast_bfloat16
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # per weight
 DTYPES = tuple(BYTES)
@@ -163,9 +164,8 @@ class FloatLinear(nn.Module):
         super().__init__()
         self.weight, self.dtype = weight.detach(), weight.dtype
         has_onednn = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if has_onednn and self.dtype == torch.bfloat16:  # which needs a recent processor
-            has_onednn = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self.is_reordered = reorder and has_onednn
+        is_fast = self.dtype == torch.float32 or has_fast_bfloat16(weight.device.type)
+        self.is_reordered = reorder and has_onednn and is_fast
         if self.is_reordered:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 

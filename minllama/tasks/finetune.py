@@ -198,7 +198,7 @@ def train_epochs(
 def train(args: Any) -> None:
     """Fine-tune from scratch and save to `args.filepath`; the assignment's function.
 
-    It writes no predictions, so the names of their files are free.
+    It writes no predictions, so `dev_out` and `test_out` are not checked.
     """
     settings = FinetuneSettings.from_args(args)
     settings.replace(explicit=()).with_output_names("finetuning").check()

@@ -131,10 +131,10 @@ def test_the_assignments_fine_tuned_files_are_read_safely(project, run_cli):
         assert int(label) == classifier.eval()(torch.tensor([ids])).argmax()
     (project.path / "model.pt").unlink()
     result = run_cli("--pretrained-model-path", "finetune-5-1e-05.pt")
-    assert_refused(result, "finetune-5-1e-05.pt: a fine-tuned model.pt, no .pt file here")
+    assert_refused(result, "finetune-5-1e-05.pt: fine-tuned from model.pt, which is needed too")
     (project.path / "finetune-5-1e-05.pt").rename("model.pt")
     assert_refused(
-        run_cli("--pretrained-model-path", "model.pt"), "model.pt: a fine-tuned model.pt"
+        run_cli("--pretrained-model-path", "model.pt"), "model.pt: fine-tuned from model.pt"
     )
 
 
@@ -143,7 +143,7 @@ def test_our_fine_tuned_files_give_their_llama_or_say_why_not(copy_finetuned, ru
     weights = copy_finetuned(*flags)
     result = run_cli("--pretrained-model-path", weights, "--max_new_tokens", "3")
     if flags:
-        assert_refused(result, weights, "only what --tune lora trained")
+        assert_refused(result, weights, "only the weights that --tune lora trained")
     else:
         assert result[0] == 0, result
         saved = read_checkpoint(weights)["model"]["llama.norm.weight"]
