@@ -140,7 +140,6 @@ class TrainState:
         if self.settings.is_advanced:
             print(f"peak memory {in_gibibytes(peak_memory(self.device))}")
         if self.fingerprint is not None:
-            distributed.on_rank0(lambda: run.remove_states(self.folder))
             distributed.on_rank0(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
     # On disk

@@ -18,7 +18,7 @@ class Example(NamedTuple):
 
     sentence: str
     label: int
-    ids: list[int] = []  # noqa: RUF012
+    ids: Sequence[int] = ()
 
 
 @dataclass

@@ -167,7 +167,9 @@ def few_shot(sentences: Sequence[Example], shots: int, num_labels: int, seed: in
 class LlamaDataset(Dataset):
     """The assignment's dataset. Its collate function tokenizes the sentences again."""
 
-    def __init__(self, dataset: Sequence[tuple[str, int, list[int]]], args: Any, eos: bool = False):
+    def __init__(
+        self, dataset: Sequence[tuple[str, int, Sequence[int]]], args: Any, eos: bool = False
+    ):
         self.dataset, self.p, self.eos = dataset, args, eos
         path = getattr(args, "tokenizer_path", None)
         if path is None and hasattr(args, "pretrained_model_path"):
@@ -177,15 +179,17 @@ class LlamaDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, idx: int) -> tuple[str, int, list[int]]:
+    def __getitem__(self, idx: int) -> tuple[str, int, Sequence[int]]:
         return self.dataset[idx]
 
-    def pad_data(self, data: Sequence[tuple[str, int, list[int]]]) -> tuple[Any, Any, list[str]]:
+    def pad_data(
+        self, data: Sequence[tuple[str, int, Sequence[int]]]
+    ) -> tuple[Any, Any, list[str]]:
         """The `token_ids`, `labels` and `sents` of a `Batch`."""
         examples = encode([Example(*item) for item in data], self.tokenizer, self.eos)
         batch = collate(examples, self.tokenizer.pad_id)
         return batch.token_ids, batch.labels, batch.sents
 
-    def collate_fn(self, all_data: Sequence[tuple[str, int, list[int]]]) -> dict[str, Any]:
+    def collate_fn(self, all_data: Sequence[tuple[str, int, Sequence[int]]]) -> dict[str, Any]:
         """Pad examples into a dict of what `pad_data` returns."""
         return dict(zip(("token_ids", "labels", "sents"), self.pad_data(all_data), strict=True))

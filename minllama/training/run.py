@@ -110,10 +110,9 @@ def is_finished(filepath: str, fingerprint: dict[str, Any]) -> bool:
     if not Path(filepath).is_file():
         return False
     folder = state_folder(filepath, fingerprint)
-    saved, state = read_checkpoint(filepath, mapped=True), newest_state(folder)
-    if state is not None:
-        has_final_weights = "finished" in saved or "log" in saved  # a log in version 0.2
-        if not has_final_weights:
+    if newest_state(folder) is not None:
+        saved = read_checkpoint(filepath, mapped=True)
+        if "finished" not in saved and "log" not in saved:  # a log in version 0.2
             return False
     distributed.on_rank0(lambda: shutil.rmtree(folder, ignore_errors=True))
     return True
